@@ -1,0 +1,97 @@
+"""Errors of the wire. Each says whose fault it is, carries a stable code, and never echoes secrets or peer bytes.
+
+    TransportError
+     +-- LocalMisuse           fault local     our own code called something out of order
+     +-- BadInput              fault user      an invitation, endpoint or SPIFFE ID that does not parse
+     +-- ProtocolViolation     fault peer      the peer sent what the specification forbids
+     |    +-- DecryptFailed    fault peer      an AEAD tag did not verify; one text for every cause
+     +-- IdentityRefused       fault identity  a certificate, role or signature was not acceptable
+     |    +-- IdentityExpired  fault identity  outside its validity; also how a wrong clock shows
+     +-- PeerRefused           fault policy    the peer said no, with a code from the specification
+     +-- Overloaded            fault peer      a limit of ours or theirs is reached; try later
+     +-- LinkLost              fault link      the link ended without an authenticated close
+     +-- HandshakeTimeout      fault link      the peer made no progress in time
+
+Retrying helps after LinkLost, HandshakeTimeout and Overloaded, and after nothing else.
+"""
+
+from typing import ClassVar
+
+
+class TransportError(Exception):
+    """Root of everything `transport` raises. The message is lower case, without a final period."""
+
+    code: ClassVar[str] = "transport_error"
+    fault: ClassVar[str] = "local"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class LocalMisuse(TransportError):
+    code = "local_misuse"
+
+
+class BadInput(TransportError):
+    code = "bad_input"
+    fault = "user"
+
+
+class ProtocolViolation(TransportError):
+    code = "protocol_violation"
+    fault = "peer"
+
+
+class DecryptFailed(ProtocolViolation):
+    """A tag did not verify. Same text whatever was wrong, so that nothing can be probed."""
+
+    code = "decrypt_failed"
+
+    def __init__(self) -> None:
+        super().__init__("message did not authenticate")
+
+
+class IdentityRefused(TransportError):
+    """`rule` names the broken rule for logs and people on our side; it never travels to the peer."""
+
+    code = "identity_refused"
+    fault = "identity"
+
+    def __init__(self, message: str, *, rule: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rule = rule
+
+
+class IdentityExpired(IdentityRefused):
+    code = "identity_expired"
+
+
+class PeerRefused(TransportError):
+    """The peer ended the exchange with `reason`, a code of the specification's table (unknown codes read `other`)."""
+
+    code = "peer_refused"
+    fault = "policy"
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class Overloaded(TransportError):
+    code = "overloaded"
+    fault = "peer"
+    retryable = True
+
+
+class LinkLost(TransportError):
+    code = "link_lost"
+    fault = "link"
+    retryable = True
+
+
+class HandshakeTimeout(TransportError):
+    code = "handshake_timeout"
+    fault = "link"
+    retryable = True
