@@ -1,0 +1,225 @@
+"""Typed messages inside records, their encoding, and every size limit. docs/SPEC.md section 6 is the normative text.
+
+A message is a MessagePack array whose first element is its type number. The encoding is canonical: what does not come out
+byte for byte when encoded again is refused, so duplicate or non-minimal forms have no second meaning.
+"""
+
+import hashlib
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from transport.errors import BadInput, ProtocolViolation
+
+RECORD_PLAINTEXT_MAX: Final = 16_384
+MESSAGE_MAX: Final = RECORD_PLAINTEXT_MAX - 2  # a message has a 2-byte length in its record
+DATA_MAX: Final = MESSAGE_MAX - 32  # room for the type, stream and offset around the bytes
+HEADER_MAX: Final = 2_048
+REQUEST_BODY_MAX: Final = 1 << 20
+STREAMS_MAX: Final = 32  # open at once on one session
+SPANS_MAX: Final = 32  # in one message
+CREDIT_MAX: Final = (1 << 31) - 1
+REQUEST_LIFETIME_MAX_S: Final = 7 * 24 * 3600
+
+StreamId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Offset = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Data = Annotated[bytes, Meta(min_length=1, max_length=DATA_MAX)]
+Certificate = Annotated[bytes, Meta(min_length=1, max_length=2_048)]
+Chain = Annotated[list[Certificate], Meta(min_length=1, max_length=4)]
+SpiffeText = Annotated[str, Meta(max_length=2_048)]
+Code = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"^[a-z][a-z0-9_]*$")]
+Label = Annotated[str, Meta(max_length=128)]
+Status = Annotated[int, Meta(ge=100, le=599)]
+Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+
+
+class RequestHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a request is about. Encoded once by the edge and kept verbatim, so that a resend is identical.
+
+    `expires_at` is in unix seconds, at most 7 days ahead; `traceparent` is W3C Trace Context, or empty.
+    """
+
+    method: Annotated[str, Meta(pattern=r"^[A-Z]{3,8}$")]
+    route: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9/._-]{1,127}$")]
+    content_type: Label
+    traceparent: Annotated[str, Meta(max_length=55)]
+    body_length: Annotated[int, Meta(ge=0, le=REQUEST_BODY_MAX)]
+    expires_at: Annotated[int, Meta(ge=0, le=1 << 40)]
+
+
+class SpanRecord(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One finished span. Times in milliseconds since the epoch; `parent_id` may be empty."""
+
+    trace_id: Hex32
+    span_id: Hex16
+    parent_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?$")]
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    role: Annotated[str, Meta(pattern=r"^(edge|hop|gateway|provider)$")]
+    start_ms: float
+    end_ms: float
+    attributes: Annotated[
+        dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=128)] | int | float],
+        Meta(max_length=16),
+    ]
+
+
+class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages; each has a type number as its tag."""
+
+
+class Open(_Message, frozen=True, tag=1):
+    """Edge: begins a request. Its body follows in `Body` messages; `digest` = SHA-256(header || body)."""
+
+    stream: StreamId
+    request_id: Bytes16
+    header: Annotated[bytes, Meta(min_length=1, max_length=HEADER_MAX)]
+    digest: Bytes32
+
+
+class Body(_Message, frozen=True, tag=2):
+    """Edge: body bytes from `offset`, within credit."""
+
+    stream: StreamId
+    offset: Offset
+    data: Data
+
+
+class Credit(_Message, frozen=True, tag=3):
+    """Either side: the peer may send data of this stream up to `limit` bytes in all (absolute, never falling)."""
+
+    stream: StreamId
+    limit: Annotated[int, Meta(ge=0, le=CREDIT_MAX)]
+
+
+class Cancel(_Message, frozen=True, tag=4):
+    """Edge: no more of this answer is wanted."""
+
+    stream: StreamId
+
+
+class Answer(_Message, frozen=True, tag=5):
+    """Gateway: the answer begins. `streamed` tells text that arrives as it is made from a body that is there at once."""
+
+    stream: StreamId
+    generation: Annotated[int, Meta(ge=0, le=CREDIT_MAX)]
+    status: Status
+    content_type: Label
+    streamed: bool
+
+
+class AnswerData(_Message, frozen=True, tag=6):
+    """Gateway: answer bytes from `offset`, within credit."""
+
+    stream: StreamId
+    offset: Offset
+    data: Data
+
+
+class End(_Message, frozen=True, tag=7):
+    """Gateway: the answer is complete; length and SHA-256 of all its bytes. Only this makes an answer whole."""
+
+    stream: StreamId
+    length: Offset
+    sha256: Bytes32
+
+
+class Refuse(_Message, frozen=True, tag=8):
+    """Gateway: the request ends without (the rest of) an answer. `message` is for a person."""
+
+    stream: StreamId
+    status: Status
+    code: Code
+    message: Annotated[str, Meta(max_length=512)]
+    retryable: bool
+
+
+class Welcome(_Message, frozen=True, tag=9):
+    """Gateway: first message of every session that carries requests. `via` is the hop's SPIFFE ID, or empty."""
+
+    epoch: Bytes16
+    via: SpiffeText
+    bundle_sequence: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+
+
+class Issued(_Message, frozen=True, tag=10):
+    """Gateway: the SVID that a join or renew session asked for, and the trust bundle."""
+
+    id: SpiffeText
+    chain: Chain
+    roots: Chain
+    bundle_sequence: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+    enrolment: Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
+
+
+class Spans(_Message, frozen=True, tag=11):
+    """Edge: its own spans of a settled request."""
+
+    spans: Annotated[list[SpanRecord], Meta(min_length=1, max_length=SPANS_MAX)]
+
+
+class Rekey(_Message, frozen=True, tag=12):
+    """Either side, last in its record: the next record of this direction is under the next key."""
+
+
+class Close(_Message, frozen=True, tag=13):
+    """Either side: an orderly end. End of file without it is a lost link, never an end of data."""
+
+    code: Code
+
+
+Message = (
+    Open | Body | Credit | Cancel | Answer | AnswerData | End | Refuse | Welcome | Issued | Spans | Rekey | Close
+)
+# Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
+CONTROL: Final = (Credit, Rekey)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+_header_decoder = msgspec.msgpack.Decoder(RequestHeader)
+T = TypeVar("T")
+
+
+def encode(message: Message) -> bytes:
+    """At most MESSAGE_MAX bytes; raises BadInput for a message the peer would have to refuse as too long."""
+    data = _encoder.encode(message)
+    if len(data) > MESSAGE_MAX:
+        raise BadInput("message is too long for a record")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Raises ProtocolViolation for anything but the canonical encoding of a known message within its limits."""
+    return decode_canonical(_decoder, data, MESSAGE_MAX)
+
+
+def decode_canonical(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, limit: int) -> T:
+    """Strict decoding: bounded, no unknown fields, and byte for byte what an encoder of ours would have written."""
+    if len(data) > limit:
+        raise ProtocolViolation("message is too long")
+    try:
+        value = decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise ProtocolViolation("message does not decode") from None
+    if _encoder.encode(value) != data:
+        raise ProtocolViolation("message is not in canonical form")
+    return value
+
+
+def encode_header(header: RequestHeader) -> bytes:
+    data = _encoder.encode(header)
+    decode_header(data)  # an edge never sends what the gateway must refuse
+    return data
+
+
+def decode_header(data: bytes) -> RequestHeader:
+    """Raises ProtocolViolation."""
+    return decode_canonical(_header_decoder, data, HEADER_MAX)
+
+
+def request_digest(header: bytes, body: bytes) -> bytes:
+    """SHA-256(header || body); the header is self-delimiting and holds the body's length."""
+    return hashlib.sha256(header + body).digest()
