@@ -1,0 +1,182 @@
+"""Whether a certificate chain is an SVID to believe, and if not, which rule it breaks.
+
+Pure: `now` comes in. The library builds and checks the path; what it does not call by its name ("candidates exhausted")
+is looked at beforehand, so that every refusal says what to mend. Only the path is cached: expiry and role are checked
+each time, and the cache key covers the bundle, so a root that is taken out refuses at once.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.x509 import verification
+
+from transport.errors import IdentityExpired, IdentityRefused
+from transport.identity.svid import CHAIN_MAX, SpiffeId, TrustBundle, key_of, load_certificate, spiffe_id_of
+from transport.primitives import VerifyKey, sha256
+
+LEEWAY_S: Final = 60.0
+CACHE_ENTRIES: Final = 512
+
+
+@dataclass(frozen=True)
+class VerifiedPeer:
+    """What a believed chain says. Times are unix seconds and hold for the whole path, not only for the leaf."""
+
+    id: SpiffeId
+    key: VerifyKey
+    leaf_sha256: bytes
+    serial: int
+    not_before: float
+    not_after: float
+
+
+class SvidVerifier:
+    """`verify_svid` with a cache of path validations: at most `CACHE_ENTRIES`, least recently used out first."""
+
+    def __init__(self) -> None:
+        self._paths: OrderedDict[bytes, VerifiedPeer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def verify(self, chain: Sequence[bytes], bundle: TrustBundle, *, role: str, now: float) -> VerifiedPeer:
+        """See `verify_svid`."""
+        if not 1 <= len(chain) <= CHAIN_MAX:
+            raise IdentityRefused("the certificate chain has the wrong length", rule="chain length")
+        key = _cache_key(chain, bundle)
+        with self._lock:
+            peer = self._paths.get(key)
+            if peer is not None:
+                self._paths.move_to_end(key)
+        if peer is None or not _current(peer, now):  # another root may still carry a path whose first root ran out
+            peer = _validate_path(chain, bundle, now)
+            with self._lock:
+                self._paths[key] = peer
+                while len(self._paths) > CACHE_ENTRIES:
+                    self._paths.popitem(last=False)
+        _check_times(peer, now)
+        if peer.id.role != role:
+            raise IdentityRefused(
+                f"the peer's identity is not one of a {role}", rule="role",
+                hint="something else answers at this address, or an identity is used for what it was not made for",
+            )
+        return peer
+
+
+_verifier = SvidVerifier()
+
+
+def verify_svid(chain: Sequence[bytes], bundle: TrustBundle, *, role: str, now: float) -> VerifiedPeer:
+    """Verifies an X.509-SVID (X509-SVID section 5; RFC 5280 section 6): DER, leaf first, then intermediates.
+
+    A root at the end is ignored if it is in the bundle. `role` must equal the ID's first path segment; `now` is unix
+    seconds, with 60 s of leeway. At most 3 certificates of 2,048 bytes. Raises IdentityRefused, which names the broken
+    rule, and IdentityExpired for a good path outside its validity.
+    """
+    return _verifier.verify(chain, bundle, role=role, now=now)
+
+
+def _cache_key(chain: Sequence[bytes], bundle: TrustBundle) -> bytes:
+    parts = [sha256(der) for der in chain]
+    roots = [sha256(der) for der in bundle.roots]
+    head = f"{len(parts)} {len(roots)} {bundle.sequence} {bundle.trust_domain}".encode()
+    return sha256(*parts, *roots, head)
+
+
+def _current(peer: VerifiedPeer, now: float) -> bool:
+    return peer.not_before - LEEWAY_S <= now <= peer.not_after + LEEWAY_S
+
+
+def _check_times(peer: VerifiedPeer, now: float) -> None:
+    if now < peer.not_before - LEEWAY_S:
+        raise IdentityExpired(
+            "the peer's identity is not valid yet", rule="not yet valid",
+            hint=f"is a clock wrong? valid from {_stamp(peer.not_before)}, the clock here says {_stamp(now)}",
+        )
+    if now > peer.not_after + LEEWAY_S:
+        raise IdentityExpired(
+            "the peer's identity has expired", rule="expired",
+            hint=f"it ended at {_stamp(peer.not_after)}, the clock here says {_stamp(now)}: renew it, or set the clock",
+        )
+
+
+def _stamp(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _validate_path(chain: Sequence[bytes], bundle: TrustBundle, now: float) -> VerifiedPeer:
+    certificates = [load_certificate(der) for der in chain]
+    roots = [load_certificate(der) for der in bundle.roots]
+    try:
+        return _checked(certificates, roots, chain, bundle, now)
+    except IdentityRefused:
+        raise
+    except Exception:  # extension values are parsed when they are looked at; hostile ones raise anything
+        raise IdentityRefused("a certificate cannot be read", rule="encoding") from None
+
+
+def _checked(
+    certificates: list[x509.Certificate], roots: list[x509.Certificate], chain: Sequence[bytes], bundle: TrustBundle,
+    now: float,
+) -> VerifiedPeer:
+    leaf = certificates[0]
+    identity = _check_leaf(leaf, bundle.trust_domain)
+    key = key_of(leaf)
+    if len(chain) > 1 and chain[-1] in bundle.roots:
+        certificates = certificates[:-1]
+    for child, parent in pairwise(certificates):
+        if child.issuer != parent.subject:
+            raise IdentityRefused("the certificates do not follow each other", rule="chain order")
+    if not any(root.subject == certificates[-1].issuer for root in roots):
+        raise IdentityRefused(
+            "the chain does not lead to a root of the trust bundle", rule="root",
+            hint="an intermediate certificate is missing, the peer is of another trust domain, or the bundle is old",
+        )
+    start = max(one.not_valid_before_utc for one in certificates)
+    end = min(one.not_valid_after_utc for one in certificates)
+    if start > end:
+        raise IdentityRefused("the certificates are never valid together", rule="validity")
+    # Validity is judged with leeway by the caller, every time; the path is built at the nearest moment they all share.
+    moment = min(max(_datetime(now), start), end)
+    verifier = (
+        verification.PolicyBuilder().store(verification.Store(roots)).time(moment.replace(tzinfo=None))
+        .max_chain_depth(CHAIN_MAX - 1).build_client_verifier()
+    )
+    try:
+        path = verifier.verify(leaf, certificates[1:]).chain
+    except verification.VerificationError:
+        raise IdentityRefused("the certificate path is not valid", rule="path") from None
+    return VerifiedPeer(
+        identity, key, sha256(chain[0]), leaf.serial_number,
+        max(one.not_valid_before_utc for one in path).timestamp(),
+        min(one.not_valid_after_utc for one in path).timestamp(),
+    )
+
+
+def _datetime(now: float) -> datetime:
+    return datetime.fromtimestamp(min(max(now, 0.0), 253402300799.0), UTC)  # until the end of the year 9999
+
+
+def _check_leaf(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
+    """X509-SVID sections 2, 4.1, 4.3 and 5.2: one URI, no CA, digitalSignature and nothing that signs certificates."""
+    identity = spiffe_id_of(leaf)
+    if identity.trust_domain != trust_domain:
+        raise IdentityRefused("the certificate is of another trust domain", rule="trust domain")
+    if not identity.path:
+        raise IdentityRefused("the certificate names a trust domain, not a workload", rule="SPIFFE ID")
+    try:
+        if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise IdentityRefused("the certificate is one of a certificate authority", rule="CA as leaf")
+    except x509.ExtensionNotFound:
+        pass
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        raise IdentityRefused("the certificate does not say what its key is for", rule="key usage") from None
+    if not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
+        raise IdentityRefused("the certificate's key is not for signatures alone", rule="key usage")
+    return identity
