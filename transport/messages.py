@@ -1,7 +1,7 @@
 """Typed messages inside records, their encoding, and every size limit. docs/SPEC.md section 6 is the normative text.
 
-A message is a MessagePack array whose first element is its type number. The encoding is canonical: what does not come out
-byte for byte when encoded again is refused, so duplicate or non-minimal forms have no second meaning.
+A message is a MessagePack array whose first element is its type number. The encoding is canonical: what does not come
+out byte for byte when encoded again is refused, so duplicate or non-minimal forms have no second meaning.
 """
 
 import hashlib
@@ -59,8 +59,8 @@ class SpanRecord(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     parent_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?$")]
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     role: Annotated[str, Meta(pattern=r"^(edge|hop|gateway|provider)$")]
-    start_ms: float
-    end_ms: float
+    start_ms: Annotated[float, Meta(ge=0, le=1e15)]
+    end_ms: Annotated[float, Meta(ge=0, le=1e15)]
     attributes: Annotated[
         dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=128)] | int | float],
         Meta(max_length=16),
@@ -102,7 +102,7 @@ class Cancel(_Message, frozen=True, tag=4):
 
 
 class Answer(_Message, frozen=True, tag=5):
-    """Gateway: the answer begins. `streamed` tells text that arrives as it is made from a body that is there at once."""
+    """Gateway: the answer begins. `streamed` tells text that comes as it is made from a whole body."""
 
     stream: StreamId
     generation: Annotated[int, Meta(ge=0, le=CREDIT_MAX)]
@@ -193,7 +193,8 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """Raises ProtocolViolation for anything but the canonical encoding of a known message within its limits."""
-    return decode_canonical(_decoder, data, MESSAGE_MAX)
+    message: Message = decode_canonical(_decoder, data, MESSAGE_MAX)
+    return message
 
 
 def decode_canonical(decoder: "msgspec.msgpack.Decoder[T]", data: bytes, limit: int) -> T:
