@@ -7,7 +7,7 @@ each time, and the cache key covers the bundle, so a root that is taken out refu
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -59,11 +59,7 @@ class SvidVerifier:
                 while len(self._paths) > CACHE_ENTRIES:
                     self._paths.popitem(last=False)
         _check_times(peer, now)
-        if peer.id.role != role:
-            raise IdentityRefused(
-                f"the peer's identity is not one of a {role}", rule="role",
-                hint="something else answers at this address, or an identity is used for what it was not made for",
-            )
+        _check_role(peer.id, (role,))
         return peer
 
 
@@ -78,6 +74,31 @@ def verify_svid(chain: Sequence[bytes], bundle: TrustBundle, *, role: str, now: 
     rule, and IdentityExpired for a good path outside its validity.
     """
     return _verifier.verify(chain, bundle, role=role, now=now)
+
+
+def check_leaf(der: bytes, trust_domain: str, roles: Collection[str]) -> VerifiedPeer:
+    """An SVID's rules for the leaf alone, where TLS has verified path and validity. Raises IdentityRefused."""
+    leaf = load_certificate(der)
+    try:
+        identity = _check_leaf(leaf, trust_domain)
+        peer = VerifiedPeer(
+            identity, key_of(leaf), sha256(der), leaf.serial_number,
+            leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(),
+        )
+    except IdentityRefused:
+        raise
+    except Exception:  # as in _validate_path
+        raise IdentityRefused("a certificate cannot be read", rule="encoding") from None
+    _check_role(identity, roles)
+    return peer
+
+
+def _check_role(identity: SpiffeId, roles: Collection[str]) -> None:
+    if identity.role not in roles:
+        raise IdentityRefused(
+            f"the peer's identity is not one of role {' or '.join(sorted(roles))}", rule="role",
+            hint="something else answers at this address, or an identity is used for what it was not made for",
+        )
 
 
 def _cache_key(chain: Sequence[bytes], bundle: TrustBundle) -> bytes:
