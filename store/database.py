@@ -1,0 +1,252 @@
+"""One encrypted database: SQLCipher behind one owner thread. The only door to `sqlcipher3`.
+
+SQLCipher encrypts each 4 KiB page with AES-256-CBC and authenticates it with HMAC-SHA512, the write-ahead log included;
+what SQLite would put into temporary files stays in memory. All work runs as a function on the thread that owns the
+connection, in a transaction of its own. Several processes may have the same database open.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import importlib.resources
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from sqlcipher3 import dbapi2
+
+from store.errors import (
+    DiskFull,
+    StoreBusy,
+    StoreConflict,
+    StoreCorrupt,
+    StoreError,
+    StoreMisuse,
+    StoreTooNew,
+    StoreUnwritable,
+    WrongKey,
+)
+from store.files import file_errors
+from store.keys import SALT_LEN, DatabaseKey
+
+__all__ = ["STORE_SCHEMA", "Connection", "Cursor", "Database", "SqlValue"]
+
+T = TypeVar("T")
+SqlValue = int | float | str | bytes | None
+Parameters = Sequence[SqlValue] | Mapping[str, SqlValue]
+
+STORE_SCHEMA: Final[Traversable] = importlib.resources.files("store") / "schema"
+_BUSY_TIMEOUT_S: Final = 5
+_RESTORE: Final = "restore the store from a backup, or move it away and start anew"
+
+
+class Cursor(Protocol):
+    """What a statement gives back (PEP 249)."""
+
+    @property
+    def rowcount(self) -> int: ...
+    @property
+    def lastrowid(self) -> int | None: ...
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+    def fetchone(self) -> tuple[Any, ...] | None: ...
+    def fetchall(self) -> list[tuple[Any, ...]]: ...
+
+
+class Connection(Protocol):
+    """What work gets. It never begins, commits or rolls back: its whole run is one transaction."""
+
+    def execute(self, sql: str, parameters: Parameters = ..., /) -> Cursor: ...
+    def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Cursor: ...
+
+
+class Database:
+    """An open database. Made by `open`; `run` and `run_sync` work in it; `close` at the end."""
+
+    def __init__(self, path: Path, key: DatabaseKey, schema: Traversable) -> None:
+        """Use `open`."""
+        self._path = path
+        self._connection: Any = None
+        self._owner = 0
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"store {path.name}")
+        self._closed = False
+        try:
+            self._executor.submit(self._start, key, schema).result()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, key: DatabaseKey, *, schema: Traversable) -> "Database":
+        """Opens the database at `path`, creates it (mode 0600) if there is none, and applies outstanding schema steps.
+
+        `schema` is a folder of steps `NNNN_name.sql` from 0001 on without gaps; each runs once, in a transaction.
+        Blocks for milliseconds. Raises WrongKey, StoreCorrupt, StoreTooNew, StoreBusy, StoreMissing (no such folder),
+        DiskFull, StoreUnwritable.
+        """
+        return cls(path, key, schema)
+
+    async def run(self, work: Callable[[Connection], T], *, read_only: bool = False) -> T:
+        """Runs `work` in one transaction on the owner thread; commits if it returns, rolls back if it raises.
+
+        Write transactions lock out other writers from their start (BEGIN IMMEDIATE), so what they read stays true.
+        `read_only=True` sees one snapshot and waits for nobody. Once work runs, cancelling the caller does not stop it.
+        Raises what `work` raises; errors of the database as StoreBusy (after 5 s), StoreConflict (a constraint),
+        StoreCorrupt, DiskFull, StoreUnwritable; StoreMisuse after `close`.
+        """
+        return await asyncio.wrap_future(self._submit(work, read_only))
+
+    def run_sync(self, work: Callable[[Connection], T], *, read_only: bool = False) -> T:
+        """The same for plain threads. Blocks."""
+        if threading.get_ident() == self._owner:
+            raise StoreMisuse("work must not start other work and wait for it")
+        return self._submit(work, read_only).result()
+
+    def close(self) -> None:
+        """Waits for work begun, folds the log into the database and closes it. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._executor.submit(self._stop)
+        self._executor.shutdown(wait=True)
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _submit(self, work: Callable[[Connection], T], read_only: bool) -> "concurrent.futures.Future[T]":
+        if self._closed:
+            raise StoreMisuse("the database is closed")
+        return self._executor.submit(self._transaction, work, read_only)
+
+    # From here on everything runs on the owner thread.
+
+    def _transaction(self, work: Callable[[Connection], T], read_only: bool) -> T:
+        with _database_errors(self._path):
+            self._connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+            try:
+                result = work(self._connection)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(dbapi2.Error):  # a full disk has rolled back already; the first error counts
+                    self._connection.execute("ROLLBACK")
+                raise
+            return result
+
+    def _start(self, key: DatabaseKey, schema: Traversable) -> None:
+        self._owner = threading.get_ident()
+        with _database_errors(self._path):
+            _ensure_file(self._path, key)
+            # isolation_level=None: transactions are ours alone; the module would begin and commit by itself.
+            self._connection = dbapi2.connect(str(self._path), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            # First of all: the C library would report a wrong key on stderr by itself.
+            self._connection.execute("PRAGMA cipher_log = off")
+            _apply_key(self._connection, key)
+            try:
+                self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except dbapi2.DatabaseError as error:
+                if _primary_code(error) == dbapi2.SQLITE_NOTADB:
+                    raise StoreCorrupt("the store is damaged", hint=_RESTORE) from error
+                raise
+            self._connection.execute("PRAGMA temp_store = MEMORY")
+            self._connection.execute("PRAGMA secure_delete = ON")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")  # committed means on stable storage
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        self._migrate(schema)
+
+    def _migrate(self, schema: Traversable) -> None:
+        steps = sorted((step for step in schema.iterdir() if step.name.endswith(".sql")), key=lambda step: step.name)
+        for number, step in enumerate(steps, 1):
+            if not step.name.startswith(f"{number:04}_"):
+                raise StoreMisuse("schema steps are not numbered without gaps")
+
+        def apply_missing(connection: Connection) -> None:
+            done = _schema_version(connection)  # asked inside: another process may have been first
+            for step in steps[done:]:
+                for statement in _statements(step.read_text("utf-8")):
+                    connection.execute(statement)
+            if done < len(steps):
+                connection.execute(f"PRAGMA user_version = {len(steps)}")
+
+        version = self._transaction(_schema_version, True)
+        if version > len(steps):
+            raise StoreTooNew("a later version of this program wrote the store", hint="update this installation")
+        if version < len(steps):
+            self._transaction(apply_missing, False)
+
+    def _stop(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(dbapi2.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def _ensure_file(path: Path, key: DatabaseKey) -> None:
+    """Creates the file with private permissions (its -wal and -shm inherit them), or checks whose it is.
+
+    SQLCipher keeps the salt as the first 16 bytes in the clear: another one means another key, the same one means that
+    what fails later is damage.
+    """
+    with file_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            start = os.read(descriptor, SALT_LEN)
+        finally:
+            os.close(descriptor)
+    if start and start != key.salt:
+        raise WrongKey("the key does not open this store", hint="key file and database belong to different stores")
+
+
+def _apply_key(connection: Any, key: DatabaseKey) -> None:
+    """The one place where key material meets a statement; nothing may trace statements or chain errors here."""
+    try:
+        connection.execute(f"PRAGMA key = \"x'{key.expose().hex()}'\"")
+        connection.execute("PRAGMA cipher_memory_security = ON")  # wipes what the library frees
+    except dbapi2.Error:
+        raise StoreError("the key could not be handed to the database") from None
+
+
+def _schema_version(connection: Connection) -> int:
+    row = connection.execute("PRAGMA user_version").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; `executescript` would commit the transaction around them."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if dbapi2.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        raise StoreMisuse("a schema step ends in the middle of a statement")
+
+
+def _primary_code(error: Exception) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits are SQLite's extended codes
+
+
+@contextlib.contextmanager
+def _database_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except dbapi2.IntegrityError as error:
+        raise StoreConflict("the row contradicts what the store holds") from error
+    except dbapi2.Error as error:
+        code = _primary_code(error)
+        if code in (dbapi2.SQLITE_CORRUPT, dbapi2.SQLITE_NOTADB):
+            raise StoreCorrupt("the store is damaged", hint=_RESTORE) from error
+        if code in (dbapi2.SQLITE_BUSY, dbapi2.SQLITE_LOCKED):
+            raise StoreBusy("another process is writing to the store", hint="try again when it is done") from error
+        if code == dbapi2.SQLITE_FULL:
+            raise DiskFull("no space left for the store", hint="free some space; what was stored is intact") from error
+        if code in (dbapi2.SQLITE_IOERR, dbapi2.SQLITE_READONLY, dbapi2.SQLITE_CANTOPEN, dbapi2.SQLITE_PERM):
+            raise StoreUnwritable(f"cannot use {path}", hint="check the disk, the owner and the permissions") from error
+        raise StoreMisuse("the database refused a statement") from error

@@ -1,0 +1,247 @@
+"""The database key: random, and wrapped by a passphrase in a small file beside the database.
+
+Key file, integers big-endian:
+
+    "cwkeys\\0\\1"  8 bytes, magic and format 1
+    store id      16 bytes, random
+    count         1 byte, wrappings that follow, 1..8
+    wrapping      kind (1 byte) || length of the body (2 bytes) || body
+    checksum      32 bytes, SHA-256 of everything before: tells damage from a wrong passphrase, nothing more
+
+Each wrapping holds the same 48 bytes (32-byte SQLCipher key, 16-byte SQLCipher salt), so several ways to unlock can
+live side by side; a reader skips kinds it does not know. Body of kind 1, a passphrase:
+
+    memory KiB (4) || passes (1) || lanes (1) || salt (16) || nonce (12) || AES-256-GCM ciphertext and tag (64)
+
+under Argon2id (RFC 9106) of the passphrase, with associated data
+`"causeway store key" || 0 || store id || format (1) || kind (1) || memory .. salt`. Since the file is read before
+anything is authenticated, cost parameters outside [`KdfCost.MINIMUM`, `KdfCost.MAXIMUM`] are refused: a planted file
+can neither make guessing cheap nor exhaust the machine.
+"""
+
+import hashlib
+import os
+import struct
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, NoReturn, Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from store.errors import PassphraseRefused, StoreCorrupt, StoreMisuse, WrongKey
+from store.files import read_bounded, write_private
+
+__all__ = ["SALT_LEN", "DatabaseKey", "KdfCost", "Passphrase", "create_key", "stretch", "unlock_key"]
+
+SALT_LEN: Final = 16
+_KEY_LEN: Final = 32
+_NONCE_LEN: Final = 12
+_MAGIC: Final = b"cwkeys\x00\x01"
+_FORMAT: Final = 1
+_STORE_ID_LEN: Final = 16
+_CHECKSUM_LEN: Final = 32
+_KIND_PASSPHRASE: Final = 1
+_MAX_WRAPPINGS: Final = 8
+_MAX_FILE: Final = 64 * 1024
+_MAX_PASSPHRASE: Final = 1024
+_DOMAIN: Final = b"causeway store key\x00"
+_DAMAGED_HINT: Final = "restore the key file from a backup; without it the store cannot be opened"
+
+
+class _Redacted:
+    """Refuses every accidental way for a secret to leave: printing, comparing, hashing, copying, pickling."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def expose(self) -> bytes:
+        """The secret bytes: the one way out, so that every use can be found by searching for it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError("secrets are not compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("secrets are not pickled or copied")
+
+
+class Passphrase(_Redacted):
+    """A passphrase of 1 to 1,024 bytes. Text becomes Unicode form NFC, so that every keyboard means the same bytes."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str) -> None:
+        """Raises PassphraseRefused if it is empty or too long."""
+        try:
+            value = unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise PassphraseRefused("the passphrase is not valid text") from None
+        if not value:
+            raise PassphraseRefused("the passphrase is empty")
+        if len(value) > _MAX_PASSPHRASE:
+            raise PassphraseRefused("the passphrase is longer than 1,024 bytes")
+        super().__init__(value)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """The file's content without one trailing newline; bytes that are no UTF-8 serve as they are.
+
+        Raises StoreMissing, StoreUnwritable, PassphraseRefused.
+        """
+        data = read_bounded(path, 64 * 1024)
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        return cls(data.decode("utf-8", "surrogateescape"))
+
+
+class DatabaseKey(_Redacted):
+    """What opens a database: 32 bytes of key and the 16 bytes of salt that are the database file's first. 48 in all."""
+
+    __slots__ = ()
+
+    def __init__(self, value: bytes) -> None:
+        if len(value) != _KEY_LEN + SALT_LEN:
+            raise StoreMisuse("a database key has 48 bytes")
+        super().__init__(bytes(value))
+
+    @classmethod
+    def generate(cls) -> Self:
+        return cls(os.urandom(_KEY_LEN + SALT_LEN))
+
+    @property
+    def salt(self) -> bytes:
+        """Not secret: it opens every SQLCipher file in the clear."""
+        return self._value[_KEY_LEN:]
+
+
+@dataclass(frozen=True)
+class KdfCost:
+    """Argon2id parameters (RFC 9106 section 3.1): memory in KiB, passes over it, lanes."""
+
+    memory_kib: int
+    passes: int
+    lanes: int
+
+    LENGTH: ClassVar[int] = 6
+    DEFAULT: ClassVar["KdfCost"]
+    MINIMUM: ClassVar["KdfCost"]
+    MAXIMUM: ClassVar["KdfCost"]
+
+    def encode(self) -> bytes:
+        return struct.pack(">IBB", self.memory_kib, self.passes, self.lanes)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "KdfCost":
+        """From 6 bytes nobody vouches for. Raises StoreCorrupt outside [MINIMUM, MAXIMUM] in any parameter."""
+        cost = cls(*struct.unpack(">IBB", data))
+        low, high = cls.MINIMUM, cls.MAXIMUM
+        if not (
+            low.memory_kib <= cost.memory_kib <= high.memory_kib
+            and low.passes <= cost.passes <= high.passes
+            and low.lanes <= cost.lanes <= high.lanes
+        ):
+            raise StoreCorrupt("key derivation parameters are out of bounds", hint=_DAMAGED_HINT)
+        return cost
+
+
+KdfCost.DEFAULT = KdfCost(memory_kib=64 * 1024, passes=3, lanes=1)  # about 0.2 s; RFC 9106's second choice, one lane
+KdfCost.MINIMUM = KdfCost.DEFAULT
+KdfCost.MAXIMUM = KdfCost(memory_kib=256 * 1024, passes=10, lanes=4)  # a few seconds at most
+
+
+def stretch(passphrase: Passphrase, cost: KdfCost, salt: bytes) -> bytes:
+    """32 bytes by Argon2id (RFC 9106) with a 16-byte salt."""
+    derivation = Argon2id(
+        salt=salt, length=_KEY_LEN, iterations=cost.passes, lanes=cost.lanes, memory_cost=cost.memory_kib
+    )
+    return derivation.derive(passphrase.expose())
+
+
+def create_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
+    """A new random key, wrapped by the passphrase into a new key file (mode 0600, atomic). Takes about 0.2 s.
+
+    Raises StoreExists rather than overwrite, since that would lose a database; StoreMissing, DiskFull, StoreUnwritable.
+    """
+    key = DatabaseKey.generate()
+    store_id = os.urandom(_STORE_ID_LEN)
+    wrapping = _wrap(key, passphrase, store_id)
+    content = _MAGIC + store_id + bytes([1]) + struct.pack(">BH", _KIND_PASSPHRASE, len(wrapping)) + wrapping
+    write_private(path, [content, hashlib.sha256(content).digest()], replace=False)
+    return key
+
+
+def unlock_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
+    """The key in a key file. Takes about 0.2 s. Raises StoreMissing, WrongKey, StoreCorrupt."""
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    bodies = [body for kind, body in wrappings if kind == _KIND_PASSPHRASE]
+    if not bodies:
+        raise WrongKey("this store is not unlocked by a passphrase")
+    for body in bodies:
+        key = _unwrap(body, passphrase, store_id)
+        if key is not None:
+            return key
+    raise WrongKey("the passphrase is wrong", hint="check the keyboard layout and which store this is")
+
+
+def _wrap(key: DatabaseKey, passphrase: Passphrase, store_id: bytes) -> bytes:
+    cost, salt, nonce = KdfCost.DEFAULT, os.urandom(SALT_LEN), os.urandom(_NONCE_LEN)
+    settings = cost.encode() + salt
+    aead = AESGCM(stretch(passphrase, cost, salt))
+    return settings + nonce + aead.encrypt(nonce, key.expose(), _associated(store_id, settings))
+
+
+def _unwrap(body: bytes, passphrase: Passphrase, store_id: bytes) -> DatabaseKey | None:
+    settings_len = KdfCost.LENGTH + SALT_LEN
+    if len(body) != settings_len + _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
+        raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
+    settings, rest = body[:settings_len], body[settings_len:]
+    kek = stretch(passphrase, KdfCost.decode(settings[: KdfCost.LENGTH]), settings[KdfCost.LENGTH :])
+    try:
+        value = AESGCM(kek).decrypt(rest[:_NONCE_LEN], rest[_NONCE_LEN:], _associated(store_id, settings))
+    except InvalidTag:
+        return None
+    return DatabaseKey(value)
+
+
+def _associated(store_id: bytes, settings: bytes) -> bytes:
+    return _DOMAIN + store_id + bytes([_FORMAT, _KIND_PASSPHRASE]) + settings
+
+
+def _parse(data: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
+    if not data.startswith(_MAGIC[:6]):
+        raise StoreCorrupt("this is not a key file", hint=_DAMAGED_HINT)
+    if not data.startswith(_MAGIC):
+        raise StoreCorrupt("the key file has an unknown format", hint="it may come from a later version")
+    content, checksum = data[:-_CHECKSUM_LEN], data[-_CHECKSUM_LEN:]
+    at = len(_MAGIC) + _STORE_ID_LEN + 1
+    damaged = StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
+    if len(content) < at or hashlib.sha256(content).digest() != checksum:
+        raise damaged
+    count = content[at - 1]
+    if not 1 <= count <= _MAX_WRAPPINGS:
+        raise damaged
+    wrappings = []
+    for _ in range(count):
+        if len(content) < at + 3:
+            raise damaged
+        kind, length = struct.unpack_from(">BH", content, at)
+        body = content[at + 3 : at + 3 + length]
+        at += 3 + length
+        wrappings.append((kind, body))
+    if at != len(content):
+        raise damaged
+    return content[len(_MAGIC) : len(_MAGIC) + _STORE_ID_LEN], wrappings
