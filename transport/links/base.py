@@ -1,0 +1,126 @@
+"""The Link interface: ordered bytes between two ends, and the endpoint specs that name where they meet.
+
+A link promises order and back-pressure, and nothing else: no secrecy, no integrity, no message boundaries.
+"""
+
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+
+from transport.errors import BadInput
+
+RECEIVE_MAX: Final = 64 * 1024  # bytes that one receive() returns at most
+SEND_HIGH_WATER: Final = 64 * 1024  # bytes waiting in user space above which send() waits
+CLOSE_TIMEOUT_S: Final = 5.0  # a peer that reads nothing may hold up close() for this long
+UNIX_PATH_MAX: Final = 107  # bytes, sockaddr_un on Linux
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", re.ASCII)
+_URL = re.compile(r"//(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?(?P<path>/[\x21-\x7e]*)?")
+_FORMS: Final = "an endpoint is tcp:HOST:PORT, unix:PATH or wss://HOST:PORT"
+
+
+class Link(Protocol):
+    """Bytes both ways. One task may send while another receives; two may not do the same."""
+
+    @property
+    def peer(self) -> str:
+        """The other end, for logs."""
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of `data`; waits while the peer reads too slowly. Raises LinkLost.
+
+        If it is cancelled, a part may have been sent: the link is then only good for close().
+        """
+
+    async def receive(self) -> bytes:
+        """1 to 65,536 bytes; b"" at a clean end of file. Raises LinkLost. A cancelled call loses no byte."""
+
+    async def close(self) -> None:
+        """Ends the link after what was sent (at most 5 s). Never raises; more calls do nothing."""
+
+
+class Listener(Protocol):
+    """Something that accepts links. `endpoint` has the port that was really bound."""
+
+    @property
+    def endpoint(self) -> "Endpoint": ...
+
+    async def close(self) -> None:
+        """Stops accepting, cancels the handlers that still run, waits for them, and closes their links."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to connect or listen. `address` is HOST:PORT, a path, or what follows `wss:`."""
+
+    scheme: str
+    address: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH` or `wss://HOST[:PORT][/PATH]`. BadInput."""
+        scheme, colon, address = text.strip().partition(":")
+        valid = {"tcp": _is_host_port, "unix": _is_path, "wss": _is_url}.get(scheme)
+        if not colon or valid is None:
+            raise BadInput("this is not an endpoint", hint=_FORMS)
+        if not valid(address):
+            raise BadInput(f"this is not a valid {scheme} endpoint", hint=_FORMS)
+        return cls(scheme, address)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.address}"
+
+    def host_port(self) -> tuple[str, int]:
+        """Host without brackets, and port (443 if a URL names none). Raises BadInput for unix endpoints."""
+        if self.scheme == "unix":
+            raise BadInput("a unix endpoint has no port")
+        if self.scheme == "wss" and (match := _URL.fullmatch(self.address)):
+            return match["host"].strip("[]"), int(match["port"] or 443)
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+async def connect(endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> Link:
+    """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities). Raises LinkLost.
+
+    What may happen to the bytes is the handshake's concern: no link is trusted, with TLS or without.
+    """
+    if endpoint.scheme == "wss":
+        from transport.links.websocket import connect_websocket  # the HTTP client takes 170 ms to import
+
+        return await connect_websocket(endpoint, tls=tls, timeout_s=timeout_s)
+    from transport.links.tcp import connect_stream
+
+    return await connect_stream(endpoint, timeout_s=timeout_s)
+
+
+async def listen(endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]]) -> Listener:
+    """Accepts links on a tcp or unix endpoint; each runs `on_link` in a task of its own and is closed after it.
+
+    Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept).
+    """
+    if endpoint.scheme == "wss":
+        raise BadInput("cannot listen on a wss endpoint", hint="listen on tcp:HOST:PORT or unix:PATH")
+    from transport.links.tcp import listen_stream
+
+    return await listen_stream(endpoint, on_link)
+
+
+def _is_host_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return _HOST.fullmatch(host) is not None and _is_port(port)
+
+
+def _is_port(port: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", port, re.ASCII) is not None and int(port) <= 65535
+
+
+def _is_path(address: str) -> bool:
+    return 0 < len(address.encode(errors="surrogateescape")) <= UNIX_PATH_MAX and "\0" not in address
+
+
+def _is_url(address: str) -> bool:
+    match = _URL.fullmatch(address)
+    return match is not None and (match["port"] is None or _is_port(match["port"]))

@@ -1,0 +1,154 @@
+"""Links over WebSocket: the tunnel between hop and gateway. Binary frames carry bytes, text frames carry notes.
+
+Notes are small side remarks (a hop's span); they are no part of the byte stream. Close codes 1000 and 1001 are a clean
+end of file, every other end is a lost link.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import WSMsgType, web
+
+from transport.errors import BadInput, LinkLost, PeerRefused
+from transport.identity.tls import refusal_in
+from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint
+from transport.links.tcp import tune_socket
+
+NOTE_MAX: Final = 4096  # bytes of UTF-8
+_CLEAN: Final = (1000, 1001)
+_NOT_UNDERSTOOD: Final = 1003
+_TOO_BIG: Final = 1009
+_MESSAGE_MAX: Final = RECEIVE_MAX + 1  # the library's bound is exclusive
+
+_Socket = aiohttp.ClientWebSocketResponse[Any] | web.WebSocketResponse[Any]
+
+
+class WebSocketLink:
+    """A link over one WebSocket, at either end. `close_code` is the peer's once it has closed."""
+
+    def __init__(
+        self, socket: _Socket, peer: str, *, on_note: Callable[[str], None] | None = None,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self.peer = peer
+        self.close_code: int | None = None
+        self._socket = socket
+        self._on_note = on_note
+        self._session = session  # the client's end owns the session that opened it
+        self._closed = False
+        self._ended = False
+        tune_socket(socket.get_extra_info("socket"))
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the server's request handler returns once the link has ended."""
+        assert isinstance(self._socket, web.WebSocketResponse)
+        return self._socket
+
+    async def send(self, data: bytes) -> None:
+        for start in range(0, len(data), RECEIVE_MAX):
+            await self._guard(self._socket.send_bytes(data[start:start + RECEIVE_MAX]))
+
+    async def send_note(self, text: str) -> None:
+        """Sends a text frame of at most 4,096 bytes. Raises BadInput if it is longer, LinkLost."""
+        if len(text.encode()) > NOTE_MAX:
+            raise BadInput(f"a note is longer than {NOTE_MAX} bytes")
+        await self._guard(self._socket.send_str(text))
+
+    async def receive(self) -> bytes:
+        while True:
+            if self._closed:
+                raise LinkLost("the link is closed at this end")
+            if self._ended:
+                return b""
+            try:
+                message = await self._socket.receive()
+            except (OSError, RuntimeError, aiohttp.ClientError) as error:
+                raise LinkLost("the link broke while receiving") from error
+            if message.type is WSMsgType.BINARY:
+                if message.data:
+                    return bytes(message.data)
+            elif message.type is WSMsgType.TEXT:
+                await self._note(message.data)
+            elif message.type is WSMsgType.CLOSE and not self._closed:
+                self.close_code = message.data
+                if message.data not in _CLEAN:
+                    raise LinkLost(f"the peer ended the link with code {message.data}")
+                self._ended = True
+            else:  # CLOSED, CLOSING, ERROR: the library has given up
+                raise LinkLost("the link is closed at this end" if self._closed else "the link broke while receiving")
+
+    async def close(self, code: int = 1000) -> None:
+        """As Link.close; `code` (1000, or 4000 to 4999 for a reason of our own) tells the peer why."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._socket.close(code=code)
+        finally:
+            if self._session is not None:
+                await self._session.close()
+
+    async def _note(self, text: str) -> None:
+        if self._on_note is None or len(text.encode(errors="replace")) > NOTE_MAX:
+            await self.close(_TOO_BIG if self._on_note else _NOT_UNDERSTOOD)
+            raise LinkLost("the peer sent a note that is too long or not expected")
+        self._on_note(text)
+
+    async def _guard(self, sending: Any) -> None:
+        if self._closed:
+            sending.close()
+            raise LinkLost("the link is closed at this end")
+        try:
+            await sending
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            raise LinkLost("the link broke while sending") from error
+
+
+async def accept_websocket(
+    request: web.BaseRequest, peer: str, *, on_note: Callable[[str], None] | None = None
+) -> WebSocketLink:
+    """Upgrades a request at the server; its handler runs as long as the link and returns `link.response`."""
+    socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=_MESSAGE_MAX, compress=False)
+    await socket.prepare(request)
+    return WebSocketLink(socket, peer, on_note=on_note)
+
+
+async def connect_websocket(
+    endpoint: Endpoint, *, tls: ssl.SSLContext | None = None, timeout_s: float = 10.0,
+    on_note: Callable[[str], None] | None = None, headers: dict[str, str] | None = None,
+) -> WebSocketLink:
+    """Opens a WebSocket to a wss endpoint, by default verified by the system's certificate authorities.
+
+    Raises LinkLost (nobody there, no answer in time), IdentityRefused (either end's certificate), PeerRefused (HTTP
+    status instead of an upgrade; `reason` is "http_403" and the like).
+    """
+    session = aiohttp.ClientSession(trust_env=False)
+    try:
+        async with asyncio.timeout(timeout_s):
+            socket = await session.ws_connect(
+                str(endpoint), ssl=True if tls is None else tls, headers=headers,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                max_msg_size=_MESSAGE_MAX, compress=0,
+            )
+    except BaseException as error:
+        await session.close()
+        if isinstance(error, TimeoutError):
+            raise LinkLost(f"no answer from {endpoint} within {timeout_s:g} s", hint="is it in reach?") from None
+        if isinstance(error, aiohttp.WSServerHandshakeError):
+            raise PeerRefused(
+                f"{endpoint} answered {error.status} instead of opening a tunnel", reason=f"http_{error.status}"
+            ) from None
+        if isinstance(error, (OSError, aiohttp.ClientError)):
+            refusal = refusal_in(error)
+            if refusal is not None:
+                raise refusal from None
+            raise LinkLost(f"cannot reach {endpoint}", hint="is it running, and in reach?") from error
+        raise
+    return WebSocketLink(socket, str(endpoint), on_note=on_note, session=session)
