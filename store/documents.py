@@ -1,0 +1,171 @@
+"""Documents in the encrypted database: their passages, words and vectors, added and removed as a whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from store.database import Connection, Database
+from store.errors import ModelMismatch, StoreMisuse
+
+if TYPE_CHECKING:
+    from store.vectors import FloatArray
+
+__all__ = ["LABELS", "Chunk", "Document", "Documents"]
+
+LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
+_SELECT: Final = (
+    "SELECT d.id, c.name, d.source, d.title, d.sha256, d.label, d.chunks"
+    " FROM documents d JOIN collections c ON c.id = d.collection_id"
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A passage and where it stands: page from 1 (PDF), line from 1 (text), or neither."""
+
+    text: str
+    page: int | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    id: int
+    collection: str
+    source: str
+    title: str
+    sha256: bytes
+    label: str
+    chunks: int
+
+
+class Documents:
+    """The documents of all collections. All methods raise what `Database.run` raises."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(
+        self, *, collection: str, source: str, title: str, sha256: bytes, label: str = "internal",
+        chunks: Sequence[Chunk], vectors: "FloatArray", model_id: str,
+    ) -> Document:
+        """Stores a document with one vector a chunk (float32, (n, dimension), length 1), all or nothing.
+
+        The same content again (collection and sha256) changes nothing but, possibly, the label; new content of a known
+        source replaces the old. Either way a label only becomes stricter: looser takes `relabel`. Raises ModelMismatch
+        if the collection holds vectors of another model or dimension, StoreMisuse for what does not fit together.
+        """
+        from store import vectors as coding  # numpy takes 0.1 s to load, and listing documents does not need it
+
+        if label not in LABELS:
+            raise StoreMisuse("a label is public, internal or local-only")
+        if len(sha256) != 32 or not collection or not source:
+            raise StoreMisuse("a document needs a collection, a source and a SHA-256")
+        rows = coding.checked_rows(vectors, len(chunks))
+        codes, values = coding.encode_codes(rows), coding.encode_rows(rows)
+
+        def work(connection: Connection) -> Document:
+            collection_id = _collection(connection, collection, model_id, rows.shape[1])
+            same = _first(connection, " WHERE d.collection_id = ? AND d.sha256 = ?", collection_id, sha256)
+            old = _first(connection, " WHERE d.collection_id = ? AND d.source = ?", collection_id, source)
+            strictest = max([label, *(d.label for d in (same, old) if d)], key=LABELS.index)
+            if old is not None and old.sha256 != sha256:
+                _delete(connection, old.id)
+            if same is not None:
+                connection.execute("UPDATE documents SET label = ? WHERE id = ?", (strictest, same.id))
+                return _known(connection, same.id)
+            document_id = connection.execute(
+                "INSERT INTO documents (collection_id, source, title, sha256, label, chunks) VALUES (?, ?, ?, ?, ?, ?)",
+                (collection_id, source, title, sha256, strictest, len(chunks)),
+            ).lastrowid
+            assert document_id is not None
+            for chunk, code, value in zip(chunks, codes, values, strict=True):
+                chunk_id = connection.execute(
+                    "INSERT INTO chunks (document_id, text, page, line) VALUES (?, ?, ?, ?)",
+                    (document_id, chunk.text, chunk.page, chunk.line),
+                ).lastrowid
+                connection.execute("INSERT INTO codes VALUES (?, ?, ?)", (collection_id, chunk_id, code))
+                connection.execute("INSERT INTO vectors VALUES (?, ?)", (chunk_id, value))
+                connection.execute(
+                    "INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (chunk_id, title, chunk.text)
+                )
+            connection.execute("UPDATE collections SET added = added + 1 WHERE id = ?", (collection_id,))
+            return _known(connection, document_id)
+
+        return await self._database.run(work)
+
+    async def find(self, collection: str, sha256: bytes) -> Document | None:
+        """The document of that content, so that a caller can skip embedding it again."""
+        where = " WHERE c.name = ? AND d.sha256 = ?"
+        return await self._database.run(lambda c: _first(c, where, collection, sha256), read_only=True)
+
+    async def list(self, collection: str | None = None) -> list[Document]:
+        """All documents, or those of one collection, by collection and source."""
+
+        def work(connection: Connection) -> list[Document]:
+            where = " WHERE c.name = ifnull(?, c.name) ORDER BY c.name, d.source"
+            return [Document(*row) for row in connection.execute(_SELECT + where, (collection,))]
+
+        return await self._database.run(work, read_only=True)
+
+    async def delete(self, document_id: int) -> bool:
+        """Removes a document with everything made from it. False if there is none."""
+        return await self._database.run(lambda c: _delete(c, document_id))
+
+    async def relabel(self, document_id: int, label: str) -> bool:
+        """Sets the label, looser or stricter. False if there is no such document."""
+        if label not in LABELS:
+            raise StoreMisuse("a label is public, internal or local-only")
+        statement = "UPDATE documents SET label = ? WHERE id = ?"
+        return await self._database.run(lambda c: c.execute(statement, (label, document_id)).rowcount > 0)
+
+    async def count(self) -> tuple[int, int]:
+        """(documents, chunks) over all collections."""
+
+        def work(connection: Connection) -> tuple[int, int]:
+            row = connection.execute("SELECT count(*), ifnull(sum(chunks), 0) FROM documents").fetchone()
+            assert row is not None
+            return int(row[0]), int(row[1])
+
+        return await self._database.run(work, read_only=True)
+
+
+def _collection(connection: Connection, name: str, model_id: str, dimension: int) -> int:
+    """The collection's id; a new or empty one takes this model and dimension."""
+    connection.execute(
+        "INSERT INTO collections (name, model_id, dimension) VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET model_id = excluded.model_id, dimension = excluded.dimension"
+        " WHERE NOT EXISTS (SELECT 1 FROM documents WHERE collection_id = collections.id)",
+        (name, model_id, dimension),
+    )
+    row = connection.execute("SELECT id, model_id, dimension FROM collections WHERE name = ?", (name,)).fetchone()
+    assert row is not None
+    if row[1:] != (model_id, dimension):
+        raise ModelMismatch(
+            "the collection was made with another embedding model",
+            hint="use the embedder it was made with, or delete its documents and ingest them again",
+        )
+    return int(row[0])
+
+
+def _first(connection: Connection, where: str, *parameters: Any) -> Document | None:
+    row = connection.execute(_SELECT + where, parameters).fetchone()
+    return None if row is None else Document(*row)
+
+
+def _known(connection: Connection, document_id: int) -> Document:
+    document = _first(connection, " WHERE d.id = ?", document_id)
+    assert document is not None
+    return document
+
+
+def _delete(connection: Connection, document_id: int) -> bool:
+    connection.execute(
+        "DELETE FROM words WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
+    )
+    connection.execute(
+        "UPDATE collections SET removed = removed + 1 WHERE id ="
+        " (SELECT collection_id FROM documents WHERE id = ?)", (document_id,)
+    )
+    # chunks, codes and vectors follow by their foreign keys
+    return connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount > 0
