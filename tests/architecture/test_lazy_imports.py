@@ -1,0 +1,79 @@
+"""Commands load what they need: `edge --help` must not cost a model, and a hop must not hold a gateway's code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Runs the command line as the installed script does, then tells which modules were loaded, after a marker line.
+RUNNER = """
+import json, sys
+sys.argv = json.loads(sys.argv[1])
+from {module} import main
+try:
+    main()
+except SystemExit:
+    pass
+print("\\n@@" + json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_after(module: str, arguments: list[str]) -> tuple[set[str], str]:
+    """Names of all modules loaded after running a command line, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER.format(module=module), json.dumps(arguments)],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, check=True,
+    )  # fmt: skip
+    text, _, names = done.stdout.rpartition("\n@@")
+    return set(json.loads(names)), text
+
+
+def test_the_runner_can_see_a_loaded_module() -> None:
+    code = "import json, sys, sqlite3; print('@@' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "sqlite3" in json.loads(done.stdout.partition("@@")[2])
+
+
+@pytest.mark.parametrize("command", [["edge", "--help"], ["edge", "ask", "--help"], ["edge", "ingest", "--help"]])
+def test_edge_help_loads_nothing_heavy(command: list[str]) -> None:
+    modules, text = loaded_after("edge_client.cli", command)
+    assert "Usage" in text
+    heavy = {"llama_cpp", "numpy", "aiohttp", "cryptography", "bleak", "sqlcipher3", "gguf", "pypdf", "opentelemetry"}
+    assert modules & heavy == set()
+
+
+def test_relay_help_loads_neither_role() -> None:
+    modules, text = loaded_after("relay.cli", ["relay", "--help"])
+    assert "gateway" in text and "hop" in text
+    assert modules & {"aiohttp", "cryptography", "sqlcipher3"} == set()
+
+
+@pytest.mark.parametrize("command", [["relay", "hop", "--help"], ["relay", "hop", "serve", "--help"]])
+def test_a_hop_never_loads_the_gateway_or_a_key_to_the_traffic(command: list[str]) -> None:
+    modules, text = loaded_after("relay.cli", command)
+    assert "Usage" in text
+    assert [name for name in modules if name.startswith("relay.gateway")] == []
+    assert modules & {"sqlcipher3", "store.database", "numpy", "llama_cpp"} == set()
+
+
+def test_a_hops_whole_code_cannot_read_traffic() -> None:
+    """Not only at the door: with every module of relay.hop loaded, no protocol core is in the process."""
+    code = (
+        "import importlib, json, pkgutil, sys, relay.hop\n"
+        "for found in pkgutil.walk_packages(relay.hop.__path__, 'relay.hop.'):\n"
+        "    importlib.import_module(found.name)\n"
+        "print('@@' + json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT, check=True
+    )
+    modules = set(json.loads(done.stdout.partition("@@")[2]))
+    assert any(name.startswith("relay.hop.") for name in modules), "nothing of the hop was loaded"
+    blind_to = {"noise", "handshake", "records", "messages", "stream", "mux", "connection", "session"}
+    assert {name for name in modules if name in {f"transport.{part}" for part in blind_to}} == set()
+    assert [name for name in modules if name.startswith(("relay.gateway", "sqlcipher3", "store.database"))] == []
