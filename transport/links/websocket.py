@@ -1,7 +1,8 @@
 """Links over WebSocket: the tunnel between hop and gateway. Binary frames carry bytes, text frames carry notes.
 
 Notes are small side remarks (a hop's span); they are no part of the byte stream. Close codes 1000 and 1001 are a clean
-end of file, every other end is a lost link.
+end of file, every other end is a lost link. A WebSocket has no half-close, so the end that takes notes says "end" in a
+note before it closes: the other end reads that as end of file, sends its last note and closes.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from transport.links.tcp import tune_socket
 
 NOTE_MAX: Final = 4096  # bytes of UTF-8
 _CLEAN: Final = (1000, 1001)
+_END: Final = "end"
+_LAST_NOTES_S: Final = 2.0  # how long close() waits for the peer's last note
 _NOT_UNDERSTOOD: Final = 1003
 _TOO_BIG: Final = 1009
 _MESSAGE_MAX: Final = RECEIVE_MAX + 1  # the library's bound is exclusive
@@ -41,6 +44,8 @@ class WebSocketLink:
         self._session = session  # the client's end owns the session that opened it
         self._closed = False
         self._ended = False
+        self._receiving = False
+        self._last_word = asyncio.Event()  # the peer has closed, or is gone
         tune_socket(socket.get_extra_info("socket"))
 
     @property
@@ -60,27 +65,32 @@ class WebSocketLink:
         await self._guard(self._socket.send_str(text))
 
     async def receive(self) -> bytes:
-        while True:
-            if self._closed:
-                raise LinkLost("the link is closed at this end")
-            if self._ended:
-                return b""
-            try:
-                message = await self._socket.receive()
-            except (OSError, RuntimeError, aiohttp.ClientError) as error:
-                raise LinkLost("the link broke while receiving") from error
-            if message.type is WSMsgType.BINARY:
-                if message.data:
-                    return bytes(message.data)
-            elif message.type is WSMsgType.TEXT:
-                await self._note(message.data)
-            elif message.type is WSMsgType.CLOSE and not self._closed:
-                self.close_code = message.data
-                if message.data not in _CLEAN:
-                    raise LinkLost(f"the peer ended the link with code {message.data}")
-                self._ended = True
-            else:  # CLOSED, CLOSING, ERROR: the library has given up
-                raise LinkLost("the link is closed at this end" if self._closed else "the link broke while receiving")
+        self._check_open()
+        if self._ended:
+            return b""
+        self._receiving = True
+        try:
+            while True:
+                message = await self._next()
+                if message.type is WSMsgType.BINARY:
+                    if message.data and not self._closed:
+                        return bytes(message.data)
+                elif message.type is WSMsgType.TEXT and message.data == _END and self._on_note is None:
+                    self._ended = True
+                    return b""
+                elif message.type is WSMsgType.TEXT:
+                    await self._note(message.data)
+                elif message.type is WSMsgType.CLOSE and not self._closed:
+                    self._end(message.data)
+                    return b""
+                else:  # CLOSED, CLOSING, ERROR: the library has given up
+                    self._check_open()
+                    raise LinkLost("the link broke while receiving")
+        except LinkLost:
+            self._last_word.set()
+            raise
+        finally:
+            self._receiving = False
 
     async def close(self, code: int = 1000) -> None:
         """As Link.close; `code` (1000, or 4000 to 4999 for a reason of our own) tells the peer why."""
@@ -88,12 +98,42 @@ class WebSocketLink:
             return
         self._closed = True
         try:
+            if self._on_note is not None and code == 1000 and not self._ended:
+                await self._await_last_note()
             with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._socket.close(code=code)
         finally:
             if self._session is not None:
                 await self._session.close()
+
+    async def _await_last_note(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError, LinkLost):
+            async with asyncio.timeout(_LAST_NOTES_S):
+                await self._socket.send_str(_END)
+                if self._receiving:  # another task reads already; it takes the notes
+                    await self._last_word.wait()
+                    return
+                while (message := await self._next()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+                    if message.type is WSMsgType.TEXT:
+                        await self._note(message.data)
+
+    async def _next(self) -> aiohttp.WSMessage:
+        try:
+            return await self._socket.receive()
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            raise LinkLost("the link broke while receiving") from error
+
+    def _end(self, code: int) -> None:
+        self.close_code = code
+        if code not in _CLEAN:
+            raise LinkLost(f"the peer ended the link with code {code}")
+        self._ended = True
+        self._last_word.set()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LinkLost("the link is closed at this end")
 
     async def _note(self, text: str) -> None:
         if self._on_note is None or len(text.encode(errors="replace")) > NOTE_MAX:
@@ -104,7 +144,7 @@ class WebSocketLink:
     async def _guard(self, sending: Any) -> None:
         if self._closed:
             sending.close()
-            raise LinkLost("the link is closed at this end")
+        self._check_open()
         try:
             await sending
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
