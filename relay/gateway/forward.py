@@ -1,0 +1,88 @@
+"""The one place that holds the provider's key: calls the provider with the bytes that passed the checks."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+from opentelemetry.trace import SpanKind
+
+from relay.gateway.checks.authorise import AllowList
+from relay.gateway.errors import ProviderFailure
+from relay.gateway.pipeline import Answer, RequestContext
+from relay.gateway.upstream.base import Upstream
+from transport import telemetry as names
+from transport.primitives import Secret
+from transport.telemetry import Telemetry
+
+
+class Forward:
+    """Answers by asking the provider. One attempt: another could be a second call that was accepted."""
+
+    def __init__(self, upstream: Upstream, key: Secret, telemetry: Telemetry) -> None:
+        self._upstream = upstream
+        self._key = key
+        self._telemetry = telemetry
+
+    @asynccontextmanager
+    async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
+        assert context.parsed  # nothing gets here that schema has not passed
+        assert context.model
+        target = context.target
+        assert target is not None
+        attributes: dict[str, str | int | float] = {
+            names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
+            names.GEN_AI_PROVIDER: self._upstream.name, names.GEN_AI_REQUEST_MODEL: context.model,
+            names.SERVER_ADDRESS: self._upstream.host,
+            names.BYTES_OUT: len(context.body),
+        }
+        received = 0
+        with self._telemetry.span(f"{target.operation} call", kind=SpanKind.CLIENT, attributes=attributes) as span:
+
+            async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+                nonlocal received
+                async for chunk in chunks:
+                    if self._key.expose() in chunk:  # a provider that quotes the key is not passed on
+                        raise ProviderFailure(
+                            "the provider's answer held what it must not", kind="provider_garbled", status=502
+                        )
+                    received += len(chunk)
+                    yield chunk
+
+            try:
+                async with self._upstream.call(
+                    context.route, context.body, stream=context.stream, key=self._key
+                ) as answer:
+                    span.set_attribute(names.HTTP_STATUS, answer.status)
+                    yield Answer(answer.status, answer.content_type, answer.streamed, watched(answer.chunks))
+            except ProviderFailure as failure:
+                span.set_attribute(names.ERROR_TYPE, failure.kind)
+                raise
+            finally:
+                usage = context.usage
+                span.set_attribute(names.BYTES_IN, received)
+                if usage.model:
+                    span.set_attribute(names.GEN_AI_RESPONSE_MODEL, usage.model)
+                if usage.input_tokens is not None:
+                    span.set_attribute(names.GEN_AI_INPUT_TOKENS, usage.input_tokens)
+                if usage.output_tokens is not None:
+                    span.set_attribute(names.GEN_AI_OUTPUT_TOKENS, usage.output_tokens)
+
+
+class ModelList:
+    """Answers `/v1/models` from the allow-list alone: what the device may use, not what the provider has."""
+
+    def __init__(self, allowed: AllowList) -> None:
+        self._allowed = allowed
+
+    @asynccontextmanager
+    async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
+        models = self._allowed.models(context.peer.id.path)
+        body = msgspec.json.encode({
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "causeway"} for name in models],
+        })
+        yield Answer(200, "application/json", False, _once(body))
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

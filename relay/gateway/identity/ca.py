@@ -1,0 +1,266 @@
+"""The embedded certificate authority: a sealed root that signs intermediates, an online intermediate that signs SVIDs.
+
+A serving gateway opens the intermediate only. The root's key has a passphrase of its own and is used a few times a
+year, so that a compromise of the serving host ends when its intermediate does. There are no URI name constraints: path
+verification in common libraries refuses every chain that has them.
+"""
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from relay.gateway.errors import AuthorityExpired, SetupRefused
+from store.errors import StoreCorrupt
+from store.files import write_private
+from store.keys import Passphrase
+from store.sealed import open_file, seal_file
+from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
+from transport.primitives import Secret, SigningKey, VerifyKey, random_bytes
+
+ROOT_FILE: Final = "root.sealed"
+ROOT_CERTIFICATE_FILE: Final = "root.pem"
+INTERMEDIATE_FILE: Final = "intermediate.sealed"
+
+ROOT_LIFETIME_S: Final = 3650 * 86_400
+INTERMEDIATE_LIFETIME_S: Final = 30 * 86_400
+SVID_LIFETIME_S: Final = 3_600  # notBefore to notAfter, so 55 minutes from issue
+BACKDATE_S: Final = 300  # for clocks that are behind
+
+_ROOT_PURPOSE: Final = "causeway gateway root"
+_INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
+
+
+class _SealedAuthority(msgspec.Struct, forbid_unknown_fields=True):
+    """What a sealed file of an authority holds. `key` is PKCS#8; `roots` and `sequence` are the trust bundle."""
+
+    trust_domain: str
+    key: bytes
+    certificate: bytes
+    roots: list[bytes]
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate just issued: chain (DER, leaf and intermediate), validity in unix seconds."""
+
+    id: SpiffeId
+    chain: tuple[bytes, ...]
+    serial: int
+    not_before: float
+    not_after: float
+
+
+def create_authority(
+    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+) -> bytes:
+    """Makes root and first intermediate in `directory`; returns the root certificate (DER).
+
+    Raises SetupRefused if both passphrases are the same, BadInput for a bad trust domain, StoreError.
+    """
+    SpiffeId(trust_domain, "/gateway/check")
+    if passphrase.expose() == root_passphrase.expose():
+        raise SetupRefused(
+            "root and gateway need different passphrases",
+            hint="the gateway's is on the serving host; the root's is kept away from it",
+        )
+    key = SigningKey.generate()
+    name = _name(trust_domain, "root")
+    certificate = _authority(trust_domain, name, name, key.public, key, depth=1, now=now, lifetime=ROOT_LIFETIME_S)
+    root = _der(certificate)
+    _seal(directory / ROOT_FILE, _SealedAuthority(trust_domain, key.to_pkcs8().expose(), root, [root], 1),
+          root_passphrase, _ROOT_PURPOSE)
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    write_private(directory / ROOT_CERTIFICATE_FILE, [pem], replace=False)
+    renew_intermediate(directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now)
+    return root
+
+
+def renew_intermediate(
+    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+) -> float:
+    """Signs a new intermediate with the sealed root and replaces the online one; returns its end (unix seconds).
+
+    Raises WrongKey, StoreMissing, StoreCorrupt; AuthorityExpired if the root has run out.
+    """
+    held = _unseal(directory / ROOT_FILE, root_passphrase, _ROOT_PURPOSE)
+    signer = SigningKey.from_pkcs8(Secret(held.key))
+    root = x509.load_der_x509_certificate(held.certificate)
+    if now > root.not_valid_after_utc.timestamp():
+        raise AuthorityExpired("the root certificate has expired", hint="make a new trust domain, or set the clock")
+    key = SigningKey.generate()
+    certificate = _authority(
+        held.trust_domain, _name(held.trust_domain, "intermediate"), root.subject, key.public, signer,
+        depth=0, now=now, lifetime=INTERMEDIATE_LIFETIME_S,
+    )
+    online = _SealedAuthority(
+        held.trust_domain, key.to_pkcs8().expose(), _der(certificate), held.roots, held.sequence
+    )
+    _seal(directory / INTERMEDIATE_FILE, online, passphrase, _INTERMEDIATE_PURPOSE)
+    return certificate.not_valid_after_utc.timestamp()
+
+
+class Authority:
+    """The online intermediate: issues SVIDs of one trust domain. Who may have one is for `enrolment` to say."""
+
+    def __init__(self, held: _SealedAuthority) -> None:
+        """Use `open`."""
+        self._key = SigningKey.from_pkcs8(Secret(held.key))
+        self._certificate = x509.load_der_x509_certificate(held.certificate)
+        self._der = held.certificate
+        self.trust_domain = held.trust_domain
+        self.bundle = TrustBundle(held.trust_domain, tuple(held.roots), held.sequence)
+        self.not_after = self._certificate.not_valid_after_utc.timestamp()
+
+    @classmethod
+    def open(cls, directory: Path, passphrase: Passphrase) -> "Authority":
+        """Raises WrongKey, StoreMissing, StoreCorrupt."""
+        return cls(_unseal(directory / INTERMEDIATE_FILE, passphrase, _INTERMEDIATE_PURPOSE))
+
+    @property
+    def root(self) -> bytes:
+        """The root certificate in use (DER): what invitations name by hash."""
+        return self.bundle.roots[-1]
+
+    def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
+        """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
+
+        It never outlives the intermediate. Raises AuthorityExpired once that has less than a minute left.
+        """
+        if identity.trust_domain != self.trust_domain or not identity.name:
+            raise SetupRefused("an SVID needs an ID of this trust domain, of the form role/name")
+        start = now - BACKDATE_S
+        end = min(start + SVID_LIFETIME_S, self.not_after)
+        if end < now + 60:
+            raise AuthorityExpired(
+                "the gateway's intermediate certificate has expired",
+                hint="run `relay gateway renew-ca DIR` with the root's passphrase, or set the clock",
+            )
+        serial = x509.random_serial_number()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self._certificate.subject)
+            .public_key(serialization.load_der_public_key(key.spki))  # type: ignore[arg-type]  # P-256 by its type
+            .serial_number(serial)
+            .not_valid_before(_when(start))
+            .not_valid_after(_when(end))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(sign=True), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),  # type: ignore[arg-type]
+                critical=False,
+            )
+        )
+        leaf = _der(builder.sign(self._key.private_key, hashes.SHA256()))
+        if len(leaf) > CERTIFICATE_MAX:
+            raise SetupRefused(f"the certificate would be over {CERTIFICATE_MAX} bytes", hint="use a shorter name")
+        return Issued(identity, (leaf, self._der), serial, float(int(start)), float(int(end)))
+
+
+class OwnIdentity:
+    """The gateway's own SVID, in memory alone; renewed when half of what was left of it at issue has passed."""
+
+    def __init__(self, authority: Authority, name: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._authority = authority
+        self._id = SpiffeId(authority.trust_domain, f"/gateway/{name}")
+        self._clock = clock
+        self._renew_at = 0.0
+        self._svid = self._renew()
+
+    def svid(self) -> Svid:
+        """The current SVID. Once the intermediate has run out the last one is kept; peers then see it expire."""
+        if self._clock() >= self._renew_at:
+            try:
+                self._svid = self._renew()
+            except AuthorityExpired:
+                self._renew_at = self._clock() + 60
+        return self._svid
+
+    @property
+    def renew_in(self) -> float:
+        """Seconds until `svid` makes a new one; at least 1."""
+        return max(1.0, self._renew_at - self._clock())
+
+    def _renew(self) -> Svid:
+        now = self._clock()
+        key = SigningKey.generate()
+        issued = self._authority.issue(self._id, key.public, now=now)
+        self._renew_at = now + (issued.not_after - now) / 2
+        return Svid(issued.id, issued.chain, key, issued.not_before, issued.not_after)
+
+
+def _seal(path: Path, held: _SealedAuthority, passphrase: Passphrase, purpose: str) -> None:
+    seal_file(path, msgspec.msgpack.encode(held), passphrase, purpose=purpose)
+
+
+def _unseal(path: Path, passphrase: Passphrase, purpose: str) -> _SealedAuthority:
+    plaintext = open_file(path, passphrase, purpose=purpose)
+    try:
+        return msgspec.msgpack.decode(plaintext, type=_SealedAuthority)
+    except msgspec.MsgspecError:
+        raise StoreCorrupt("a sealed authority is of an unknown form", hint="restore it from a backup") from None
+
+
+def _name(trust_domain: str, kind: str) -> x509.Name:
+    # The random part keeps two authorities of one trust domain apart; names of theirs are at most 64 characters.
+    return x509.Name([
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Causeway"),
+        x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain[:36]} {kind} {random_bytes(4).hex()}"),
+    ])
+
+
+def _authority(
+    trust_domain: str, subject: x509.Name, issuer: x509.Name, key: VerifyKey, signer: SigningKey, *, depth: int,
+    now: float, lifetime: int,
+) -> x509.Certificate:
+    """A CA certificate; as an SVID of the trust domain itself it has a SPIFFE ID without path (X509-SVID 3.2)."""
+    public = serialization.load_der_public_key(key.spki)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    uri = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_when(now - BACKDATE_S))
+        .not_valid_after(_when(now - BACKDATE_S + lifetime))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
+        .add_extension(_usage(sign=False), critical=True)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.private_key.public_key()), critical=False
+        )
+        .sign(signer.private_key, hashes.SHA256())
+    )
+
+
+def _usage(*, sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=sign, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=not sign, crl_sign=not sign, encipher_only=False, decipher_only=False,
+    )
+
+
+def _when(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)

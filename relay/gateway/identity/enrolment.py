@@ -1,0 +1,322 @@
+"""Who may join and who has joined: invitations, registrations and the certificates issued to them.
+
+A registration ties a device key to one SPIFFE ID under an enrolment number that is never used again. It may obtain
+SVIDs until it is replaced, revoked, or unseen for 90 days. All registrations are held in memory as well, so that a
+handshake or a request asks nobody; every change is in the database first.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.errors import EnrolmentRefused, SetupRefused
+from relay.gateway.identity.ca import Authority, Issued
+from store.database import Connection, Database
+from transport.errors import BadInput, IdentityRefused, ProtocolViolation
+from transport.identity.join import SECRET_LEN, TOKEN_ID_LEN, Invitation
+from transport.identity.svid import SpiffeId, parse_csr
+from transport.identity.verify import VerifiedPeer
+from transport.primitives import Secret, VerifyKey, random_bytes, same_bytes, sha256
+
+INVITATION_MAX_S: Final = 3_600
+IDLE_MAX_S: Final = 90 * 86_400
+SEEN_EVERY_S: Final = 300  # `last_seen` is a day's matter; not every session needs a write
+ORDINARY_ROLES: Final = ("edge", "hop", "workload")
+PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs to be asked for explicitly
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A device that has joined. Times in unix seconds; `status` is active, replaced or revoked."""
+
+    enrolment: int
+    id: str
+    device_id: bytes
+    device_key: VerifyKey
+    status: str
+    created: int
+    last_seen: int
+
+    def ends(self) -> int:
+        """When it ends by itself unless the device shows up."""
+        return self.last_seen + IDLE_MAX_S
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a device gets: its certificate and under which enrolment."""
+
+    issued: Issued
+    enrolment: int
+
+
+class Enrolment:
+    """Owns the tables of 0001_identity.sql. Await `load` before anything else."""
+
+    def __init__(
+        self, database: Database, authority: Authority, audit: AuditLog, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._authority = authority
+        self._audit = audit
+        self._clock = clock
+        self._by_enrolment: dict[int, Registration] = {}
+        self._by_device: dict[bytes, int] = {}  # active registrations only
+        self._serials: dict[int, tuple[int, int]] = {}  # serial: (enrolment, not after)
+
+    async def load(self) -> None:
+        """Reads registrations and unexpired serials into memory."""
+        now = int(self._clock())
+
+        def work(connection: Connection) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+            connection.execute("DELETE FROM serials WHERE not_after < ?", (now - 120,))
+            connection.execute("DELETE FROM invitations WHERE expires < ?", (now - 7 * 86_400,))
+            return (
+                connection.execute(
+                    "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen"
+                    " FROM registrations ORDER BY enrolment"
+                ).fetchall(),
+                connection.execute("SELECT serial, enrolment, not_after FROM serials").fetchall(),
+            )
+
+        rows, serials = await self._database.run(work)
+        self._by_enrolment.clear()
+        self._by_device.clear()
+        for enrolment, spiffe_id, device_id, spki, status, created, last_seen in rows:
+            assert isinstance(spki, bytes)
+            self._keep(Registration(
+                int(str(enrolment)), str(spiffe_id), bytes(device_id),  # type: ignore[call-overload]
+                VerifyKey.from_spki(spki), str(status), int(str(created)), int(str(last_seen)),
+            ))
+        self._serials = {
+            int(str(serial), 16): (int(str(enrolment)), int(str(end))) for serial, enrolment, end in serials
+        }
+
+    def registrations(self) -> list[Registration]:
+        """All of them, oldest first."""
+        return list(self._by_enrolment.values())
+
+    # --- inviting ---------------------------------------------------------------------------------------------------
+
+    async def invite(
+        self, role_path: str, *, hints: Sequence[str] = (), ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False
+    ) -> Invitation:
+        """A new invitation for one ID, `role/name`. Only a hash of its secret is kept.
+
+        Raises BadInput for an ID or hint that is none, SetupRefused for a lifetime outside 1..3,600 s, an unknown role
+        or, without `allow_gateway`, a privileged one; AuditUnavailable.
+        """
+        if not 1 <= ttl_s <= INVITATION_MAX_S:
+            raise SetupRefused("an invitation is good for 1 second to 1 hour")
+        identity = SpiffeId(self._authority.trust_domain, "/" + role_path)
+        if not _known(identity):
+            raise BadInput(
+                "an invitation is for edge/NAME, hop/NAME, workload/NAME or gateway/NAME",
+                hint="for example: relay gateway invite edge/lap-1",
+            )
+        if _privileged(identity) and not allow_gateway:
+            raise SetupRefused(
+                "an invitation for a gateway or an administrator has to be asked for explicitly",
+                hint="add --allow-gateway if that is what you mean; whoever holds it can pose as the gateway",
+            )
+        secret = Secret(random_bytes(SECRET_LEN))
+        invitation = Invitation(
+            sha256(self._authority.root), random_bytes(TOKEN_ID_LEN), secret, identity.trust_domain, role_path,
+            tuple(hints),
+        )
+        now = int(self._clock())
+        await self._audit.append("invitation.made", id=str(identity), token=invitation.token_id.hex(), ttl_s=ttl_s)
+        await self._database.run(lambda connection: connection.execute(
+            "INSERT INTO invitations (token_id, secret_sha256, spiffe_id, created, expires) VALUES (?, ?, ?, ?, ?)",
+            (invitation.token_id, sha256(secret.expose()), str(identity), now, now + ttl_s),
+        ) and None)
+        return invitation
+
+    def holder(self, role_path: str) -> Registration | None:
+        """Who holds that ID at present."""
+        wanted = f"spiffe://{self._authority.trust_domain}/{role_path}"
+        found = (one for one in self._by_enrolment.values() if one.id == wanted and one.status == "active")
+        return next(found, None)
+
+    # --- joining and renewing ---------------------------------------------------------------------------------------
+
+    async def join(
+        self, token_id: bytes, secret: Secret, csr: bytes, device_spki: bytes, *, roles: Collection[str], via: str = ""
+    ) -> Joined:
+        """Redeems an invitation for the device whose key's signature the caller has verified.
+
+        First use binds the invitation to that key. The same key may come again while the invitation lasts and gets the
+        same registration, so that a lost link strands nobody; any other key is refused and audited. An earlier holder
+        of the ID, or an earlier ID of the device, is replaced. `roles` are those that may join by this way.
+        Raises EnrolmentRefused, AuditUnavailable, AuthorityExpired.
+        """
+        now = int(self._clock())
+        token = token_id.hex()
+        try:
+            device_key = VerifyKey.from_spki(device_spki)
+            svid_key = parse_csr(csr)
+        except ProtocolViolation as error:
+            raise await self._refused("join", str(error), token=token, via=via) from None
+        if svid_key.spki == device_key.spki:
+            raise await self._refused("join", "device key used as SVID key", token=token, via=via)
+        device_id = sha256(device_spki)
+
+        def work(connection: Connection) -> tuple[str, int, str]:
+            """("", enrolment, id) or (reason, 0, id)."""
+            row = connection.execute(
+                "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment FROM invitations WHERE token_id = ?",
+                (token_id,),
+            ).fetchone()
+            if row is None or not same_bytes(row[0], sha256(secret.expose())):
+                return "unknown invitation or wrong secret", 0, ""
+            identity = str(row[1])
+            if SpiffeId.parse(identity).role not in roles:
+                return "this role does not join this way", 0, identity
+            if now >= row[2]:
+                return "invitation expired", 0, identity
+            if row[3] is not None:
+                if not same_bytes(row[3], device_id):
+                    return "invitation used with another device key", 0, identity
+                current = connection.execute(
+                    "SELECT status FROM registrations WHERE enrolment = ?", (row[4],)
+                ).fetchone()
+                if current is None or current[0] != "active":
+                    return "registration has ended", 0, identity
+                return "", int(row[4]), identity
+            connection.execute(
+                "UPDATE registrations SET status = 'replaced'"
+                " WHERE status = 'active' AND (spiffe_id = ? OR device_id = ?)",
+                (identity, device_id),
+            )
+            enrolment = connection.execute(
+                "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen)"
+                " VALUES (?, ?, ?, 'active', ?, ?)",
+                (identity, device_id, device_spki, now, now),
+            ).lastrowid
+            assert enrolment is not None
+            connection.execute(
+                "UPDATE invitations SET device_id = ?, enrolment = ? WHERE token_id = ?",
+                (device_id, enrolment, token_id),
+            )
+            return "", enrolment, identity
+
+        # Intent before effect: were the audit full, nothing may be bound.
+        await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
+        reason, enrolment, identity = await self._database.run(work)
+        if reason:
+            raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
+        if enrolment not in self._by_enrolment:
+            self._replace_in_memory(identity, device_id)
+            self._keep(Registration(enrolment, identity, device_id, device_key, "active", now, now))
+        return await self._issue("join", enrolment, svid_key, via)
+
+    async def renew(self, device_id: bytes, csr: bytes, *, roles: Collection[str], via: str = "") -> Joined:
+        """A new SVID for a registered device whose signature the caller has verified with `device_key`.
+
+        Raises EnrolmentRefused, AuditUnavailable, AuthorityExpired.
+        """
+        try:
+            svid_key = parse_csr(csr)
+            registration = self._current(device_id)
+        except (ProtocolViolation, IdentityRefused) as error:
+            raise await self._refused("renew", str(error), device=device_id.hex(), via=via) from None
+        if svid_key.spki == registration.device_key.spki:
+            raise await self._refused("renew", "device key used as SVID key", device=device_id.hex(), via=via)
+        if SpiffeId.parse(registration.id).role not in roles:
+            raise await self._refused("renew", "this role does not renew this way", id=registration.id, via=via)
+        return await self._issue("renew", registration.enrolment, svid_key, via)
+
+    def device_key(self, device_id: bytes) -> VerifyKey:
+        """The key that must have signed a renewal. Raises IdentityRefused for an unknown or ended registration."""
+        return self._current(device_id).device_key
+
+    # --- admitting --------------------------------------------------------------------------------------------------
+
+    def admit(self, peer: VerifiedPeer) -> None:
+        """Raises IdentityRefused unless the certificate is one of ours for the current holder of its ID."""
+        self.enrolment_of(peer)
+
+    def enrolment_of(self, peer: VerifiedPeer) -> int:
+        """The peer's enrolment number. Raises IdentityRefused as `admit` does."""
+        enrolment, _ = self._serials.get(peer.serial, (0, 0))
+        registration = self._by_enrolment.get(enrolment)
+        if registration is None or registration.id != str(peer.id):
+            raise IdentityRefused("the certificate is not on record", rule="serial")
+        self._check(registration)
+        return enrolment
+
+    async def seen(self, enrolment: int) -> None:
+        """Notes that the device was here; written at most every five minutes."""
+        registration = self._by_enrolment.get(enrolment)
+        now = int(self._clock())
+        if registration is None or now - registration.last_seen < SEEN_EVERY_S:
+            return
+        self._by_enrolment[enrolment] = replace(registration, last_seen=now)
+        await self._database.run(lambda connection: connection.execute(
+            "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (now, enrolment)
+        ) and None)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, registration: Registration) -> None:
+        self._by_enrolment[registration.enrolment] = registration
+        if registration.status == "active":
+            self._by_device[registration.device_id] = registration.enrolment
+
+    def _replace_in_memory(self, identity: str, device_id: bytes) -> None:
+        for one in list(self._by_enrolment.values()):
+            if one.status == "active" and (one.id == identity or one.device_id == device_id):
+                self._by_enrolment[one.enrolment] = replace(one, status="replaced")
+                self._by_device.pop(one.device_id, None)
+
+    def _current(self, device_id: bytes) -> Registration:
+        registration = self._by_enrolment.get(self._by_device.get(device_id, 0))
+        if registration is None:
+            raise IdentityRefused("the device is not registered", rule="registration")
+        self._check(registration)
+        return registration
+
+    def _check(self, registration: Registration) -> None:
+        if registration.status != "active":
+            raise IdentityRefused(f"the registration was {registration.status}", rule="registration")
+        if self._clock() > registration.ends():
+            raise IdentityRefused("the registration ended after 90 idle days", rule="registration idle")
+
+    async def _issue(self, event: str, enrolment: int, key: VerifyKey, via: str) -> Joined:
+        registration = self._by_enrolment[enrolment]
+        now = self._clock()
+        issued = self._authority.issue(SpiffeId.parse(registration.id), key, now=now)
+        serial, end = f"{issued.serial:x}", int(issued.not_after)
+        await self._audit.append(
+            f"{event}.issued", id=registration.id, enrolment=enrolment, serial=serial, not_after=end, via=via
+        )
+
+        def work(connection: Connection) -> None:
+            connection.execute("DELETE FROM serials WHERE not_after < ?", (int(now) - 120,))
+            connection.execute("INSERT INTO serials VALUES (?, ?, ?)", (serial, enrolment, end))
+            connection.execute(
+                "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (int(now), enrolment)
+            )
+
+        await self._database.run(work)
+        self._by_enrolment[enrolment] = replace(self._by_enrolment[enrolment], last_seen=int(now))
+        if len(self._serials) > 2 * max(1024, len(self._by_enrolment)):
+            self._serials = {one: kept for one, kept in self._serials.items() if kept[1] >= now - 120}
+        self._serials[issued.serial] = (enrolment, end)
+        return Joined(issued, enrolment)
+
+    async def _refused(self, event: str, reason: str, **fields: str) -> EnrolmentRefused:
+        await self._audit.append(f"{event}.refused", reason=reason, **fields)
+        return EnrolmentRefused("the gateway does not issue an identity for this", reason=reason)
+
+
+def _known(identity: SpiffeId) -> bool:
+    return bool(identity.name) and identity.role in (*ORDINARY_ROLES, *PRIVILEGED_ROLES)
+
+
+def _privileged(identity: SpiffeId) -> bool:
+    return identity.role in PRIVILEGED_ROLES or (
+        identity.role == "workload" and identity.name.partition("/")[0] == "admin"
+    )

@@ -1,0 +1,247 @@
+"""The way of a request through the gateway: checks, then forward, then taps; and the audit of all of it.
+
+Checks run in a fixed order, cheap and certain before costly: authenticate (is the caller still who the handshake said),
+authorise (may it do this at all), schema (is the body what it says it is). A check passes the request on or ends it
+with a `Refusal`; it cannot change it. Forward calls the provider and alone holds its key. Taps see each piece of the
+answer before the device does, and may hold it back or change it.
+
+The pipeline writes the audit itself: an intent on stable storage before the provider is called, the outcome before the
+device is told that its answer is whole, and every refusal. Where the audit cannot be written, nothing happens.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from opentelemetry.trace import Span, SpanKind
+
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.errors import AuditUnavailable, ProviderFailure
+from relay.gateway.routes import ROUTES, Route
+from transport import telemetry as names
+from transport.errors import TransportError
+from transport.identity.verify import VerifiedPeer
+from transport.telemetry import Telemetry, context_from, trace_id_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The end of a request, for the device: HTTP status, stable code, words for a person."""
+
+    status: int
+    code: str
+    message: str
+    retryable: bool = False
+
+    def as_openai(self, trace_id: str) -> dict[str, Any]:
+        """The error object an OpenAI client knows, with the trace id."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {
+            "message": self.message, "type": kind, "param": None, "code": self.code, "trace_id": trace_id,
+        }}
+
+
+@dataclass
+class Usage:
+    """What an answer cost, as far as the provider said; tokens None where it did not."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    model: str = ""
+
+
+@dataclass
+class RequestContext:
+    """One request on its way. The first block is what came in; checks fill the second, forward and taps the third."""
+
+    request_id: bytes
+    method: str
+    route: str
+    content_type: str
+    body: bytes = field(repr=False)
+    traceparent: str
+    expires_at: int
+    peer: VerifiedPeer
+    enrolment: int
+    via: str
+    link_id: str
+
+    trace_id: str = ""
+    model: str = ""
+    stream: bool = False
+    parsed: bool = False  # schema has found the body to be what `model` and `stream` say
+
+    usage: Usage = field(default_factory=Usage)
+    bytes_out: int = 0
+
+    @property
+    def target(self) -> Route | None:
+        return ROUTES.get((self.method, self.route))
+
+
+class Check(Protocol):
+    """One stage before the call. Which earlier ones it builds on is said in its class."""
+
+    async def check(self, context: RequestContext) -> Refusal | None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as it comes: complete only if `chunks` ends without an exception (ProviderFailure)."""
+
+    status: int
+    content_type: str
+    streamed: bool
+    chunks: AsyncIterator[bytes]
+
+
+class Answerer(Protocol):
+    """Who answers an operation."""
+
+    def answer(self, context: RequestContext) -> AbstractAsyncContextManager[Answer]: ...
+
+
+class Tap(Protocol):
+    """Sees an answer go by. What it returns goes on, so that it may hold back or change; `finish` gives the rest."""
+
+    def feed(self, data: bytes) -> bytes: ...
+    def finish(self) -> bytes: ...
+
+
+class Sink(Protocol):
+    """Where an answer goes: a stream of a session, later an HTTPS response. `refuse` may also end a begun answer."""
+
+    async def begin(self, status: int, content_type: str, *, streamed: bool) -> None: ...
+    async def write(self, data: bytes) -> None: ...
+    async def end(self) -> None: ...
+    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None: ...
+
+
+_AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
+                             retryable=True)
+_INTERNAL: Final = Refusal(500, "internal_error", "the gateway failed; its log says more under the trace id")
+
+
+class Pipeline:
+    """Built once by `app`; `handle` is called for each request, many at a time."""
+
+    def __init__(
+        self, *, checks: Sequence[Check], answerers: Mapping[str, Answerer],
+        taps: Sequence[Callable[[RequestContext], Tap]], audit: AuditLog, telemetry: Telemetry, node: str,
+    ) -> None:
+        """`node` is the gateway's own SPIFFE ID, for spans."""
+        self._checks = checks
+        self._answerers = answerers
+        self._taps = taps
+        self._audit = audit
+        self._telemetry = telemetry
+        self._node = node
+
+    async def handle(self, context: RequestContext, sink: Sink) -> None:
+        """Answers or refuses one request through `sink`. Cancelling it cancels the provider call.
+
+        Raises only LinkLost and the like from `sink`; everything else ends in a refusal.
+        """
+        attributes = self._identity(context)
+        with self._telemetry.span(
+            "request", parent=context_from(context.traceparent), kind=SpanKind.SERVER, attributes=attributes
+        ) as span:
+            context.trace_id = trace_id_of(span)
+            try:
+                refusal = await self._run(context, sink)
+            except AuditUnavailable:
+                refusal = _AUDIT_DOWN
+            finally:
+                _describe(span, context)
+            if refusal is not None:
+                span.set_attribute(names.ERROR_TYPE, refusal.code)
+                span.set_attribute(names.HTTP_STATUS, refusal.status)
+                await sink.refuse(refusal.status, refusal.code, refusal.message, retryable=refusal.retryable)
+
+    async def _run(self, context: RequestContext, sink: Sink) -> Refusal | None:
+        """None once the answer has been delivered whole, else why not. Audited either way, before it returns."""
+        for check in self._checks:
+            refusal = await check.check(context)
+            if refusal is not None:
+                await self._record("request.refused", context, code=refusal.code, status=refusal.status)
+                return refusal
+        target = context.target
+        assert target is not None  # authorise refuses unknown routes
+        await self._record("request.intent", context, bytes_in=len(context.body))
+        try:
+            await self._deliver(context, self._answerers[target.operation], sink)
+        except AuditUnavailable:
+            raise
+        except ProviderFailure as failure:
+            refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+        except TransportError as error:
+            await self._outcome(context, "undelivered", error.code)
+            raise
+        except asyncio.CancelledError:
+            # The record must not be lost with the task; the provider call has ended by now.
+            await asyncio.shield(self._outcome(context, "cancelled", "cancelled"))
+            raise
+        except Exception as error:
+            where = error.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
+            # No message and no traceback: both could quote a prompt.
+            _log.error("request %s failed with %s at %s", context.trace_id, type(error).__name__, line)
+            refusal = _INTERNAL
+        else:
+            return None
+        await self._outcome(context, "failed", refusal.code)
+        return refusal
+
+    async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
+        taps = [make(context) for make in self._taps]
+        async with answerer.answer(context) as answer:
+            await sink.begin(answer.status, answer.content_type, streamed=answer.streamed)
+            async for chunk in answer.chunks:
+                await self._pass(context, taps, chunk, sink)
+            for index, tap in enumerate(taps):
+                await self._pass(context, taps[index + 1:], tap.finish(), sink)
+        await self._outcome(context, "answered", "")
+        await sink.end()
+
+    @staticmethod
+    async def _pass(context: RequestContext, taps: Sequence[Tap], data: bytes, sink: Sink) -> None:
+        for tap in taps:
+            data = tap.feed(data)
+        if data:
+            context.bytes_out += len(data)
+            await sink.write(data)  # waits for the device's credit, and with it the reading from the provider
+
+    async def _outcome(self, context: RequestContext, result: str, code: str) -> None:
+        await self._record(
+            "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
+            input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
+        )
+
+    async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
+        await self._audit.append(
+            event, request=context.request_id.hex(), trace=context.trace_id, id=str(context.peer.id),
+            enrolment=context.enrolment, via=context.via, link=context.link_id, route=context.route,
+            model=context.model, **fields,
+        )
+
+    def _identity(self, context: RequestContext) -> dict[str, str | int | float]:
+        return {
+            names.NODE: self._node, names.DEVICE: str(context.peer.id), names.VIA: context.via,
+            names.LINK_ID: context.link_id, names.REQUEST_ID: context.request_id.hex(),
+            names.ROUTE: context.route, names.BYTES_IN: len(context.body),
+        }
+
+
+def _describe(span: Span, context: RequestContext) -> None:
+    if context.target is not None:
+        span.set_attribute(names.GEN_AI_OPERATION, context.target.operation)
+    if context.model:
+        span.set_attribute(names.GEN_AI_REQUEST_MODEL, context.model)
+    span.set_attribute(names.BYTES_OUT, context.bytes_out)

@@ -1,0 +1,277 @@
+"""An OpenAI-compatible provider over HTTP: one configured base URL, no redirects, no proxy, no cookies.
+
+Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends in
+`[DONE]`. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
+keys.
+"""
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from relay.gateway.errors import ConfigError, ProviderFailure
+from relay.gateway.pipeline import Answer
+from relay.gateway.upstream.base import Timeouts
+from transport.primitives import Secret
+
+ANSWER_MAX: Final = 8 << 20  # bytes of a whole JSON answer
+STREAM_MAX: Final = 64 << 20  # bytes of a streamed one
+LINE_MAX: Final = 1 << 20
+_AFTER_DONE_S: Final = 2.0  # a stream that has said [DONE] need not be waited for
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+_CODE = re.compile(r"[a-z][a-z_]{0,47}")
+
+
+class _Error(msgspec.Struct):
+    code: str | int | None = None
+    type: str | None = None
+
+
+class _Reply(msgspec.Struct):
+    error: _Error | str | None = None
+
+
+_reply = msgspec.json.Decoder(_Reply)
+
+
+def checked_base_url(url: str) -> str:
+    """`url` without trailing slash. Raises ConfigError unless it is https, or http to loopback, without credentials."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ConfigError("the provider's base URL is not an http(s) URL", hint='like "https://api.example.com/v1"')
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ConfigError("the provider's base URL holds more than scheme, host, port and path",
+                          hint="the key belongs in key_file or key_env")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ConfigError("the provider's base URL is plain http to another machine",
+                          hint="use https; http would show the key to everyone on the way")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class OpenAiUpstream:
+    """See `Upstream`. One pool of connections; made inside the running event loop, on first use."""
+
+    def __init__(
+        self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, answer_max: int = ANSWER_MAX,
+        stream_max: int = STREAM_MAX, connections: int = 100,
+    ) -> None:
+        self._base = checked_base_url(base_url)
+        self.name = name
+        self.host = urlsplit(self._base).hostname or ""
+        self._timeouts = timeouts or Timeouts()
+        self._answer_max = answer_max
+        self._stream_max = stream_max
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret) -> AsyncIterator[Answer]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if stream else "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "causeway-gateway",
+        }
+        headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
+        response = await self._send(self._base + route.removeprefix("/v1"), body, headers)
+        try:
+            if response.status != 200:
+                raise await self._failure(response)
+            yield await self._answer(response, stream)
+        finally:
+            response.close()  # an answer read to its end has given its connection back already
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
+                return await self._pool().post(url, data=body, headers=headers, allow_redirects=False)
+        except aiohttp.ConnectionTimeoutError:
+            raise ProviderFailure(
+                "the provider could not be reached in time", kind="provider_timeout", status=504, again=True
+            ) from None
+        except TimeoutError:  # also aiohttp's; the request may have been accepted
+            raise _timed_out() from None
+        except aiohttp.ClientConnectorError:
+            raise ProviderFailure(
+                "the provider cannot be reached", kind="provider_unreachable", status=502, again=True
+            ) from None
+        except aiohttp.ClientError:
+            raise _garbled() from None
+
+    async def _answer(self, response: aiohttp.ClientResponse, stream: bool) -> Answer:
+        """Waits for the first good piece, so that a failure up to there has a status of its own."""
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _garbled()
+        if stream:
+            if response.content_type != "text/event-stream":
+                raise _garbled()
+            lines = self._lines(response)
+            try:
+                async with asyncio.timeout(self._timeouts.first_byte):
+                    first = await anext(lines)
+            except TimeoutError:
+                raise _timed_out() from None
+            return Answer(200, "text/event-stream", True, _chained(first, lines))
+        whole = await self._whole(response, self._answer_max)
+        _refuse_error(whole)
+        return Answer(200, "application/json", False, _chained(whole, None))
+
+    async def _whole(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+        parts = bytearray()
+        async for chunk in self._chunks(response):
+            parts += chunk
+            if len(parts) > limit:
+                raise ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
+        return bytes(parts)
+
+    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The stream's bytes, cut only behind newlines. ProviderFailure unless it is an event stream up to [DONE]."""
+        held, total, done = b"", 0, False
+        chunks = self._chunks(response)
+        while True:
+            try:
+                async with asyncio.timeout(_AFTER_DONE_S if done else None):
+                    chunk = await anext(chunks, b"")
+            except (ProviderFailure, TimeoutError):
+                if done:
+                    return
+                raise
+            if not chunk:
+                break
+            total += len(chunk)
+            held += chunk
+            if total > self._stream_max or len(held) > LINE_MAX + len(chunk):
+                raise ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
+            cut = held.rfind(b"\n") + 1
+            if cut:
+                whole, held = held[:cut], held[cut:]
+                done = _check_lines(whole) or done
+                yield whole
+        if not done or held.strip():
+            raise _garbled()
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                async with asyncio.timeout(self._timeouts.idle):
+                    chunk = await response.content.readany()
+                if not chunk:
+                    return
+                yield chunk
+        except TimeoutError:
+            raise _timed_out() from None
+        except (aiohttp.ClientError, ValueError):  # cut connection, bad chunking, line limits
+            raise _garbled() from None
+
+    async def _failure(self, response: aiohttp.ClientResponse) -> ProviderFailure:
+        status = response.status
+        if status in (401, 403):
+            return ProviderFailure(
+                "the provider refused the gateway's key; the gateway's operator has to see to it",
+                kind="provider_auth", status=502,
+            )
+        if status == 429:
+            return ProviderFailure(
+                "the provider limits the gateway's rate; try again later",
+                kind="provider_rate_limited", status=429, again=True,
+            )
+        if status in (400, 404, 409, 413, 415, 422):
+            return ProviderFailure(
+                "the provider refused the request" + await self._reason(response),
+                kind="provider_rejected", status=400,
+            )
+        return ProviderFailure(
+            "the provider failed", kind="provider_error", status=502, again=status == 503  # a 503 was not accepted
+        )
+
+    async def _reason(self, response: aiohttp.ClientResponse) -> str:
+        """The provider's error code, if it looks like one; its text is not for anyone's eyes."""
+        try:
+            error = _reply.decode(await self._whole(response, 65_536)).error
+        except (ProviderFailure, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return ""
+        for word in (error.code, error.type) if isinstance(error, _Error) else ():
+            if isinstance(word, str) and _CODE.fullmatch(word):
+                return f" ({word})"
+        return ""
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=15),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
+    yield first
+    if rest is not None:
+        async for chunk in rest:
+            yield chunk
+
+
+def _check_lines(whole: bytes) -> bool:
+    """Whether [DONE] is among these lines (WHATWG event streams). Raises ProviderFailure for lines that are none."""
+    done = False
+    for line in whole.split(b"\n"):
+        line = line.rstrip(b"\r")
+        if not line:
+            continue
+        if not line.startswith(_FIELDS):
+            raise _garbled()
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                done = True
+            elif b'"error"' in data:
+                _refuse_error(data)
+    return done
+
+
+def _refuse_error(data: bytes) -> None:
+    """Raises ProviderFailure unless `data` is a JSON object without an error in it."""
+    try:
+        reply = _reply.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise _garbled() from None
+    if reply.error is not None:
+        raise ProviderFailure("the provider failed", kind="provider_error", status=502)
+
+
+def _garbled() -> ProviderFailure:
+    return ProviderFailure(
+        "the provider's answer was cut short or is not one of its API", kind="provider_garbled", status=502
+    )
+
+
+def _timed_out() -> ProviderFailure:
+    return ProviderFailure("the provider did not answer in time", kind="provider_timeout", status=504)
