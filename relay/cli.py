@@ -1,0 +1,82 @@
+"""`relay`: the root of the commands, and the one place that turns an error into words and an exit code.
+
+Each group is imported when one of its commands runs, so that a hop never loads the gateway's code.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# The exit codes of every command, by whose fault it was; 2 is a usage error of the command line itself.
+EXIT_CODES: Final = {
+    "user": 3, "identity": 4, "link": 5, "policy": 6, "provider": 7, "store": 8, "unknown_outcome": 9, "peer": 10,
+}
+_GROUPS: Final = {
+    "gateway": ("relay.gateway.cli", "Run the gateway: the enterprise's end of the encrypted sessions."),
+    "hop": ("relay.hop.cli", "Run a hop: carry links of edges to the gateway, blindly."),
+}
+
+
+class _LazyGroups(TyperGroup):
+    """Knows the groups by name, and imports the one that is asked for."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_GROUPS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _GROUPS:
+            return None
+        module, text = _GROUPS[cmd_name]
+        if self.listing:
+            return TyperCommand(cmd_name, help=text)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.listing = False
+
+
+app = typer.Typer(
+    cls=_LazyGroups, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Causeway's relay: blind hops, and the gateway behind them.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+def main() -> None:
+    """Runs a command; a failure is one line and perhaps a hint on stderr, and an exit code by whose fault it was."""
+    try:
+        app()
+    except Exception as error:
+        sys.exit(_print_error(error))
+
+
+def _print_error(error: Any) -> int:
+    while isinstance(error, ExceptionGroup) and error.exceptions:  # a task group's: the first one is the story
+        error = error.exceptions[0]
+    fault = getattr(error, "fault", None)
+    if fault is None:
+        if os.environ.get("CAUSEWAY_DEBUG"):
+            raise error
+        typer.echo(f"relay: unexpected error: {type(error).__name__}", err=True)
+        typer.echo("hint: this is a defect; CAUSEWAY_DEBUG=1 shows where it happened", err=True)
+        return 1
+    typer.echo(f"relay: {error}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    return EXIT_CODES.get(fault, 1)

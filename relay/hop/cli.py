@@ -1,0 +1,136 @@
+"""`relay hop ...`: a hop's commands. What is heavy is imported inside the commands."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relay.hop.errors import HopMisuse
+
+if TYPE_CHECKING:
+    from relay.hop.app import Hop
+    from store.keys import Passphrase
+    from transport.identity.join import Invitation
+    from transport.links.base import Endpoint
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry links of edges to the gateway, blindly.")
+
+_HOME = typer.Option("--home", help="Folder of this hop's sealed identity.", envvar="CAUSEWAY_HOP_HOME")
+_PASSPHRASE = typer.Option(
+    "--passphrase-file", help="File with the passphrase; else $CREDENTIALS_DIRECTORY/hop-passphrase, else a prompt."
+)
+_DEFAULT_HOME = Path("~/.causeway/hop")
+
+
+@app.command()
+def join(
+    invitation_file: Annotated[
+        Path | None, typer.Option("--invitation-file", help="File with the invitation's line; else a prompt.")
+    ] = None,
+    gateway: Annotated[
+        str | None, typer.Option("--gateway", help="https://HOST:PORT of the gateway; else the invitation's hint.")
+    ] = None,
+    home: Annotated[Path, _HOME] = _DEFAULT_HOME,
+    passphrase_file: Annotated[Path | None, _PASSPHRASE] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Join a trust domain with an invitation."""
+    from relay.hop import identity
+
+    invitation = _invitation(invitation_file)
+    url = identity.base_url(gateway or _hinted(invitation.hints))
+    hop_home = identity.HopHome(home.expanduser(), _passphrase(passphrase_file, confirm=True))
+    joined = asyncio.run(identity.join(hop_home, invitation, url))
+    if as_json:
+        fields = {"id": str(joined.svid.id), "gateway": url, "enrolment": joined.enrolment,
+                  "expires": joined.svid.not_after}
+        typer.echo(json.dumps(fields))
+    else:
+        typer.echo(f"joined as {joined.svid.id}")
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        list[str], typer.Option("--listen", help="tcp:HOST:PORT or unix:PATH for edges; may be repeated.")
+    ],
+    gateway: Annotated[
+        str | None, typer.Option("--gateway", help="wss://HOST:PORT of the gateway; else the one joined at.")
+    ] = None,
+    home: Annotated[Path, _HOME] = _DEFAULT_HOME,
+    passphrase_file: Annotated[Path | None, _PASSPHRASE] = None,
+    max_links: Annotated[int, typer.Option("--max-links", min=1, max=10_000, help="Links at once.")] = 64,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="Bytes of one link, both ways.")] = 1 << 30,
+    idle: Annotated[float, typer.Option("--idle", min=1.0, help="Seconds without a byte that end a link.")] = 300.0,
+) -> None:
+    """Accept links and copy their bytes to the gateway and back, until SIGTERM or SIGINT."""
+    from relay.hop import identity
+    from relay.hop.app import Hop, HopLimits
+    from relay.hop.pipe import PipeLimits
+    from transport.links.base import Endpoint
+
+    endpoints = [Endpoint.parse(text) for text in listen]
+    hop_home = identity.HopHome(home.expanduser(), _passphrase(passphrase_file, confirm=False))
+    me = hop_home.load()
+    url = identity.base_url(gateway or me.gateway)
+    limits = HopLimits(max_links=max_links, pipe=PipeLimits(max_bytes=max_bytes, idle_s=idle))
+
+    async def run() -> None:
+        await _until_signal(Hop(hop_home, me, url, limits=limits, report=_report), endpoints)
+
+    asyncio.run(run())
+
+
+async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]") -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await hop.run(endpoints, stop)
+
+
+def _report(line: str) -> None:
+    typer.echo(f"relay: {line}", err=True)
+
+
+def _invitation(path: Path | None) -> "Invitation":
+    from transport.identity.join import LINE_MAX, Invitation
+
+    if path is None:
+        _need_terminal("an invitation", "--invitation-file FILE")
+        return Invitation.parse(typer.prompt("invitation", hide_input=True, err=True))
+    try:
+        with path.open("rb") as file:
+            line = file.read(2 * LINE_MAX)
+    except OSError as error:
+        raise HopMisuse(f"cannot read the invitation: {os.strerror(error.errno or 0).lower()}") from None
+    return Invitation.parse(line.decode("ascii", errors="replace"))
+
+
+def _hinted(hints: tuple[str, ...]) -> str:
+    for hint in hints:
+        if hint.startswith(("https://", "wss://")):
+            return hint
+    raise HopMisuse("the invitation does not say where the gateway is", hint="add --gateway https://HOST:PORT")
+
+
+def _passphrase(path: Path | None, *, confirm: bool) -> "Passphrase":
+    from store.keys import Passphrase
+
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if path is None and credentials and (Path(credentials) / "hop-passphrase").exists():
+        path = Path(credentials) / "hop-passphrase"
+    if path is not None:
+        return Passphrase.from_file(path)
+    _need_terminal("the passphrase", "--passphrase-file FILE")
+    return Passphrase(typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _need_terminal(what: str, option: str) -> None:
+    if not sys.stdin.isatty():
+        raise HopMisuse(f"there is no terminal to ask for {what}", hint=f"use {option}")
