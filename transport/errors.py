@@ -8,6 +8,8 @@
      +-- IdentityRefused       fault identity  a certificate, role or signature was not acceptable
      |    +-- IdentityExpired  fault identity  outside its validity; also how a wrong clock shows
      +-- PeerRefused           fault policy    the peer said no, with a code from the specification
+     +-- RequestRefused        fault policy    the gateway ended one request; `reason`, `status` and `may_retry` say how
+     +-- StreamEnded           fault link      nobody waits for this answer any more: cancelled, or the session is gone
      +-- Overloaded            fault peer      a limit of ours or theirs is reached; try later
      +-- LinkLost              fault link      the link ended without an authenticated close
      +-- HandshakeTimeout      fault link      the peer made no progress in time
@@ -77,6 +79,24 @@ class PeerRefused(TransportError):
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
+
+
+class RequestRefused(TransportError):
+    """`reason` and `status` are the gateway's; `may_retry` only if no provider accepted the request."""
+
+    code = "request_refused"
+    fault = "policy"
+
+    def __init__(self, message: str, *, status: int, reason: str, retryable: bool) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.may_retry = retryable
+
+
+class StreamEnded(TransportError):
+    code = "stream_ended"
+    fault = "link"
 
 
 class Overloaded(TransportError):

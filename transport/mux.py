@@ -1,0 +1,385 @@
+"""Many requests on one session: numbers, credit, fairness, cancellation. Sans-IO, no clock. docs/SPEC.md section 7.
+
+Both sides keep a queue of small messages, which go first, and send stream data round robin, so that one long answer
+does not hold up a short one. A message for a stream that was never opened ends the session.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from transport.errors import LocalMisuse, Overloaded, ProtocolViolation
+from transport.messages import (
+    CONTROL,
+    DATA_MAX,
+    MESSAGE_MAX,
+    RECORD_PLAINTEXT_MAX,
+    REQUEST_BODY_MAX,
+    STREAMS_MAX,
+    Answer,
+    AnswerData,
+    Body,
+    Cancel,
+    Credit,
+    End,
+    Message,
+    Open,
+    Refuse,
+    RequestHeader,
+    decode_header,
+    encode,
+    request_digest,
+)
+from transport.records import LENGTH_LEN
+from transport.stream import ANSWER_CREDIT, BODY_CREDIT, BodyBuffer, ReceiveHalf, SendHalf
+
+BODIES_MAX: Final = 4 * REQUEST_BODY_MAX  # bytes of unfinished request bodies a gateway holds for one session
+_OVERHEAD: Final = MESSAGE_MAX - DATA_MAX + LENGTH_LEN  # around the bytes of a data message, at most
+_FLOOR: Final = 256  # a smaller rest of a record is left to padding
+
+
+@dataclass(frozen=True)
+class RequestReceived:
+    """Gateway: a whole request, length and digest verified."""
+
+    stream: int
+    request_id: bytes
+    header: RequestHeader
+    header_bytes: bytes
+    body: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class RequestCancelled:
+    """Gateway: the edge wants no more of this answer. The stream is over."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class StreamWritable:
+    """Gateway: some of this answer's bytes have left, so more may be written."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class AnswerStarted:
+    """Edge."""
+
+    stream: int
+    status: int
+    content_type: str
+    streamed: bool
+
+
+@dataclass(frozen=True)
+class AnswerBytes:
+    """Edge: report them with `consumed` once they are out of memory."""
+
+    stream: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class AnswerEnded:
+    """Edge: the answer is whole; its length and SHA-256 were checked. The stream is over."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class StreamRefused:
+    """Edge: the gateway ended the request. The stream is over."""
+
+    stream: int
+    status: int
+    code: str
+    message: str
+    retryable: bool
+
+
+StreamEvent = (
+    RequestReceived | RequestCancelled | StreamWritable | AnswerStarted | AnswerBytes | AnswerEnded | StreamRefused
+)
+
+
+class _Mux(ABC):
+    """What both sides share: the queue of small messages and the round robin over sending halves."""
+
+    def __init__(self) -> None:
+        self.events: deque[StreamEvent] = deque()
+        self._queue: deque[Message] = deque()
+        self._senders: dict[int, SendHalf] = {}  # insertion order is the order of turns
+
+    def send(self, message: Message) -> None:
+        """Queues a small message ahead of all stream data."""
+        self._queue.append(message)
+
+    def burst(self, limit: int) -> tuple[list[bytes], bool]:
+        """(encoded messages for one burst of about `limit` bytes, whether they are flow control alone)."""
+        out: list[bytes] = []
+        control = True
+        total, room = 0, RECORD_PLAINTEXT_MAX  # room: what is left of the record that `pack` is filling
+        while total < limit:
+            if room < _OVERHEAD + _FLOOR:
+                room = RECORD_PLAINTEXT_MAX
+            message = self._queue.popleft() if self._queue else self._next_data(min(room - _OVERHEAD, DATA_MAX))
+            if message is None:
+                break
+            control = control and isinstance(message, CONTROL)
+            out.append(encode(message))
+            size = len(out[-1]) + LENGTH_LEN
+            room = (room if size <= room else RECORD_PLAINTEXT_MAX) - size
+            total += size
+        return out, control
+
+    def _next_data(self, room: int) -> Message | None:
+        for stream, half in list(self._senders.items()):
+            if half.sendable:
+                offset, data = half.take(room)
+                self._senders[stream] = self._senders.pop(stream)  # to the end of the turns
+                return self._data_message(stream, offset, data)
+            if half.drained:
+                del self._senders[stream]
+                last = self._last_message(stream, half)
+                if last is not None:
+                    return last
+        return None
+
+    def _grant(self, message: Credit) -> None:
+        half = self._senders.get(message.stream)
+        if half is not None:
+            half.grant(message.limit)
+
+    @property
+    def queued(self) -> int:
+        """Small messages that wait to leave."""
+        return len(self._queue)
+
+    @abstractmethod
+    def _data_message(self, stream: int, offset: int, data: bytes) -> Message: ...
+
+    @abstractmethod
+    def _last_message(self, stream: int, half: SendHalf) -> Message | None: ...
+
+
+class _Asked:
+    """The edge's view of one stream: how far its answer has come."""
+
+    def __init__(self) -> None:
+        self.answer = ReceiveHalf(ANSWER_CREDIT)
+        self.started = False
+        self.cancelled = False
+
+
+class EdgeMux(_Mux):
+    """The side that asks. Streams are numbered from 0 upwards and never used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0
+        self._streams: dict[int, _Asked] = {}
+
+    def request(self, request_id: bytes, header: bytes, body: bytes) -> int:
+        """Queues a request and returns its stream number. Raises Overloaded with 32 streams open."""
+        if len(self._streams) >= STREAMS_MAX:
+            raise Overloaded(f"{STREAMS_MAX} requests are already open on this session")
+        if decode_header(header).body_length != len(body):
+            raise LocalMisuse("header does not tell the body's length")
+        stream = self._next
+        self._next += 1
+        self._streams[stream] = _Asked()
+        self.send(Open(stream, request_id, header, request_digest(header, body)))
+        if body:
+            half = SendHalf(BODY_CREDIT)
+            half.write(body)
+            half.end()
+            self._senders[stream] = half
+        return stream
+
+    def cancel(self, stream: int) -> None:
+        """No more of this answer is wanted; no event follows for it. Does nothing for a stream that is over."""
+        asked = self._streams.get(stream)
+        if asked is not None and not asked.cancelled:
+            asked.cancelled = True
+            self._senders.pop(stream, None)
+            self.send(Cancel(stream))
+
+    def consumed(self, stream: int, count: int) -> None:
+        """The application has taken `count` answer bytes, so that the gateway may send more."""
+        asked = self._streams.get(stream)
+        if asked is not None:
+            limit = asked.answer.consume(count)
+            if limit is not None:
+                self.send(Credit(stream, limit))
+
+    def receive(self, message: Message) -> None:
+        """Raises ProtocolViolation for what a gateway may not send, or not now."""
+        if not isinstance(message, Credit | Answer | AnswerData | End | Refuse):
+            raise ProtocolViolation("message is not for this side")
+        asked = self._streams.get(message.stream)
+        if asked is None:
+            # Credit for a body that has all been sent, and whose stream has been refused meanwhile, is late, not wrong.
+            if isinstance(message, Credit) and message.stream < self._next:
+                return
+            raise ProtocolViolation("stream is not open")
+        match message:
+            case Credit():
+                self._grant(message)
+            case Answer():
+                if asked.started:
+                    raise ProtocolViolation("answer begins twice")
+                asked.started = True
+                self._tell(asked, AnswerStarted(
+                    message.stream, message.status, message.content_type, message.streamed
+                ))
+            case AnswerData():
+                self._check_started(asked)
+                asked.answer.accept(message.offset, message.data)
+                self._tell(asked, AnswerBytes(message.stream, message.data))
+            case End():
+                self._check_started(asked)
+                asked.answer.check_end(message.length, message.sha256)
+                self._close(message.stream)
+                self._tell(asked, AnswerEnded(message.stream))
+            case Refuse():
+                self._close(message.stream)
+                self._tell(asked, StreamRefused(
+                    message.stream, message.status, message.code, message.message, message.retryable
+                ))
+
+    def _check_started(self, asked: _Asked) -> None:
+        if not asked.started:
+            raise ProtocolViolation("answer has not begun")
+
+    def _close(self, stream: int) -> None:
+        del self._streams[stream]
+        self._senders.pop(stream, None)
+
+    def _tell(self, asked: _Asked, event: StreamEvent) -> None:
+        if not asked.cancelled:
+            self.events.append(event)
+
+    def _data_message(self, stream: int, offset: int, data: bytes) -> Message:
+        return Body(stream, offset, data)
+
+    def _last_message(self, stream: int, half: SendHalf) -> Message | None:
+        return None  # the header told the body's length
+
+
+@dataclass
+class _Asking:
+    """The gateway's view of one stream whose request is not whole yet."""
+
+    request: Open
+    header: RequestHeader
+    body: BodyBuffer
+
+
+class GatewayMux(_Mux):
+    """The side that answers. Bodies are put together here, so that nothing acts on a part of a request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -1
+        self._incoming: dict[int, _Asking] = {}
+        self._answering: set[int] = set()
+
+    def answer(self, stream: int, status: int, content_type: str, *, streamed: bool) -> None:
+        """Begins an answer. Like the three below: does nothing for a stream that the edge has cancelled."""
+        if stream in self._answering and stream not in self._senders:
+            self._senders[stream] = SendHalf(ANSWER_CREDIT)
+            self.send(Answer(stream, 0, status, content_type, streamed))
+
+    def write(self, stream: int, data: bytes) -> None:
+        half = self._senders.get(stream)
+        if half is not None:
+            half.write(data)
+
+    def end(self, stream: int) -> None:
+        half = self._senders.get(stream)
+        if half is not None:
+            half.end()
+
+    def refuse(self, stream: int, status: int, code: str, message: str, *, retryable: bool) -> None:
+        """Ends a stream without (the rest of) an answer."""
+        if stream in self._answering:
+            self._over(stream)
+            self.send(Refuse(stream, status, code, message, retryable))
+
+    def buffered(self, stream: int) -> int:
+        """Answer bytes that wait to leave; the caller stops writing while there are many."""
+        half = self._senders.get(stream)
+        return 0 if half is None else half.buffered
+
+    def receive(self, message: Message) -> None:
+        """Raises ProtocolViolation for what an edge may not send, or not now."""
+        match message:
+            case Open():
+                self._open(message)
+            case Body():
+                asking = self._incoming.get(message.stream)
+                if asking is None:
+                    # Bytes that were under way when a request was refused are late, not wrong.
+                    if message.stream > self._last:
+                        raise ProtocolViolation("stream is not open")
+                    return
+                asking.body.accept(message.offset, message.data)
+                self._finish_if_whole(message.stream, asking)
+            case Credit():
+                if message.stream > self._last:
+                    raise ProtocolViolation("stream is not open")
+                self._grant(message)
+            case Cancel():
+                if message.stream > self._last:
+                    raise ProtocolViolation("stream is not open")
+                if message.stream in self._answering:
+                    if message.stream not in self._incoming:
+                        self.events.append(RequestCancelled(message.stream))
+                    self.refuse(message.stream, 499, "cancelled", "the request was cancelled", retryable=False)
+            case _:
+                raise ProtocolViolation("message is not for this side")
+
+    def _open(self, message: Open) -> None:
+        if message.stream <= self._last:
+            raise ProtocolViolation("stream number was used before")
+        if len(self._answering) >= STREAMS_MAX:
+            raise ProtocolViolation("too many streams are open")
+        self._last = message.stream
+        self._answering.add(message.stream)
+        asking = _Asking(message, header := decode_header(message.header), BodyBuffer(header.body_length))
+        held = sum(other.header.body_length for other in self._incoming.values())
+        if held + header.body_length > BODIES_MAX:
+            self.refuse(message.stream, 429, "overloaded", "too many requests at once", retryable=True)
+            return
+        self._incoming[message.stream] = asking
+        if header.body_length > BODY_CREDIT:
+            self.send(Credit(message.stream, asking.body.grant_all()))
+        self._finish_if_whole(message.stream, asking)
+
+    def _finish_if_whole(self, stream: int, asking: _Asking) -> None:
+        if not asking.body.complete:
+            return
+        del self._incoming[stream]
+        body = asking.body.take()
+        if request_digest(asking.request.header, body) != asking.request.digest:
+            raise ProtocolViolation("request does not fit its digest")
+        self.events.append(RequestReceived(
+            stream, asking.request.request_id, asking.header, asking.request.header, body, asking.request.digest
+        ))
+
+    def _over(self, stream: int) -> None:
+        self._answering.discard(stream)
+        self._incoming.pop(stream, None)
+        self._senders.pop(stream, None)
+
+    def _data_message(self, stream: int, offset: int, data: bytes) -> Message:
+        self.events.append(StreamWritable(stream))
+        return AnswerData(stream, offset, data)
+
+    def _last_message(self, stream: int, half: SendHalf) -> Message | None:
+        self._over(stream)
+        return End(stream, half.sent, half.digest())

@@ -1,0 +1,210 @@
+"""Records: length-prefixed AES-256-GCM, padded by burst, rekeyed by the sender. docs/SPEC.md section 5.
+
+    record  = length(2, big-endian) || ciphertext || tag(16)      length = of ciphertext and tag, 17 to 16,400
+    inside  = (message length(2) || message)*, then zeros up to the record's end (a length of zero begins them)
+
+The length bytes are the associated data. Nonces are implicit counters, one key per direction; a lost, reordered,
+repeated or altered record fails, and after a failure the opener is dead: keys belong to one link.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from transport.errors import LocalMisuse, ProtocolViolation
+from transport.messages import MESSAGE_MAX, RECORD_PLAINTEXT_MAX, Message, Rekey, decode, encode
+from transport.noise import TAG_LEN, CipherState
+
+LENGTH_LEN: Final = 2
+RECORD_MIN: Final = TAG_LEN + 1
+RECORD_MAX: Final = RECORD_PLAINTEXT_MAX + TAG_LEN
+REKEY_RECORDS: Final = 1 << 20  # NIST SP 800-38D keeps far above; small enough that a key covers little
+REKEY_BYTES: Final = 1 << 30
+REKEY_SECONDS: Final = 15 * 60
+REKEY_FLOOR_BYTES: Final = 64 * 1024  # a peer may not rekey more often than every so many bytes ...
+REKEY_FLOOR_SECONDS: Final = 10.0  # ... or seconds
+CONTROL_BLOCK: Final = 64
+BURST_FLOOR: Final = 512
+_POWERS_UP_TO: Final = 4_096
+_REKEY: Final = encode(Rekey())
+
+
+def padded_length(length: int, *, control: bool) -> int:
+    """How many plaintext bytes a burst of `length` takes on the wire.
+
+    Control bursts: a multiple of 64. Others: at least 512, powers of two to 4 KiB, then Padme (Nikitin et al., PETS
+    2019, section 4), which leaks O(log log L) bits at 12 % overhead at most.
+    """
+    if control:
+        return -(-length // CONTROL_BLOCK) * CONTROL_BLOCK
+    if length <= _POWERS_UP_TO:
+        return max(BURST_FLOOR, 1 << (length - 1).bit_length())
+    exponent = length.bit_length() - 1
+    low_bits = exponent - exponent.bit_length()
+    mask = (1 << low_bits) - 1
+    return (length + mask) & ~mask
+
+
+def pack(messages: Sequence[bytes]) -> list[bytes]:
+    """Encoded messages into record plaintexts, each message whole in one record."""
+    plaintexts: list[bytes] = []
+    current = bytearray()
+    for message in messages:
+        if not 0 < len(message) <= MESSAGE_MAX:
+            raise LocalMisuse("message does not fit a record")
+        if current and len(current) + LENGTH_LEN + len(message) > RECORD_PLAINTEXT_MAX:
+            plaintexts.append(bytes(current))
+            current.clear()
+        current += len(message).to_bytes(LENGTH_LEN, "big") + message
+    if current:
+        plaintexts.append(bytes(current))
+    return plaintexts
+
+
+def pad(plaintexts: Sequence[bytes], *, control: bool) -> list[bytes]:
+    """Zeros behind the messages: all records full but the last, so that sizes tell the padded total and no more."""
+    total = (len(plaintexts) - 1) * RECORD_PLAINTEXT_MAX + len(plaintexts[-1])
+    target = padded_length(total, control=control)
+    full, rest = divmod(target, RECORD_PLAINTEXT_MAX)
+    sizes = [RECORD_PLAINTEXT_MAX] * full + ([rest] if rest else [])
+    contents = [*plaintexts, *[b""] * (len(sizes) - len(plaintexts))]
+    return [content.ljust(size, b"\0") for content, size in zip(contents, sizes, strict=True)]
+
+
+def unpack(plaintext: bytes) -> list[bytes]:
+    """The encoded messages of a record, perhaps none. Raises ProtocolViolation for a cut one, or padding not zero."""
+    messages: list[bytes] = []
+    view = memoryview(plaintext)
+    position = 0
+    while position < len(view):
+        length = int.from_bytes(view[position : position + LENGTH_LEN], "big")
+        if length == 0:
+            break
+        position += LENGTH_LEN
+        if length > len(view) - position:
+            raise ProtocolViolation("message is cut short")
+        messages.append(bytes(view[position : position + length]))
+        position += length
+    if plaintext.count(0, position) != len(plaintext) - position:
+        raise ProtocolViolation("padding is not zero")
+    return messages
+
+
+@dataclass
+class _Usage:
+    """What one key has done, and since when."""
+
+    since: float
+    records: int = 0
+    bytes: int = 0
+
+
+class RecordSealer:
+    """Seals bursts of messages in one direction. `now` in unix seconds that never fall."""
+
+    def __init__(self, cipher: CipherState, now: float, *, padding: bool = True) -> None:
+        self._cipher = cipher
+        self._padding = padding
+        self._used = _Usage(now)
+
+    def seal_burst(self, messages: Sequence[bytes], now: float, *, control: bool = False) -> bytes:
+        """All records of one burst of encoded messages; `control` says that they are flow control alone.
+
+        Raises LocalMisuse for no message or one that is too long.
+        """
+        if not messages:
+            raise LocalMisuse("a burst needs a message")
+        plaintexts = pack(messages)
+        if self._padding:
+            plaintexts = pad(plaintexts, control=control)
+        return b"".join(self._seal(plaintext, now) for plaintext in plaintexts)
+
+    def seal_record(self, plaintext: bytes) -> bytes:
+        """One record of exactly these bytes; for record 0, whose padding the handshake decides."""
+        if not 0 < len(plaintext) <= RECORD_PLAINTEXT_MAX:
+            raise LocalMisuse("record plaintext has a bad length")
+        header = (len(plaintext) + TAG_LEN).to_bytes(LENGTH_LEN, "big")
+        self._used.records += 1
+        self._used.bytes += len(plaintext)
+        return header + self._cipher.encrypt(header, plaintext)
+
+    def _seal(self, plaintext: bytes, now: float) -> bytes:
+        record = self.seal_record(plaintext)
+        used = self._used
+        if used.records >= REKEY_RECORDS or used.bytes >= REKEY_BYTES or now - used.since >= REKEY_SECONDS:
+            # The notice is a record of its own, the last one under the old key.
+            record += self.seal_record(pad(pack([_REKEY]), control=True)[0])
+            self._cipher.rekey()
+            self._used = _Usage(now)
+        return record
+
+
+class RecordOpener:
+    """Opens records of one direction from bytes as they come; holds at most what was fed and one record.
+
+    After any exception it is dead: the key is dropped, and every later call raises LocalMisuse.
+    """
+
+    def __init__(self, cipher: CipherState, now: float) -> None:
+        self._cipher: CipherState | None = cipher
+        self._used = _Usage(now)
+        self._buffer = bytearray()
+
+    @property
+    def buffered(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next_record(self) -> tuple[bytes, bytes] | None:
+        """(record as sent, plaintext), or None until a whole record is there.
+
+        Raises ProtocolViolation for a bad length or a key used beyond twice its limits, DecryptFailed for a bad tag.
+        """
+        if self._cipher is None:
+            raise LocalMisuse("this direction has ended")
+        if len(self._buffer) < LENGTH_LEN:
+            return None
+        length = int.from_bytes(self._buffer[:LENGTH_LEN], "big")
+        cipher, self._cipher = self._cipher, None  # stays dead if anything below raises
+        if not RECORD_MIN <= length <= RECORD_MAX:
+            raise ProtocolViolation("record length is out of bounds")
+        if len(self._buffer) < LENGTH_LEN + length:
+            self._cipher = cipher
+            return None
+        record = bytes(self._buffer[: LENGTH_LEN + length])
+        del self._buffer[: LENGTH_LEN + length]
+        used = self._used
+        used.records += 1
+        used.bytes += length - TAG_LEN
+        if used.records > 2 * REKEY_RECORDS or used.bytes > 2 * REKEY_BYTES:
+            raise ProtocolViolation("peer did not rekey in time")
+        plaintext = cipher.decrypt(record[:LENGTH_LEN], record[LENGTH_LEN:])
+        self._cipher = cipher
+        return record, plaintext
+
+    def next_messages(self, now: float) -> list[Message] | None:
+        """The messages of the next whole record, perhaps none; `Rekey` is carried out here and not returned."""
+        opened = self.next_record()
+        if opened is None:
+            return None
+        cipher, self._cipher = self._cipher, None
+        messages = [decode(message) for message in unpack(opened[1])]
+        for message in messages[:-1]:
+            if isinstance(message, Rekey):
+                raise ProtocolViolation("rekey is not the last message of its record")
+        self._cipher = cipher
+        if messages and isinstance(messages[-1], Rekey):
+            messages.pop()
+            self._rekey(now)
+        return messages
+
+    def _rekey(self, now: float) -> None:
+        cipher, self._cipher = self._cipher, None
+        if self._used.bytes < REKEY_FLOOR_BYTES and now - self._used.since < REKEY_FLOOR_SECONDS:
+            raise ProtocolViolation("peer rekeys too often")
+        if cipher is not None:
+            cipher.rekey()
+        self._used = _Usage(now)
+        self._cipher = cipher
