@@ -1,0 +1,152 @@
+"""This device's identity: joining through a hop, renewal by the device key, and where its keys are kept.
+
+Two keys: the device key, made once and registered with the gateway, good for one thing, getting SVIDs; and the SVID key,
+new with each SVID. Both lie in the encrypted store. What the gateway issues is believed only after it has been checked
+against the root that the invitation named.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import msgspec
+
+from store.settings import Settings
+from transport.connection import Joining, Renewing
+from transport.errors import IdentityRefused
+from transport.identity.join import Invitation, bundle_from_joined_root
+from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
+from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.links.base import Link
+from transport.messages import Issued
+from transport.primitives import Secret, SigningKey, sha256
+from transport.session import obtain
+
+NAMESPACE = "identity"
+_RECORD = "device"
+_PENDING = "pending-device-key"
+
+
+class _Record(msgspec.Struct, array_like=True):
+    """The stored form; lives in the encrypted database alone."""
+
+    id: str
+    enrolment: int
+    device_key: bytes
+    svid_key: bytes
+    chain: list[bytes]
+    roots: list[bytes]
+    bundle_sequence: int
+    endpoints: list[str]
+
+    def __repr__(self) -> str:
+        return "<identity record>"
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceIdentity:
+    """Who this device is. `endpoints` are the hop and gateway addresses its invitation gave, best first."""
+
+    id: SpiffeId
+    enrolment: int
+    device_key: SigningKey
+    svid: Svid
+    bundle: TrustBundle
+    endpoints: tuple[str, ...]
+
+    @classmethod
+    async def load(cls, settings: Settings) -> Self | None:
+        """The stored identity, or None if this device has not joined."""
+        raw = await settings.get(_RECORD)
+        if raw is None:
+            return None
+        record = msgspec.msgpack.decode(raw, type=_Record)
+        spiffe_id = SpiffeId.parse(record.id)
+        return cls(
+            spiffe_id,
+            record.enrolment,
+            SigningKey.from_pkcs8(Secret(record.device_key)),
+            Svid.from_chain(record.chain, SigningKey.from_pkcs8(Secret(record.svid_key))),
+            TrustBundle(spiffe_id.trust_domain, tuple(record.roots), record.bundle_sequence),
+            tuple(record.endpoints),
+        )
+
+    async def save(self, settings: Settings) -> None:
+        record = _Record(
+            str(self.id),
+            self.enrolment,
+            self.device_key.to_pkcs8().expose(),
+            self.svid.key.to_pkcs8().expose(),
+            list(self.svid.chain),
+            list(self.bundle.roots),
+            self.bundle.sequence,
+            list(self.endpoints),
+        )
+        await settings.put(_RECORD, msgspec.msgpack.encode(record))
+
+    def svid_valid(self, now: float) -> bool:
+        """Whether the SVID is within its validity at `now` (unix seconds)."""
+        return self.svid.not_before <= now < self.svid.not_after
+
+    def wants_renewal(self, now: float) -> bool:
+        """From the half of its life on, or outside it."""
+        return not self.svid_valid(now) or now > (self.svid.not_before + self.svid.not_after) / 2
+
+    def verify_gateway(self, chain: Sequence[bytes], now: float) -> VerifiedPeer:
+        """Checks a gateway's chain against our bundle. Raises IdentityRefused."""
+        return verify_svid(chain, self.bundle, role="gateway", now=now)
+
+
+async def join(settings: Settings, invitation: Invitation, link: Link, endpoints: tuple[str, ...]) -> DeviceIdentity:
+    """Redeems an invitation over a fresh link, which it closes, and stores the identity. Raises TransportError.
+
+    A link lost half-way strands nobody: the device key is stored first and used again by the next attempt, for which
+    the gateway gives the same registration while the invitation lasts.
+    """
+    pending = await settings.get(_PENDING)
+    device_key = SigningKey.from_pkcs8(Secret(pending)) if pending else SigningKey.generate()
+    if pending is None:
+        await settings.put(_PENDING, device_key.to_pkcs8().expose())
+    svid_key = SigningKey.generate()
+
+    def verify_gateway(chain: Sequence[bytes], now: float) -> VerifiedPeer:
+        return verify_svid(chain, bundle_from_joined_root(invitation, chain), role="gateway", now=now)
+
+    purpose = Joining(invitation, device_key.public.spki, make_csr(svid_key))
+    issued = await obtain(link, purpose, device_key, verify_gateway)
+    if not any(sha256(root) == invitation.root_sha256 for root in issued.roots):
+        raise IdentityRefused("the issued bundle lacks the invitation's root", rule="root hash")
+    bundle = TrustBundle(invitation.trust_domain, tuple(issued.roots), issued.bundle_sequence)
+    svid = _accept(issued, svid_key, bundle, invitation.id)
+    identity = DeviceIdentity(invitation.id, issued.enrolment, device_key, svid, bundle, endpoints)
+    await identity.save(settings)
+    await settings.delete(_PENDING)
+    return identity
+
+
+async def renew(settings: Settings, identity: DeviceIdentity, link: Link) -> DeviceIdentity:
+    """Gets and stores the next SVID over a fresh link, which it closes. Works after the old one has run out.
+
+    Raises TransportError; then the stored identity is as it was.
+    """
+    svid_key = SigningKey.generate()
+    purpose = Renewing(identity.device_key.public.spki, make_csr(svid_key))
+    issued = await obtain(link, purpose, identity.device_key, identity.verify_gateway)
+    bundle = identity.bundle
+    if issued.bundle_sequence > bundle.sequence:  # never back: an old bundle could bring back a withdrawn root
+        bundle = TrustBundle(bundle.trust_domain, tuple(issued.roots), issued.bundle_sequence)
+    svid = _accept(issued, svid_key, bundle, identity.id)
+    renewed = replace(identity, svid=svid, bundle=bundle, enrolment=issued.enrolment)
+    await renewed.save(settings)
+    return renewed
+
+
+def _accept(issued: Issued, key: SigningKey, bundle: TrustBundle, expected: SpiffeId) -> Svid:
+    """The issued SVID, if it is for our key, our ID and leads to the bundle. Raises IdentityRefused."""
+    svid = Svid.from_chain(issued.chain, key)
+    peer = verify_svid(issued.chain, bundle, role="edge", now=time.time())
+    if peer.id != expected or issued.id != str(expected):
+        raise IdentityRefused("the gateway issued an SVID for another ID", rule="issued ID")
+    return svid
+
