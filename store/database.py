@@ -121,7 +121,10 @@ class Database:
     def _submit(self, work: Callable[[Connection], T], read_only: bool) -> "concurrent.futures.Future[T]":
         if self._closed:
             raise StoreMisuse("the database is closed")
-        return self._executor.submit(self._transaction, work, read_only)
+        try:
+            return self._executor.submit(self._transaction, work, read_only)
+        except RuntimeError:  # closed by another thread in between
+            raise StoreMisuse("the database is closed") from None
 
     # From here on everything runs on the owner thread.
 

@@ -61,6 +61,7 @@ class Documents:
             raise StoreMisuse("a label is public, internal or local-only")
         if len(sha256) != 32 or not collection or not source:
             raise StoreMisuse("a document needs a collection, a source and a SHA-256")
+        source, title, texts = _storable(source), _storable(title), [_storable(chunk.text) for chunk in chunks]
         rows = coding.checked_rows(vectors, len(chunks))
         codes, values = coding.encode_codes(rows), coding.encode_rows(rows)
 
@@ -79,16 +80,14 @@ class Documents:
                 (collection_id, source, title, sha256, strictest, len(chunks)),
             ).lastrowid
             assert document_id is not None
-            for chunk, code, value in zip(chunks, codes, values, strict=True):
+            for chunk, text, code, value in zip(chunks, texts, codes, values, strict=True):
                 chunk_id = connection.execute(
                     "INSERT INTO chunks (document_id, text, page, line) VALUES (?, ?, ?, ?)",
-                    (document_id, chunk.text, chunk.page, chunk.line),
+                    (document_id, text, chunk.page, chunk.line),
                 ).lastrowid
                 connection.execute("INSERT INTO codes VALUES (?, ?, ?)", (collection_id, chunk_id, code))
                 connection.execute("INSERT INTO vectors VALUES (?, ?)", (chunk_id, value))
-                connection.execute(
-                    "INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (chunk_id, title, chunk.text)
-                )
+                connection.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (chunk_id, title, text))
             connection.execute("UPDATE collections SET added = added + 1 WHERE id = ?", (collection_id,))
             return _known(connection, document_id)
 
@@ -128,6 +127,11 @@ class Documents:
             return int(row[0]), int(row[1])
 
         return await self._database.run(work, read_only=True)
+
+
+def _storable(text: str) -> str:
+    """Text with lone surrogates (odd file names, broken PDFs) spelled out, since they have no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _collection(connection: Connection, name: str, model_id: str, dimension: int) -> int:

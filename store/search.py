@@ -13,7 +13,7 @@ from store.database import Connection, Database
 from store.errors import ModelMismatch, StoreMisuse
 from store.vectors import CodeIndex, FloatArray, checked_rows, similarities
 
-__all__ = ["Hit", "Search", "fts_query", "fuse"]
+__all__ = ["Hit", "Search", "fts_words", "fuse"]
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -22,6 +22,7 @@ _CANDIDATES: Final = 200  # of each ranking; recall@10 was 1.0 for 200 of 100,00
 _CANDIDATE_SHARE: Final = 1000  # ... and for 1 in 1,000 beyond
 _FUSION: Final = 60
 _MAX_WORDS: Final = 64
+_SCORED_ROWS: Final = 20_000
 _WORD: Final = re.compile(r"\w+(?:[-./]\w+)*")
 
 
@@ -108,7 +109,7 @@ class Search:
             index = self._index(collection, (id, model, dimension))
             index.refresh(connection, added=added, removed=removed)
             count = max(_CANDIDATES, len(index) // _CANDIDATE_SHARE)
-            by_words = _by_words(connection, id, text, count)
+            by_words = _by_words(connection, id, text, count=count, size=len(index))
             candidates = index.nearest(unit, count)
             similarity = similarities(connection, sorted({*candidates, *by_words}), unit)
             by_meaning = sorted(candidates, key=lambda id: (-similarity[id], id))
@@ -133,30 +134,53 @@ def fuse(rankings: Sequence[Sequence[K]]) -> list[tuple[K, float]]:
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def fts_query(text: str) -> str:
-    """An FTS5 expression that matches any word of `text`, at most 64; "" if there is none.
+def fts_words(text: str) -> list[str]:
+    """The words of `text` as FTS5 expressions, distinct, at most 64.
 
-    Each word is a quoted string, so nothing in it is syntax. What is joined by - . / (a part number) counts in parts
-    and once more as a phrase.
+    Each is a quoted string, so nothing in it is syntax. What is joined by - . / (a part number) counts in parts and
+    once more as a phrase.
     """
     words: list[str] = []
     for match in _WORD.findall(text.lower()):
         words.append(match)
         words += re.split(r"[-./]", match)
-    distinct = [word for word in dict.fromkeys(words) if word][:_MAX_WORDS]
-    return " OR ".join(f'"{word}"' for word in distinct)
+    return [f'"{word}"' for word in dict.fromkeys(words) if word][:_MAX_WORDS]
 
 
-def _by_words(connection: Connection, collection_id: int, text: str, count: int) -> list[int]:
-    expression = fts_query(text)
-    if not expression:
+def _by_words(connection: Connection, collection_id: int, text: str, *, count: int, size: int) -> list[int]:
+    words = fts_words(text)
+    if size > _SCORED_ROWS:
+        words = _telling(connection, words)
+    if not words:
         return []
     rows = connection.execute(
-        "SELECT w.rowid FROM words w JOIN chunks k ON k.id = w.rowid JOIN documents d ON d.id = k.document_id"
-        " WHERE words MATCH ? AND d.collection_id = ? ORDER BY bm25(words), w.rowid LIMIT ?",
-        (expression, collection_id, count),
+        "SELECT w.rowid FROM words w JOIN codes k ON k.chunk_id = w.rowid AND k.collection_id = ?"
+        " WHERE words MATCH ? ORDER BY bm25(words), w.rowid LIMIT ?",
+        (collection_id, " OR ".join(words), count),
     )
     return [row[0] for row in rows]
+
+
+def _telling(connection: Connection, words: list[str]) -> list[str]:
+    """The rarest words, as many as keep the rows to score in bounds, at least one that occurs.
+
+    Scoring a row costs 8 us, and a word that is everywhere (whatever the language) adds rows but hardly any order.
+    """
+    statement = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+    counted = []
+    for word in words:
+        row = connection.execute(statement, (word, _SCORED_ROWS)).fetchone()
+        assert row is not None
+        if row[0]:
+            counted.append((row[0], word))
+    kept: list[str] = []
+    total = 0
+    for rows, word in sorted(counted):
+        total += rows
+        if kept and total > _SCORED_ROWS:
+            break
+        kept.append(word)
+    return kept
 
 
 def _owners(connection: Connection, chunk_ids: Iterable[int]) -> dict[int, tuple[int, str]]:

@@ -1,0 +1,195 @@
+"""What must hold for all inputs: nearest codes, fusion, words without syntax, sealed files, and the queue's model."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlcipher3 import dbapi2
+
+import store.sealed
+from store.errors import StoreConflict, StoreCorrupt, StoreMisuse, WrongKey
+from store.keys import Passphrase
+from store.queue import FINAL_STATES, Queue
+from store.search import fts_words, fuse
+from store.vectors import CodeIndex, encode_codes, encode_rows
+from tests.support.stores import CachedStretch, open_store
+
+CACHED = CachedStretch()
+
+
+def index_of(rows: np.ndarray, ids: list[int]) -> CodeIndex:
+    index = CodeIndex(1, rows.shape[1])
+    connection = mock.Mock()
+    connection.execute.return_value.fetchall.return_value = list(zip(ids, encode_codes(rows), strict=True))
+    index.refresh(connection, added=1, removed=0)
+    return index
+
+
+@given(st.integers(0, 40), st.integers(1, 200), st.integers(0, 50), st.integers(0, 2**32))
+def test_nearest_is_the_exact_hamming_order(count: int, dimension: int, top: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.choice([-1.0, 0.0, 1.0], (count, dimension)).astype(np.float32)
+    query = rng.standard_normal(dimension).astype(np.float32)
+    ids = sorted(rng.choice(1000, count, replace=False).tolist())
+    wanted = sorted((int(((row > 0) != (query > 0)).sum()), id) for row, id in zip(rows, ids, strict=True))
+    if top:
+        assert index_of(rows, ids).nearest(query, top) == [id for _, id in wanted[:top]]
+
+
+@given(st.integers(0, 5), st.integers(1, 70))
+def test_codes_and_rows_have_fixed_sizes(count: int, dimension: int) -> None:
+    rows = np.ones((count, dimension), np.float32)
+    assert {len(code) for code in encode_codes(rows)} <= {(dimension + 7) // 8}
+    assert {len(row) for row in encode_rows(rows)} <= {2 * dimension}
+
+
+RANKING = st.lists(st.integers(0, 30), unique=True, max_size=20)
+
+
+@given(st.lists(RANKING, max_size=3))
+def test_fusion_keeps_everything_once_in_a_total_order(rankings: list[list[int]]) -> None:
+    fused = fuse(rankings)
+    assert sorted(item for item, _ in fused) == sorted({item for ranking in rankings for item in ranking})
+    assert [(-score, item) for item, score in fused] == sorted((-score, item) for item, score in fused)
+    assert dict(fuse(rankings[::-1])) == pytest.approx(dict(fused))
+    for position, (item, score) in enumerate(fused):
+        assert score == pytest.approx(sum(1 / (61 + r.index(item)) for r in rankings if item in r))
+        assert len(rankings) != 1 or rankings[0][position] == item  # fusing one ranking changes nothing
+
+
+@pytest.fixture(scope="module")
+def words() -> dbapi2.Connection:
+    connection = dbapi2.connect(":memory:")
+    connection.execute("CREATE VIRTUAL TABLE words USING fts5 (title, text, tokenize='porter unicode61')")
+    return connection
+
+
+@given(text=st.text(max_size=200) | st.text('"*^:(){}+- ANDORTNEx\x00', max_size=60))
+def test_no_text_is_syntax(words: dbapi2.Connection, text: str) -> None:
+    found = fts_words(text)
+    assert len(found) == len(set(found)) <= 64
+    if found:
+        words.execute("SELECT count(*) FROM words WHERE words MATCH ?", (" OR ".join(found),)).fetchone()
+
+
+@given(data=st.data(), plaintext=st.binary(max_size=200))
+def test_sealed_files_open_whole_or_not_at_all(data: st.DataObject, plaintext: bytes) -> None:
+    passphrase = Passphrase("p")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(store.sealed, "CHUNK_LEN", 32),
+        mock.patch.object(store.sealed, "stretch", CACHED),
+        mock.patch.object(store.sealed.os, "urandom", lambda n: bytes(n)),  # one salt, one derivation for all examples
+    ):
+        path = Path(folder) / "x"
+        store.sealed.seal_file(path, plaintext, passphrase, purpose="p")
+        assert store.sealed.open_file(path, passphrase, purpose="p") == plaintext
+        sealed = path.read_bytes()
+        start = data.draw(st.integers(30, len(sealed)))
+        end = data.draw(st.integers(start, len(sealed)))
+        altered = sealed[:start] + data.draw(st.binary(max_size=60)) + sealed[end:]
+        path.write_bytes(altered)
+        if altered != sealed:
+            with pytest.raises((StoreCorrupt, WrongKey)):
+                store.sealed.open_file(path, passphrase, purpose="p")
+
+
+IDS = st.sampled_from([b"a", b"b", b"c", b"d"])
+NOW = st.integers(0, 20)
+
+
+class QueueModel(RuleBasedStateMachine):
+    """The queue against a dictionary, with closing and opening in between."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.model: dict[bytes, dict[str, object]] = {}
+        self.open()
+
+    def open(self) -> None:
+        self.database = open_store(Path(self.folder.name) / "store.db")
+        self.queue = Queue(self.database, "q")
+
+    @rule()
+    def reopen(self) -> None:
+        self.database.close()
+        self.open()
+
+    @rule(id=IDS, payload=st.sampled_from([b"x", b"y"]), expires_at=NOW)
+    def append(self, id: bytes, payload: bytes, expires_at: int) -> None:
+        known = self.model.get(id)
+        if known is not None and known["payload"] != payload:
+            with pytest.raises(StoreConflict):
+                self.runner.run(self.queue.append(id, payload, expires_at, now=0))
+            return
+        self.runner.run(self.queue.append(id, payload, expires_at, now=0))
+        new = {"payload": payload, "expires_at": expires_at, "state": "waiting", "attempts": 0, "erased": False}
+        self.model.setdefault(id, new)
+
+    @rule(now=NOW, id=st.none() | IDS)
+    def claim(self, now: int, id: bytes | None) -> None:
+        ready = [
+            key for key, row in self.model.items()
+            if row["state"] == "waiting" and row["expires_at"] > now and id in (None, key)  # type: ignore[operator]
+        ]
+        claimed = self.runner.run(self.queue.claim(now=now, id=id))
+        assert (claimed and claimed.id) == (ready[0] if ready else None)
+        if ready:
+            self.model[ready[0]]["state"] = "sent"
+            self.model[ready[0]]["attempts"] += 1  # type: ignore[operator]
+
+    @rule(id=st.none() | IDS)
+    def release(self, id: bytes | None) -> None:
+        sent = [row for key, row in self.model.items() if row["state"] == "sent" and id in (None, key)]
+        assert self.runner.run(self.queue.release(id)) == len(sent)
+        for row in sent:
+            row["state"] = "waiting"
+
+    @rule(id=IDS, state=st.sampled_from(FINAL_STATES), erase=st.booleans())
+    def settle(self, id: bytes, state: str, erase: bool) -> None:
+        if id not in self.model:
+            with pytest.raises(StoreMisuse):
+                self.runner.run(self.queue.settle(id, state))  # type: ignore[arg-type]
+            return
+        open_ = self.model[id]["state"] in ("waiting", "sent")
+        assert self.runner.run(self.queue.settle(id, state, erase=erase)) == open_  # type: ignore[arg-type]
+        if open_:
+            self.model[id].update(state=state, erased=erase)
+
+    @rule(now=NOW)
+    def expire(self, now: int) -> None:
+        past = [
+            id for id, row in self.model.items()
+            if row["state"] in ("waiting", "sent") and row["expires_at"] <= now  # type: ignore[operator]
+        ]
+        assert self.runner.run(self.queue.expire(now=now)) == past
+        for id in past:
+            self.model[id].update(state="expired", erased=True)
+
+    @invariant()
+    def same(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        rows = self.runner.run(self.queue.list())
+        assert [(r.id, r.state, r.attempts, r.payload, r.expires_at) for r in rows] == [
+            (id, row["state"], row["attempts"], None if row["erased"] else row["payload"], row["expires_at"])
+            for id, row in self.model.items()
+        ]
+
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            self.database.close()
+            self.runner.close()
+            self.folder.cleanup()
+
+
+TestQueueModel = QueueModel.TestCase
+TestQueueModel.settings = settings(stateful_step_count=25)
