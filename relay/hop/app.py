@@ -114,7 +114,9 @@ class Hop:
                 continue
             try:
                 await self._renew(self._identity)
-                wait, pause = 0.0, RETRY_S[0]
+                # By what is left, not by half-life alone: clocks that disagree must not make a renewal storm.
+                wait = max(RETRY_S[0], min(CHECK_S, (self._identity.svid.not_after - self._clock()) / 2))
+                pause = RETRY_S[0]
             except (TransportError, StoreError, HopError) as error:
                 self._tell(f"cannot renew this hop's identity: {error}" + (f" ({error.hint})" if error.hint else ""))
                 wait, pause = pause, min(pause * 2, RETRY_S[1])

@@ -152,7 +152,8 @@ def _checked(
     for child, parent in pairwise(certificates):
         if child.issuer != parent.subject:
             raise IdentityRefused("the certificates do not follow each other", rule="chain order")
-    if not any(root.subject == certificates[-1].issuer for root in roots):
+    issuers = [root for root in roots if root.subject == certificates[-1].issuer]
+    if not issuers:
         raise IdentityRefused(
             "the chain does not lead to a root of the trust bundle", rule="root",
             hint="an intermediate certificate is missing, the peer is of another trust domain, or the bundle is old",
@@ -163,6 +164,11 @@ def _checked(
         raise IdentityRefused("the certificates are never valid together", rule="validity")
     # Validity is judged with leeway by the caller, every time; the path is built at the nearest moment they all share.
     moment = min(max(_datetime(now), start), end)
+    if not any(root.not_valid_before_utc <= moment <= root.not_valid_after_utc for root in issuers):
+        raise IdentityExpired(
+            "the root certificate is outside its validity", rule="root expired",
+            hint=f"the trust bundle here is too old, or a clock is wrong; the clock here says {_stamp(now)}",
+        )
     verifier = (
         verification.PolicyBuilder().store(verification.Store(roots)).time(moment.replace(tzinfo=None))
         .max_chain_depth(CHAIN_MAX - 1).build_client_verifier()
@@ -171,6 +177,8 @@ def _checked(
         path = verifier.verify(leaf, certificates[1:]).chain
     except verification.VerificationError:
         raise IdentityRefused("the certificate path is not valid", rule="path") from None
+    if path[:-1] != certificates:  # nothing rides along that the path does not need
+        raise IdentityRefused("the chain has certificates that do not belong to its path", rule="path")
     return VerifiedPeer(
         identity, key, sha256(chain[0]), leaf.serial_number,
         max(one.not_valid_before_utc for one in path).timestamp(),
