@@ -1,8 +1,8 @@
 """Records every byte that passes one place: `capture.py --listen ENDPOINT --to ENDPOINT --out FOLDER`.
 
-Sits between two programs as a relay that cannot do anything but copy, and appends what passes, both ways, to files in FOLDER.
-Endpoints are `unix:PATH` or `tcp:HOST:PORT`. Prints `capture: ready` when listening and runs until it is ended.
-It is what an attacker at that place would hold; scripts/demo searches them for words that were said.
+Sits between two programs as a relay that cannot do anything but copy, and writes what passes to files in FOLDER, one
+for each direction of each connection. Endpoints are `unix:PATH` or `tcp:HOST:PORT`. Prints `capture: ready` when
+listening and runs until it is ended. The files are what an attacker at that place would hold.
 """
 
 import argparse
@@ -38,7 +38,6 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, out: 
 async def serve(listen: str, to: str, path: Path) -> None:
     # One file for each direction of each connection: interleaving would tear words apart and hide them from a search.
     # A search then reads the files of the folder, each a gapless stream.
-    path.mkdir(mode=0o700, exist_ok=True)
     count = 0
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,6 +71,7 @@ def main() -> int:
     parser.add_argument("--to", required=True, metavar="ENDPOINT")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
+    arguments.out.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(arguments.listen, arguments.to, arguments.out))
     return 0

@@ -176,9 +176,7 @@ def report(tier: str, outcomes: Sequence[Outcome]) -> None:
     width = max(len(outcome.stage.name) for outcome in outcomes)
     print(f"\n{'stage':{width}}  {'result':11}  {'seconds':>7}  {'limit':>6}")
     for outcome in outcomes:
-        print(
-            f"{outcome.stage.name:{width}}  {outcome.result:11}  {outcome.seconds:7.1f}  {outcome.stage.limit_s:6}"
-        )
+        print(f"{outcome.stage.name:{width}}  {outcome.result:11}  {outcome.seconds:7.1f}  {outcome.stage.limit_s:6}")
     total = sum(outcome.seconds for outcome in outcomes)
     print(f"{'all of ' + tier:{width}}  {'':11}  {total:7.1f}  {TIERS[tier]:6}")
     if not (ROOT.parent / "shared").is_dir():

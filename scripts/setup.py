@@ -190,9 +190,16 @@ class Tool:
         self._tail: list[str] = []
         self._log = (STAGE / f"{name}.log").open("w", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -264,8 +271,11 @@ def make_venv() -> None:
     if BEGUN.exists() or not has_pip():
         done = subprocess.run(
             [sys.executable, "-m", "venv", "--clear", str(VENV)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             raise SetupFailed("python3 -m venv failed", (done.stdout + done.stderr).splitlines()[-15:])
     STAMP.unlink(missing_ok=True)
