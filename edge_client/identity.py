@@ -1,6 +1,6 @@
 """This device's identity: joining through a hop, renewal by the device key, and where its keys are kept.
 
-Two keys: the device key, made once and registered with the gateway, good for one thing, getting SVIDs; and the SVID key,
+Two keys: the device key, made once and registered with the gateway, good for getting SVIDs alone; and the SVID key,
 new with each SVID. Both lie in the encrypted store. What the gateway issues is believed only after it has been checked
 against the root that the invitation named.
 """
