@@ -138,12 +138,8 @@ class Demo:
             self.steps.tell(f"the provider is {self.base_url}, model {self.arguments.model}, as you asked")
             return
         home = self.folder / "provider"
-        weights = self.run("provider", EDGE, "models", "path").strip()
-        (home / f"{self.model_id}.gguf").symlink_to(weights)
-        (home / "config.toml").write_text(f'[model]\npath = "{home / self.model_id}.gguf"\n')
-        self.processes.start(
-            "provider", [EDGE, "serve", "--port", str(self.provider_port)], "ready", self.environment("provider")
-        )
+        command = [EDGE, "serve", "--no-store", "--port", str(self.provider_port), "--model-id", self.model_id]
+        self.processes.start("provider", command, "ready", self.environment("provider"))
         self.base_url, self.key_file = f"http://127.0.0.1:{self.provider_port}/v1", home / "api-token"
         self.models = [self.model_id]
         self.steps.tell(
