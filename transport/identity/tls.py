@@ -113,12 +113,13 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
         seen.add(id(one))
         if isinstance(one, SvidRefused) and one.refusal is not None:
             return one.refusal
-        if isinstance(one, ssl.SSLCertVerificationError):
+        reason = getattr(one, "verify_message", None)  # the HTTP client's own subclasses lack the attributes
+        if isinstance(one, ssl.SSLCertVerificationError) and reason:
             return IdentityRefused(
-                "the server's certificate is not acceptable", rule=one.verify_message or "path",
+                "the server's certificate is not acceptable", rule=reason,
                 hint="it has expired, a clock is wrong, or the server is of another trust domain",
             )
-        if isinstance(one, ssl.SSLError) and "ALERT" in (one.reason or ""):
+        if isinstance(one, ssl.SSLError) and "ALERT" in (getattr(one, "reason", None) or ""):
             return IdentityRefused(
                 "the server refused this side's certificate", rule="own certificate",
                 hint="it has expired, a clock is wrong, or this device was revoked",

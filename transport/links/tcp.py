@@ -75,7 +75,8 @@ class StreamListener:
         self.endpoint = endpoint
         self._on_link = on_link
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], StreamLink] = {}
+        self._closing = False
 
     async def start(self) -> None:
         """Binds. Raises LinkLost."""
@@ -91,14 +92,16 @@ class StreamListener:
             ) from error
 
     async def close(self) -> None:
-        if self._server is None:
+        if self._server is None or self._closing:
             return
+        self._closing = True
         self._server.close()
-        for task in self._tasks:
+        running = dict(self._running)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in running.values()))  # of handlers that never got to run, too
         await self._server.wait_closed()
-        self._server = None
         if self.endpoint.scheme == "unix":
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(os.unlink, self.endpoint.address)
@@ -114,11 +117,14 @@ class StreamListener:
         self._server = await asyncio.start_unix_server(self._accepted, sock=sock)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:  # it was on its way in when close() was called
+            writer.transport.abort()
+            return
         peer = writer.get_extra_info("peername")
         link = StreamLink(reader, writer, f"tcp:{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(self.endpoint))
         task = asyncio.get_running_loop().create_task(self._run(link))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._running[task] = link
+        task.add_done_callback(self._running.pop)
 
     async def _run(self, link: StreamLink) -> None:
         try:

@@ -1,0 +1,100 @@
+"""Endpoint specs, and what a link says when it cannot be had."""
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from transport.errors import BadInput, LinkLost
+from transport.links.base import Endpoint, Link, connect, listen
+
+
+async def ignore(link: Link) -> None:
+    await link.receive()
+
+
+@pytest.mark.parametrize("text", [
+    "tcp:127.0.0.1:7443", "tcp:[::1]:0", "tcp:gw.example:65535", "unix:/run/hop.sock", "unix:relative", "wss://gw.example",
+    "wss://gw.example:8443", "wss://[::1]:8443/v1/tunnel", "unix:/with:colon",
+])
+def test_endpoints_that_are_endpoints(text: str) -> None:
+    assert str(Endpoint.parse(f" {text}\n")) == text
+
+
+@pytest.mark.parametrize("text", [
+    "", "tcp", "tcp:", "tcp:host", "tcp:host:", "tcp:host:http", "tcp:host:65536", "tcp:host:-1", "tcp::1", "tcp:::1:2",
+    "tcp:a b:1", "udp:h:1", "unix:", "unix:" + "a" * 108, "unix:a\0b", "ws://h", "wss:h", "wss://", "wss://h:99999",
+    "wss://user@h", "wss://h:1#x y", "https://h", "ble:NAME", "tcp:h:١",
+])
+def test_what_is_no_endpoint(text: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Endpoint.parse(text)
+    assert "tcp:HOST:PORT" in (caught.value.hint or "")
+
+
+def test_host_and_port() -> None:
+    assert Endpoint.parse("tcp:[::1]:80").host_port() == ("::1", 80)
+    assert Endpoint.parse("wss://gw.example/x").host_port() == ("gw.example", 443)
+    with pytest.raises(BadInput):
+        Endpoint.parse("unix:/x").host_port()
+
+
+async def test_nobody_there_is_a_lost_link(tmp_path: Path) -> None:
+    listener = await listen(Endpoint.parse("tcp:127.0.0.1:0"), ignore)
+    gone = listener.endpoint
+    await listener.close()
+    await listener.close()
+    for endpoint in (gone, Endpoint("unix", str(tmp_path / "none")), Endpoint.parse(f"wss://127.0.0.1:{gone.host_port()[1]}")):
+        with pytest.raises(LinkLost) as caught:
+            await connect(endpoint, timeout_s=5)
+        assert str(endpoint) in str(caught.value) and caught.value.hint
+
+
+async def test_an_address_in_use_is_named_and_left_alone(tmp_path: Path) -> None:
+    for spec in ("tcp:127.0.0.1:0", f"unix:{tmp_path / 's'}"):
+        first = await listen(Endpoint.parse(spec), ignore)
+        with pytest.raises(LinkLost, match="in use"):
+            await listen(first.endpoint, ignore)
+        link = await connect(first.endpoint)
+        await link.close()
+        await first.close()
+    with pytest.raises(BadInput):
+        await listen(Endpoint.parse("wss://h"), ignore)
+
+
+async def test_a_unix_endpoint_is_private_replaces_a_stale_one_and_goes_with_its_listener(tmp_path: Path) -> None:
+    endpoint = Endpoint("unix", str(tmp_path / "s"))
+    (tmp_path / "f").write_text("precious")
+    with pytest.raises(LinkLost, match="exists"):
+        await listen(Endpoint("unix", str(tmp_path / "f")), ignore)
+    assert (tmp_path / "f").read_text() == "precious"
+    first = await listen(endpoint, ignore)
+    first._server.close()  # as after a crash: the name stays
+    assert (tmp_path / "s").exists()
+    second = await listen(endpoint, ignore)
+    assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o600
+    await second.close()
+    assert not (tmp_path / "s").exists()
+    await first.close()
+
+
+async def test_closing_a_listener_ends_its_handlers_and_links() -> None:
+    cancelled, started = asyncio.Event(), asyncio.Event()
+
+    async def hold(link: Link) -> None:
+        started.set()
+        try:
+            await link.receive()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    listener = await listen(Endpoint.parse("tcp:127.0.0.1:0"), hold)
+    link = await connect(listener.endpoint)
+    await started.wait()
+    await listener.close()
+    assert cancelled.is_set()
+    assert await link.receive() == b""
+    await link.close()
