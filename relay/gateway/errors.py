@@ -4,6 +4,7 @@
      +-- ConfigError        fault user      the configuration file, named by key path
      +-- SetupRefused       fault user      init would overwrite something, or was asked for something it may not do
      +-- NotReady           fault user      a command needs a gateway folder or a running gateway that is not there
+     +-- NotFound           fault user      what was asked for is not on record
      +-- Busy               fault local     another process holds the gateway's state
      +-- EnrolmentRefused   fault identity  an invitation or registration does not allow this; the reason stays here
      +-- AuthorityExpired   fault identity  the online intermediate certificate has run out
@@ -40,6 +41,11 @@ class SetupRefused(GatewayError):
 
 class NotReady(GatewayError):
     code = "not_ready"
+    fault = "user"
+
+
+class NotFound(GatewayError):
+    code = "not_found"
     fault = "user"
 
 

@@ -1,0 +1,81 @@
+"""What an administrator asks of a gateway: the same operations beside a running one (over `control`) and without."""
+
+import datetime
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from relay.gateway.errors import NotFound, SetupRefused
+from relay.gateway.identity.enrolment import INVITATION_MAX_S, Enrolment
+from relay.gateway.trace import TraceStore
+from transport.errors import BadInput
+from transport.telemetry import as_object
+
+_TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class Admin:
+    """Answers are plain JSON objects, so that they can travel."""
+
+    def __init__(self, enrolment: Enrolment, traces: TraceStore) -> None:
+        self._enrolment = enrolment
+        self._traces = traces
+        self._operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "invite": self.invite, "devices": self.devices, "trace": self.trace,
+        }
+
+    async def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """By name. Raises SetupRefused for an unknown operation or arguments, and what the operation raises."""
+        work = self._operations.get(operation)
+        if work is None:
+            raise SetupRefused("the gateway does not know this operation", hint="are both of the same version?")
+        try:
+            inspect.signature(work).bind(**arguments)
+        except TypeError:
+            raise SetupRefused("the operation does not take these arguments") from None
+        return await work(**arguments)
+
+    async def invite(
+        self, path: str, hints: list[str] | None = None, ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False
+    ) -> dict[str, Any]:
+        """`invitation` is the line to hand over; `replaces` the enrolment that joining with it would end."""
+        holder = self._enrolment.holder(path)
+        invitation = await self._enrolment.invite(path, hints=hints or [], ttl_s=ttl_s, allow_gateway=allow_gateway)
+        return {
+            "invitation": invitation.encode(), "id": str(invitation.id), "ttl_s": ttl_s,
+            "replaces": None if holder is None else holder.enrolment,
+        }
+
+    async def devices(self) -> dict[str, Any]:
+        return {"devices": [
+            {
+                "id": one.id, "enrolment": one.enrolment, "status": one.status, "device": one.device_id.hex(),
+                "created": _stamp(one.created), "last_seen": _stamp(one.last_seen), "ends": _stamp(one.ends()),
+            }
+            for one in self._enrolment.registrations()
+        ]}
+
+    async def trace(self, trace_id: str) -> dict[str, Any]:
+        """Raises BadInput for what is no trace id, NotFound for one the gateway does not know."""
+        if not _TRACE_ID.fullmatch(trace_id):
+            raise BadInput("this is not a trace id", hint="a trace id is 32 hexadecimal digits; answers print it")
+        spans = await self._traces.find(trace_id)
+        if not spans:
+            raise NotFound("the gateway knows no such trace", hint="traces are kept for 7 days")
+        return {"trace_id": trace_id, "spans": [as_object(span) for span in spans]}
+
+
+def error_object(error: Exception) -> dict[str, Any]:
+    """An error in the shape `control` sends; what is not one of ours is told by its class alone."""
+    if hasattr(error, "fault") and hasattr(error, "code"):
+        known: Any = error
+        return {
+            "code": known.code, "fault": known.fault, "message": str(error), "hint": getattr(error, "hint", None)
+        }
+    return {"code": "internal_error", "fault": "local", "message": f"the gateway failed: {type(error).__name__}",
+            "hint": None}
+
+
+def _stamp(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

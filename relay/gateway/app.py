@@ -1,0 +1,210 @@
+"""Composition: the one place that builds a gateway, starts its listeners and takes it down again."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from relay.gateway.admin import Admin
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.checks.authenticate import Authenticate
+from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.schema import Schema
+from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
+from relay.gateway.control import ControlServer
+from relay.gateway.errors import ConfigError, SetupRefused
+from relay.gateway.forward import Forward, ModelList
+from relay.gateway.https import TUNNEL_ROLE, make_app, make_health_app
+from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.pipeline import Pipeline
+from relay.gateway.sessions import SessionLimits, Sessions
+from relay.gateway.state.sqlcipher import create_state, open_state
+from relay.gateway.taps.meter import Meter
+from relay.gateway.trace import TraceStore
+from relay.gateway.upstream.keys import key_from_environment, key_from_file
+from relay.gateway.upstream.openai import OpenAiUpstream
+from store.files import write_private
+from store.keys import Passphrase
+from transport import telemetry
+from transport.errors import LinkLost
+from transport.identity.tls import load_svid, server_context
+from transport.links.base import listen
+from transport.primitives import Secret, random_bytes
+
+AUDIT_FILE: Final = "audit.jsonl"
+SPANS_FILE: Final = "spans.jsonl"
+ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
+_log = logging.getLogger(__name__)
+
+
+def create(
+    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+) -> None:
+    """Makes a gateway folder (mode 0700) whole or not at all. Takes about a second of key derivation.
+
+    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
+    text = EXAMPLE.format(trust_domain=trust_domain).encode()
+    partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
+        parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
+        create_authority(
+            partial, trust_domain, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+        )
+        create_state(partial, passphrase)
+        write_private(partial / CONFIG_FILE, [text], replace=False)
+        partial.rename(directory)  # onto nothing or an empty folder, in one step
+    except OSError as error:
+        raise SetupRefused(f"cannot make {directory}: {(error.strerror or '').lower()}") from None
+    finally:
+        if partial.exists():
+            for file in partial.iterdir():
+                file.unlink()
+            partial.rmdir()
+
+
+@asynccontextmanager
+async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Admin]:
+    """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
+    with open_state(config.directory, passphrase) as database:
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            enrolment = Enrolment(database, Authority.open(config.directory, passphrase), audit)
+            await enrolment.load()
+            yield Admin(enrolment, TraceStore(database))
+        finally:
+            await audit.close()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Where a gateway listens, with the ports that were really bound; "" where it does not."""
+
+    id: str
+    session: str
+    https: str
+    health: str
+
+
+async def serve(
+    config: Config, passphrase: Passphrase, *, ready: Callable[[Ready], None], stop: asyncio.Event,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`.
+
+    Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
+    """
+    async with AsyncExitStack() as stack:
+        key = provider_key(config)
+        database = stack.enter_context(open_state(config.directory, passphrase))
+        audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
+        stack.push_async_callback(audit.close)
+        tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
+        stack.callback(tracing.close)
+        authority = Authority.open(config.directory, passphrase)
+        if authority.trust_domain != config.trust_domain:
+            raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}")
+        identity = OwnIdentity(authority, config.name, clock=clock)
+        enrolment = Enrolment(database, authority, audit, clock=clock)
+        await enrolment.load()
+        traces = TraceStore(database, clock=clock)
+        upstream = OpenAiUpstream(
+            config.provider.base_url, name=config.provider.name, timeouts=config.provider.timeouts()
+        )
+        stack.push_async_callback(upstream.close)
+        own_id = str(identity.svid().id)
+        pipeline = Pipeline(
+            checks=[Authenticate(enrolment, clock=clock), Authorise(config.allowed), Schema()],
+            answerers={"chat": Forward(upstream, key, tracing), "models": ModelList(config.allowed)},
+            taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+        )
+        limits = config.limits
+        sessions = Sessions(
+            identity=identity, authority=authority, enrolment=enrolment, pipeline=pipeline, traces=traces,
+            telemetry=tracing, audit=audit, epoch=random_bytes(16), clock=clock,
+            limits=SessionLimits(
+                limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session
+            ),
+        )
+        context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
+        rotation = asyncio.create_task(_rotate(context, identity))
+        stack.push_async_callback(_ended, rotation)
+        https_app = make_app(
+            authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, audit=audit, clock=clock
+        )
+        session = https = health = ""
+        if config.session is not None:
+            listener = await listen(config.session, sessions.serve_link)
+            stack.push_async_callback(listener.close)
+            session = str(listener.endpoint)
+        if config.https is not None:
+            https = await _site(stack, https_app, config.https, context)
+        if config.health is not None:
+            healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
+            health = await _site(stack, healthy, config.health, None)
+        control = ControlServer(config.directory, Admin(enrolment, traces))
+        await control.start()
+        stack.push_async_callback(control.close)
+        await audit.append("gateway.started", id=own_id)
+        ready(Ready(own_id, session, https, health))
+        await stop.wait()
+        await sessions.drain(limits.drain_s)
+        await audit.append("gateway.stopped", id=own_id)
+
+
+def provider_key(config: Config) -> Secret:
+    """From where the configuration says. Raises ConfigError."""
+    if config.key_file is not None:
+        return key_from_file(config.key_file)
+    assert config.provider.key_env is not None
+    return key_from_environment(config.provider.key_env)
+
+
+async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
+    """Gives the TLS listener each new SVID; sessions take theirs at each handshake."""
+    loaded = identity.svid()
+    while True:
+        await asyncio.sleep(min(ROTATE_CHECK_S, identity.renew_in))
+        current = identity.svid()
+        if current is not loaded:
+            load_svid(context, current)
+            loaded = current
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _site(
+    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None
+) -> str:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    host, port = address
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+    except OSError as error:
+        raise LinkLost(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}",
+            hint="choose another address, or end what uses it",
+        ) from None
+    bound = runner.addresses[0][1]
+    return f"{f'[{host}]' if ':' in host else host}:{bound}"

@@ -1,0 +1,229 @@
+"""`relay gateway ...`. Imports what a command needs when it runs, so that help is quick.
+
+Commands beside a running gateway ask it over its control socket; without one they open its state themselves, for which
+they need its passphrase.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from relay.gateway.app import Ready
+    from relay.gateway.config import Config
+    from store.keys import Passphrase
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")
+]
+PassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file", metavar="FILE",
+        help="Holds the gateway's passphrase. Else $CREDENTIALS_DIRECTORY/gateway-passphrase, else a prompt.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CONFIG_DEFAULT = Path("gateway.toml")
+_ROLE_WIDTH = 9
+
+
+@app.callback()
+def _group() -> None:
+    """Run the gateway: the enterprise's end of the encrypted sessions."""
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    trust_domain: Annotated[str, typer.Option("--trust-domain", metavar="NAME", help="Like field.example.")],
+    passphrase_file: PassphraseOption = None,
+    root_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--root-passphrase-file", metavar="FILE",
+            help="Holds the root key's passphrase, another one, to be kept away from this machine.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a trust domain: sealed root, online intermediate, encrypted state, a configuration to edit."""
+    from relay.gateway.app import create
+
+    passphrase = _passphrase(passphrase_file, "Gateway passphrase", confirm=True)
+    root = _passphrase(
+        root_passphrase_file, "Root passphrase (another one)", confirm=True, credential="root-passphrase"
+    )
+    create(directory, trust_domain, passphrase=passphrase, root_passphrase=root, now=time.time())
+    config = directory / "gateway.toml"
+    if as_json:
+        typer.echo(json.dumps({"directory": str(directory), "config": str(config), "trust_domain": trust_domain}))
+        return
+    typer.echo(f"made {directory}: trust domain {trust_domain}")
+    typer.echo(f"next: set provider and models in {config}, write the provider's key to {directory / 'provider.key'},")
+    typer.echo(f"      then run: relay gateway serve --config {config}")
+
+
+@app.command()
+def invite(
+    path: Annotated[str, typer.Argument(metavar="ROLE/NAME", help="edge/NAME, hop/NAME, workload/NAME.")],
+    config: ConfigOption = CONFIG_DEFAULT,
+    hint: Annotated[
+        list[str] | None,
+        typer.Option("--hint", metavar="ENDPOINT", help="Where to find a hop or the gateway; may be repeated."),
+    ] = None,
+    ttl: Annotated[int, typer.Option("--ttl", metavar="SECONDS", help="At most 3600.")] = 3600,
+    allow_gateway: Annotated[
+        bool, typer.Option("--allow-gateway", help="Allow an invitation for a gateway or an administrator.")
+    ] = False,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print an invitation: one line, a secret, to be handed over out of band."""
+    arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway}
+    answer = _ask(config, passphrase_file, "invite", arguments)
+    if answer["replaces"] is not None:
+        typer.echo(f"relay: {path} has joined already; who joins with this invitation takes its place", err=True)
+    typer.echo(json.dumps(answer) if as_json else answer["invitation"])
+
+
+@app.command()
+def devices(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List who has joined."""
+    answer = _ask(config, passphrase_file, "devices", {})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    _table(["id", "enrolment", "status", "last seen", "ends"], [
+        [one["id"], str(one["enrolment"]), one["status"], one["last_seen"], one["ends"]] for one in answer["devices"]
+    ])
+
+
+@app.command()
+def trace(
+    trace_id: Annotated[str, typer.Argument(metavar="ID", help="32 hexadecimal digits; every answer prints it.")],
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """Show the way of one request: edge, hop, gateway, provider."""
+    answer = _ask(config, passphrase_file, "trace", {"trace_id": trace_id})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    start = min(span["start_ms"] for span in answer["spans"])
+    _table(["span", "where", "at ms", "ms", "bytes in", "bytes out", "note"], [
+        [
+            f"{span['role']:<{_ROLE_WIDTH}}{span['name']}", _where(span), f"{span['start_ms'] - start:.1f}",
+            f"{span['end_ms'] - span['start_ms']:.1f}", _number(span, "causeway.bytes.in"),
+            _number(span, "causeway.bytes.out"), str(span["attributes"].get("error.type", "")),
+        ]
+        for span in answer["spans"]
+    ], right={2, 3, 4, 5})
+
+
+@app.command()
+def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None) -> None:
+    """Run the gateway until SIGTERM or SIGINT."""
+    from relay.gateway.app import serve as run
+    from relay.gateway.config import load
+
+    logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
+    settings = load(config)
+    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await run(settings, passphrase, ready=_say_ready, stop=stop)
+
+    asyncio.run(main())
+
+
+def _say_ready(ready: "Ready") -> None:
+    places = {"session": ready.session, "https": ready.https, "health": ready.health}
+    typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
+
+
+def _ask(config: Path, passphrase_file: Path | None, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of the running gateway, or of its state if none runs."""
+    from relay.gateway.config import load
+    from relay.gateway.control import call
+    from relay.gateway.errors import NotReady
+
+    settings = load(config)
+    try:
+        return asyncio.run(call(settings.directory, operation, arguments))
+    except NotReady as error:
+        if error.hint is not None:
+            raise
+    return asyncio.run(_alone(settings, _passphrase(passphrase_file, "Gateway passphrase"), operation, arguments))
+
+
+async def _alone(
+    settings: "Config", passphrase: "Passphrase", operation: str, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    from relay.gateway.app import open_admin
+
+    async with open_admin(settings, passphrase) as admin:
+        return await admin.call(operation, arguments)
+
+
+def _passphrase(
+    file: Path | None, prompt: str, *, confirm: bool = False, credential: str = "gateway-passphrase"
+) -> "Passphrase":
+    """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked."""
+    from relay.gateway.errors import ConfigError
+    from store.keys import Passphrase
+
+    if file is not None:
+        return Passphrase.from_file(file)
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if folder and (Path(folder) / credential).is_file():
+        return Passphrase.from_file(Path(folder) / credential)
+    if not sys.stdin.isatty():
+        raise ConfigError("a passphrase is needed and there is no terminal to ask on",
+                          hint="give it by --passphrase-file or as a systemd credential")
+    return Passphrase(typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _where(span: dict[str, Any]) -> str:
+    attributes = span["attributes"]
+    place = attributes.get("causeway.node") or attributes.get("server.address") or ""
+    return str(place).removeprefix("spiffe://")
+
+
+def _number(span: dict[str, Any], name: str) -> str:
+    value = span["attributes"].get(name)
+    return "" if value is None else f"{value:,}"
+
+
+def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in right else "left", no_wrap=number not in (0, 1, 6))
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _printable(text: str) -> str:
+    """Names in spans come from other machines: nothing of theirs may steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

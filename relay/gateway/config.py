@@ -1,0 +1,218 @@
+"""DIR/gateway.toml: typed, and strict.
+
+An unknown key is an error that names its path: a limit that is misspelt must not silently be no limit.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from relay.gateway.checks.authorise import AllowList, AllowRule
+from relay.gateway.errors import ConfigError, GatewayError
+from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.openai import checked_base_url
+from transport.errors import BadInput
+from transport.identity.svid import SpiffeId, check_trust_domain
+from transport.links.base import Endpoint
+
+CONFIG_FILE: Final = "gateway.toml"
+_SIZE_MAX: Final = 1 << 20
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Listen(_Section, frozen=True, kw_only=True):
+    """Where to listen; what is left out is not opened."""
+
+    session: str | None = None
+    https: str | None = None
+    health: str | None = None
+
+
+class Provider(_Section, frozen=True, kw_only=True):
+    base_url: str
+    key_file: str | None = None
+    key_env: str | None = None
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$")] = "openai"
+    connect_s: Seconds = 10.0
+    first_byte_s: Seconds = 120.0
+    idle_s: Seconds = 60.0
+
+    def timeouts(self) -> Timeouts:
+        return Timeouts(self.connect_s, self.first_byte_s, self.idle_s)
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """How much at once. `handshakes` counts sessions that have not shown who they are."""
+
+    sessions: Annotated[int, Meta(ge=1, le=100_000)] = 2_000
+    handshakes: Annotated[int, Meta(ge=2, le=10_000)] = 64
+    handshake_s: Seconds = 15.0
+    requests_per_session: Annotated[int, Meta(ge=1, le=32)] = 32
+    drain_s: Seconds = 20.0
+
+
+class Allow(_Section, frozen=True, kw_only=True):
+    id: str
+    models: list[str]
+
+
+class _File(_Section, frozen=True, kw_only=True):
+    trust_domain: str
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "main"
+    listen: Listen = Listen()
+    provider: Provider
+    limits: Limits = Limits()
+    allow: list[Allow] = []
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration that has been checked. `directory` holds it and everything it names by a relative path."""
+
+    directory: Path
+    trust_domain: str
+    name: str
+    session: Endpoint | None
+    https: tuple[str, int] | None
+    health: tuple[str, int] | None
+    provider: Provider
+    limits: Limits
+    allowed: AllowList
+
+    @property
+    def key_file(self) -> Path | None:
+        return None if self.provider.key_file is None else self.directory / self.provider.key_file
+
+
+def load(path: Path) -> Config:
+    """Reads and checks a configuration file. Raises ConfigError, whose message names the key at fault."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {(error.strerror or '').lower()}",
+            hint="name it by --config; `relay gateway init DIR` makes one",
+        ) from None
+    return parse(data, path.parent.resolve())
+
+
+def parse(data: bytes, directory: Path) -> Config:
+    """See `load`."""
+    if len(data) > _SIZE_MAX:
+        raise ConfigError("the configuration is over 1 MiB")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        place = re.search(r"\(at ([a-z0-9 ,]+)\)", str(error))
+        raise ConfigError(f"the configuration is not TOML{f', {place[1]}' if place else ''}") from None
+    try:
+        file = msgspec.convert(table, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error)), hint="docs: the comments in a fresh gateway.toml") from None
+    return _checked(file, directory)
+
+
+def _checked(file: _File, directory: Path) -> Config:
+    with _At("trust_domain"):
+        check_trust_domain(file.trust_domain)
+        SpiffeId(file.trust_domain, f"/gateway/{file.name}")
+    session = None
+    if file.listen.session is not None:
+        with _At("listen.session"):
+            session = Endpoint.parse(file.listen.session)
+            if session.scheme not in ("tcp", "unix"):
+                raise BadInput("the session listener is tcp:HOST:PORT or unix:PATH")
+    https = _address("listen.https", file.listen.https)
+    health = _address("listen.health", file.listen.health)
+    if health is not None and health[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError("listen.health: plain HTTP stays on loopback", hint='for example "127.0.0.1:8081"')
+    if session is None and https is None:
+        raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway")
+    with _At("provider.base_url"):
+        checked_base_url(file.provider.base_url)
+    if (file.provider.key_file is None) == (file.provider.key_env is None):
+        raise ConfigError("provider: set one of `key_file` and `key_env`")
+    rules = []
+    for number, rule in enumerate(file.allow, 1):
+        with _At(f"allow[{number}]"):
+            rules.append(AllowRule.parse(rule.id, rule.models))
+    return Config(
+        directory, file.trust_domain, file.name, session, https, health, file.provider, file.limits, AllowList(rules)
+    )
+
+
+class _At:
+    """Puts the key's path before an error's message."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BadInput | GatewayError):
+            raise ConfigError(f"{self._where}: {error}", hint=error.hint) from None
+
+
+def _address(key: str, text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    with _At(key):
+        return Endpoint.parse(f"tcp:{text}").host_port()
+
+
+def _explain(text: str) -> str:
+    """msgspec's words with the path in TOML's manner: `limits.drain_s: expected ...`."""
+    message, _, place = text.partition(" - at `")
+    path = place.rstrip("`").removeprefix("$").lstrip(".")
+    path = re.sub(r"\[\.\.\.\]", "[]", path)
+    unknown = re.search(r"unknown field `([^`]{1,64})`", message)
+    if unknown:
+        return f"{path + '.' if path else ''}{unknown[1]}: there is no such key"
+    missing = re.search(r"required field `([^`]{1,64})`", message)
+    if missing:
+        return f"{path + '.' if path else ''}{missing[1]}: this key is missing"
+    return f"{path}: {message[:1].lower()}{message[1:200]}"
+
+
+EXAMPLE: Final = '''\
+# Causeway gateway. Paths are relative to this file. Unknown keys are errors.
+
+trust_domain = "{trust_domain}"
+# name = "main"                      # this gateway's ID is spiffe://{trust_domain}/gateway/main
+
+[listen]
+session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; leave out to accept hops only
+https = "127.0.0.1:8443"             # tunnels of hops, joining of hops and gateways (TLS 1.3 with SVIDs)
+health = "127.0.0.1:8081"            # plain /healthz, on loopback only
+
+[provider]                           # any OpenAI-compatible API
+base_url = "https://api.openai.com/v1"
+key_file = "provider.key"            # or: key_env = "NAME"; the key never leaves this process but to base_url
+# connect_s = 10.0
+# first_byte_s = 120.0
+# idle_s = 60.0
+
+# [limits]
+# sessions = 2000
+# handshakes = 64                    # sessions that have not yet shown who they are; a quarter is kept for hops
+# handshake_s = 15.0
+# requests_per_session = 32
+# drain_s = 20.0                     # how long running requests may take after SIGTERM
+
+# Who may use which model. Nothing is allowed that is not named here. `*` stands for one whole path segment.
+[[allow]]
+id = "/edge/*"
+models = ["gpt-4o-mini"]
+'''

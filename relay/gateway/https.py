@@ -1,0 +1,264 @@
+"""HTTPS for hops and gateways: joining, renewal, the trust bundle, and the tunnels that edges' links come through.
+
+TLS 1.3 with SVIDs (`transport.identity.tls`). Joining and renewal need no client certificate, since who joins has none
+and who renews may have an expired one; they are proven by an invitation and by the device key's signature over a nonce.
+A tunnel needs the SVID of a hop. Health is plain HTTP on a loopback listener of its own.
+"""
+
+import base64
+import binascii
+import logging
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, GatewayError
+from relay.gateway.identity.ca import Authority
+from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.sessions import Sessions
+from relay.gateway.trace import HopNote, TraceStore, parse_note
+from store.errors import StoreError
+from transport.errors import IdentityRefused, ProtocolViolation
+from transport.identity.join import DEVICE_LABEL, https_transcript, signed_input
+from transport.identity.tls import peer_of
+from transport.links.websocket import accept_websocket
+from transport.primitives import Secret, VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
+
+JOIN_ROLES: Final = ("hop", "gateway", "workload")
+TUNNEL_ROLE: Final = "hop"
+BODY_MAX: Final = 16_384
+NONCE_S: Final = 60
+USED_MAX: Final = 65_536
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class _JoinBody(msgspec.Struct, forbid_unknown_fields=True):
+    token_id: str
+    secret: str
+    csr: str
+    device_key: str
+    nonce: str
+    signature: str
+
+    def __repr__(self) -> str:  # it holds the secret
+        return "<JoinBody>"
+
+
+class _RenewBody(msgspec.Struct, forbid_unknown_fields=True):
+    device_id: str
+    csr: str
+    nonce: str
+    signature: str
+
+
+class _Refused(Exception):
+    """Becomes a neutral answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Nonces:
+    """One-use nonces of 60 s. Giving one out costs no memory, so nobody can push another's out; using one does."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._key = random_bytes(32)
+        self._used: OrderedDict[bytes, float] = OrderedDict()
+
+    def give(self) -> bytes:
+        """32 bytes: time, random, and a MAC over both."""
+        stem = struct.pack(">Q", int(self._clock())) + random_bytes(8)
+        return stem + hmac_sha256(self._key, stem)[:16]
+
+    def fresh(self, nonce: bytes) -> bool:
+        """Whether it is ours, young and unused."""
+        if len(nonce) != 32 or not same_bytes(nonce[16:], hmac_sha256(self._key, nonce[:16])[:16]):
+            return False
+        age = self._clock() - struct.unpack(">Q", nonce[:8])[0]
+        return -1 <= age <= NONCE_S and nonce not in self._used
+
+    def use(self, nonce: bytes) -> bool:
+        """Marks a fresh nonce; False where too many are in use. To be called once a signature over it is verified."""
+        now = self._clock()
+        while self._used and next(iter(self._used.values())) < now - NONCE_S - 1:
+            self._used.popitem(last=False)
+        if len(self._used) >= USED_MAX:
+            return False
+        self._used[nonce] = now
+        return True
+
+
+class _TunnelNotes:
+    """Keeps what a hop says about one tunnel, once the tunnel's link id is known to be the same."""
+
+    def __init__(self, hop: str, traces: TraceStore) -> None:
+        self._hop, self._traces = hop, traces
+        self._link_id = ""
+        self._latest: HopNote | None = None
+
+    def bind(self, link_id: str) -> None:
+        self._link_id = link_id
+
+    def take(self, text: str) -> None:
+        self._latest = parse_note(text) or self._latest
+
+    async def save(self) -> None:
+        note = self._latest
+        if note is not None and note.link == self._link_id:
+            await self._traces.note(self._hop, note)
+
+
+def make_app(
+    *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, audit: AuditLog,
+    clock: Callable[[], float] = time.time,
+) -> web.Application:
+    """The application behind the TLS listener."""
+    nonces = Nonces(clock)
+
+    async def bundle(_: web.Request) -> web.Response:
+        return _json(200, _bundle_of(authority))
+
+    async def nonce(_: web.Request) -> web.Response:
+        return _json(200, {"nonce": _pack(nonces.give())})
+
+    def proven(nonce_text: str, signature: str, key: VerifyKey) -> None:
+        """Raises _Refused unless the device signed a fresh nonce of ours, which is used up by that."""
+        given = _unpack(nonce_text)
+        if not nonces.fresh(given):
+            raise _Refused(403, "nonce", "the nonce is not valid; ask for a new one")
+        key.verify(_unpack(signature), signed_input(DEVICE_LABEL, https_transcript(given), sha256(key.spki)))
+        if not nonces.use(given):
+            raise _Refused(503, "overloaded", "try again later")
+
+    async def join(request: web.Request) -> web.Response:
+        body = await _body(request, _JoinBody)
+        try:
+            key = VerifyKey.from_spki(_unpack(body.device_key))
+            proven(body.nonce, body.signature, key)
+        except (IdentityRefused, ProtocolViolation) as error:
+            await audit.append("join.refused", reason=str(error), peer=request.remote)
+            raise _Refused(403, "invitation", "the gateway does not accept this") from None
+        token_id, secret = _unpack(body.token_id), Secret(_unpack(body.secret))
+        return _json(200, _issued(authority, await enrolment.join(
+            token_id, secret, _unpack(body.csr), key.spki, roles=JOIN_ROLES
+        )))
+
+    async def renew(request: web.Request) -> web.Response:
+        body = await _body(request, _RenewBody)
+        device_id = _unpack(body.device_id)
+        try:
+            proven(body.nonce, body.signature, enrolment.device_key(device_id))
+        except IdentityRefused as refusal:
+            await audit.append("renew.refused", reason=refusal.rule, device=device_id.hex(), peer=request.remote)
+            raise _Refused(403, "refused", "the gateway does not accept this") from None
+        return _json(200, _issued(authority, await enrolment.renew(device_id, _unpack(body.csr), roles=JOIN_ROLES)))
+
+    async def tunnel(request: web.Request) -> web.StreamResponse:
+        peer = peer_of(request.transport)
+        try:
+            if peer is None or peer.id.role != TUNNEL_ROLE:
+                raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
+            number = enrolment.enrolment_of(peer)
+        except IdentityRefused as refusal:
+            await audit.append(
+                "tunnel.refused", reason=refusal.rule, id="" if peer is None else str(peer.id), peer=request.remote
+            )
+            raise _Refused(403, "refused", "the gateway does not accept this") from None
+        await enrolment.seen(number)
+        hop = str(peer.id)
+        notes = _TunnelNotes(hop, traces)
+        link = await accept_websocket(request, f"{hop} {request.remote}", on_note=notes.take)
+        await sessions.serve_link(link, via=hop, known=notes.bind, settled=notes.save)
+        await notes.save()
+        return link.response
+
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[_neutral])
+    app.router.add_get("/v1/bundle", bundle)
+    app.router.add_post("/v1/join/nonce", nonce)
+    app.router.add_post("/v1/join", join)
+    app.router.add_post("/v1/renew", renew)
+    app.router.add_get("/v1/tunnel", tunnel)
+    return app
+
+
+def make_health_app(healthy: Callable[[], bool]) -> web.Application:
+    """`/healthz`: 200 while the gateway serves, else 503."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _json(200, {"status": "ok"}) if healthy() else _json(503, {"status": "unavailable"})
+
+    app = web.Application(client_max_size=1_024)
+    app.router.add_get("/healthz", healthz)
+    return app
+
+
+@web.middleware
+async def _neutral(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every failure becomes a short JSON error that tells a stranger nothing."""
+    try:
+        return await handler(request)
+    except _Refused as refusal:
+        return _error(refusal.status, refusal.code, str(refusal))
+    except EnrolmentRefused:
+        code = "invitation" if request.path == "/v1/join" else "refused"
+        return _error(403, code, "the gateway does not accept this")
+    except AuditUnavailable:
+        return _error(503, "overloaded", "try again later")
+    except (GatewayError, StoreError) as error:
+        _log.error("%s failed: %s", request.path, error)
+        return _error(503, "unavailable", "try again later")
+    except web.HTTPException as error:
+        return _error(error.status, "bad_request" if error.status < 500 else "unavailable", "not possible")
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise _Refused(400, "bad_request", "the request is not valid") from None
+
+
+def _issued(authority: Authority, joined: Joined) -> dict[str, Any]:
+    return {
+        "id": str(joined.issued.id), "chain": [_pack(der) for der in joined.issued.chain],
+        "bundle": _bundle_of(authority), "enrolment": joined.enrolment,
+    }
+
+
+def _bundle_of(authority: Authority) -> dict[str, Any]:
+    bundle = authority.bundle
+    return {
+        "trust_domain": bundle.trust_domain, "roots": [_pack(der) for der in bundle.roots],
+        "sequence": bundle.sequence,
+    }
+
+
+def _json(status: int, value: object) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    return _json(status, {"error": {"code": code, "message": message}})
+
+
+def _pack(data: bytes) -> str:
+    """base64url without padding (RFC 4648 section 5)."""
+    return base64.urlsafe_b64encode(data).decode("ascii").rstrip("=")
+
+
+def _unpack(text: str) -> bytes:
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise _Refused(400, "bad_request", "the request is not valid") from None

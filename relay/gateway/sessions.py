@@ -1,0 +1,271 @@
+"""Encrypted sessions, from an accepted link to requests in the pipeline.
+
+Whoever has not shown who they are costs little and waits behind a cap; a part of it is kept for tunnels of hops, which
+are authenticated themselves. Outward every refusal looks the same; the audit has the reason.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.errors import AuditUnavailable, GatewayError
+from relay.gateway.identity.ca import Authority, OwnIdentity
+from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.pipeline import Pipeline, RequestContext
+from relay.gateway.trace import TraceStore
+from store.errors import StoreError
+from transport.errors import IdentityRefused, LinkLost, TransportError
+from transport.handshake import FrameType, Hint, JoinCredential, RenewCredential
+from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.links.base import Link
+from transport.messages import Issued, SpanRecord, Welcome
+from transport.serving import GatewaySession, Incoming, Responder
+from transport.telemetry import Telemetry
+
+SESSION_ROLE: Final = "edge"  # who comes this way; hops, gateways and workloads join by HTTPS
+Settled = Callable[[], Awaitable[None]] | None
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    sessions: int = 2_000
+    handshakes: int = 64
+    handshake_s: float = 15.0
+    requests: int = 32  # at once on one session
+
+    @property
+    def direct_handshakes(self) -> int:
+        """Links that come straight from anywhere leave a quarter of the places to tunnels."""
+        return max(1, self.handshakes * 3 // 4)
+
+
+class StreamSink:
+    """An answer's way into a stream of a session."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+
+    async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
+        self._incoming.begin(status, content_type, streamed=streamed)
+
+    async def write(self, data: bytes) -> None:
+        await self._incoming.write(data)
+
+    async def end(self) -> None:
+        self._incoming.end()
+
+    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
+        self._incoming.refuse(status, code, message, retryable=retryable)
+
+
+class Sessions:
+    """All live sessions of a gateway."""
+
+    def __init__(
+        self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, pipeline: Pipeline,
+        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, limits: SessionLimits, epoch: bytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`epoch`: 16 random bytes, new whenever what a gateway remembers of requests is new."""
+        self._authority = authority
+        self._enrolment = enrolment
+        self._pipeline = pipeline
+        self._traces = traces
+        self._telemetry = telemetry
+        self._audit = audit
+        self._limits = limits
+        self._epoch = epoch
+        self._clock = clock
+        self._responder = Responder(
+            svid=identity.svid,
+            root=lambda: authority.root,
+            verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
+        )
+        self._handshaking = 0
+        self._links = 0
+        self._live: set[GatewaySession] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    async def serve_link(
+        self, link: Link, *, via: str = "", known: Callable[[str], None] = lambda _: None,
+        settled: Settled = None,
+    ) -> None:
+        """Runs one link to its end and closes it. `via`: SPIFFE ID of the hop it came through, "" if none.
+
+        `known` is told the link id once the handshake is over, `settled` is called after each request. Raises nothing
+        but cancellation.
+        """
+        cap = self._limits.handshakes if via else self._limits.direct_handshakes
+        if self._draining or self._handshaking >= cap or self._links >= self._limits.sessions:
+            await self._turn_away(link)
+            return
+        self._links += 1
+        try:
+            session = await self._handshake(link, via)
+            if session is not None:
+                known(session.link_id)
+                await self._run(session, via, settled)
+        except TransportError as error:
+            _log.info("session on %s ended: %s", link.peer, error.code)
+        except (AuditUnavailable, StoreError) as error:
+            _log.error("session on %s ended: %s", link.peer, error)
+        finally:
+            self._links -= 1
+            await link.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new, lets requests that run finish for up to `seconds`, then closes every session."""
+        self._draining = True
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+        await asyncio.gather(*(session.close("shutdown") for session in set(self._live)), return_exceptions=True)
+
+    # --- one session ------------------------------------------------------------------------------------------------
+
+    async def _turn_away(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await link.send(bytes([FrameType.HINT, Hint.OVERLOADED]))
+        except (LinkLost, TimeoutError):
+            pass
+        await link.close()
+
+    async def _handshake(self, link: Link, via: str) -> GatewaySession | None:
+        self._handshaking += 1
+        try:
+            async with asyncio.timeout(self._limits.handshake_s):
+                return await GatewaySession.accept(link, self._responder)
+        except TimeoutError:
+            _log.info("handshake on %s was not finished in time", link.peer)
+        except IdentityRefused as refusal:
+            await self._audit.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
+        finally:
+            self._handshaking -= 1
+        return None
+
+    async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:
+        self._live.add(session)
+        try:
+            match session.credential:
+                case VerifiedPeer() as peer:
+                    await self._serve(session, peer, via, settled)
+                case JoinCredential() | RenewCredential() as credential:
+                    await self._enrol(session, credential, via)
+        finally:
+            self._live.discard(session)
+            await session.close()
+
+    async def _enrol(self, session: GatewaySession, credential: JoinCredential | RenewCredential, via: str) -> None:
+        roles = (SESSION_ROLE,)
+        try:
+            if isinstance(credential, JoinCredential):
+                joined = await self._enrolment.join(
+                    credential.token_id, credential.secret, credential.csr, credential.device_key.spki,
+                    roles=roles, via=via,
+                )
+            else:
+                try:
+                    credential.verify(self._enrolment.device_key(credential.device_id))
+                except IdentityRefused as refusal:
+                    await self._audit.append(
+                        "renew.refused", reason=refusal.rule, device=credential.device_id.hex(), via=via
+                    )
+                    raise
+                joined = await self._enrolment.renew(credential.device_id, credential.csr, roles=roles, via=via)
+        except (GatewayError, StoreError, IdentityRefused) as error:
+            if getattr(error, "fault", "") != "identity":
+                _log.error("joining failed: %s", error)
+            await session.refuse()
+            return
+        await session.issue(self._message(joined))
+
+    def _message(self, joined: Joined) -> Issued:
+        bundle = self._authority.bundle
+        return Issued(
+            str(joined.issued.id), list(joined.issued.chain), list(bundle.roots), bundle.sequence, joined.enrolment
+        )
+
+    async def _serve(self, session: GatewaySession, peer: VerifiedPeer, via: str, settled: Settled) -> None:
+        try:
+            enrolment = self._enrolment.enrolment_of(peer)
+            await self._audit.append(
+                "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id
+            )
+        except IdentityRefused as refusal:
+            await self._audit.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
+            await session.refuse()
+            return
+        except AuditUnavailable:
+            await session.refuse()
+            raise
+        session.on_spans = lambda spans: self._take_spans(str(peer.id), spans)
+        session.admit(Welcome(self._epoch, via, self._authority.bundle.sequence))
+        await self._enrolment.seen(enrolment)
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            async for incoming in session.requests():
+                if self._draining:
+                    incoming.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
+                elif len(tasks) >= self._limits.requests:
+                    incoming.refuse(429, "too_many_requests", "too many requests at once", retryable=True)
+                else:
+                    self._start(self._request(session, incoming, peer, enrolment, via, settled), tasks)
+        finally:
+            # Requests whose session is gone are cancelled by their own watch; here they only come to their end.
+            if tasks:
+                await asyncio.wait(set(tasks))
+            await self._audit.append("session.closed", id=str(peer.id), via=via, link=session.link_id)
+
+    async def _request(
+        self, session: GatewaySession, incoming: Incoming, peer: VerifiedPeer, enrolment: int, via: str,
+        settled: Settled,
+    ) -> None:
+        header = incoming.header
+        context = RequestContext(
+            request_id=incoming.request_id, method=header.method, route=header.route,
+            content_type=header.content_type, body=incoming.body, traceparent=header.traceparent,
+            expires_at=header.expires_at, peer=peer, enrolment=enrolment, via=via, link_id=session.link_id,
+        )
+        work = asyncio.ensure_future(self._pipeline.handle(context, StreamSink(incoming)))
+        gone = asyncio.ensure_future(incoming.cancelled.wait())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            results = await asyncio.gather(work, gone, return_exceptions=True)
+        if isinstance(results[0], Exception) and not isinstance(results[0], TransportError):
+            raise results[0]
+        await self._traces.save(
+            context.trace_id, str(peer.id), context.link_id, self._telemetry.finished(context.trace_id)
+        )
+        if settled is not None:
+            await settled()
+
+    def _take_spans(self, device: str, spans: list[SpanRecord]) -> None:
+        async def keep() -> None:
+            await self._traces.add_from_edge(device, spans)
+
+        if len(self._tasks) < 4 * self._limits.sessions:
+            self._start(keep(), set())
+
+    def _start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.ensure_future(_logged(work))
+        for group in (tasks, self._tasks):
+            group.add(task)
+            task.add_done_callback(group.discard)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except TransportError:
+        pass
+    except Exception as error:  # the session and the others go on; the text could quote a prompt
+        _log.error("a request failed in the gateway: %s", type(error).__name__)

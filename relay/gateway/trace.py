@@ -1,0 +1,163 @@
+"""Spans of one trace from every role: the gateway's own, those an edge sends, and those that hops' notes amount to.
+
+Spans from outside are claims of whoever sent them, and are kept apart by sender. A device may add spans only to a trace
+that a request of its own used, and a hop's note counts only for the very tunnel it came over.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from store.database import Connection, Database
+from transport import telemetry as names
+from transport.messages import SpanRecord
+from transport.primitives import sha256
+from transport.telemetry import permitted
+
+KEPT_MS: Final = 7 * 86_400_000
+SPANS_MAX: Final = 200_000  # rows; the oldest go first
+PER_TRACE_MAX: Final = 64  # spans that one sender may add to one trace
+_PRUNE_EVERY: Final = 256  # saves
+
+_Time = Annotated[float, Meta(ge=0, le=1e15)]
+_Count = Annotated[int, Meta(ge=0, le=1 << 50)]
+
+
+class HopNote(Struct, frozen=True):
+    """What a hop says about a tunnel, in a text frame: link id, Unix milliseconds, bytes from and to the edge."""
+
+    link: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    start_ms: _Time
+    end_ms: _Time
+    up: _Count
+    down: _Count
+
+
+_note = msgspec.json.Decoder(HopNote)
+_pack = msgspec.msgpack.Encoder()
+_span = msgspec.msgpack.Decoder(SpanRecord)
+_kept_note = msgspec.msgpack.Decoder(HopNote)
+
+
+def parse_note(text: str) -> HopNote | None:
+    """A hop's note, None for anything else; a hop cannot break anything by it."""
+    try:
+        return _note.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+
+
+class TraceStore:
+    """Owns the tables of 0002_traces.sql."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        self._saves = 0
+
+    async def save(self, trace_id: str, device: str, link_id: str, spans: Sequence[SpanRecord]) -> None:
+        """Keeps the gateway's own spans of a request by `device` over that link."""
+        await self._insert("", trace_id, spans, device=device, link_id=link_id)
+
+    async def add_from_edge(self, device: str, spans: Sequence[SpanRecord]) -> int:
+        """Keeps an edge's spans of traces that it used itself; returns how many were kept."""
+        kept = 0
+        for trace_id in {span.trace_id for span in spans}:
+            used = await self._database.run(
+                lambda connection, trace_id=trace_id: connection.execute(  # type: ignore[misc]
+                    "SELECT 1 FROM traces WHERE trace_id = ? AND device = ?", (trace_id, device)
+                ).fetchone(), read_only=True,
+            )
+            if used is None:
+                continue
+            mine = [_claimed(span, device) for span in spans if span.trace_id == trace_id]
+            await self._insert(device, trace_id, mine)
+            kept += len(mine)
+        return kept
+
+    async def note(self, hop: str, note: HopNote) -> None:
+        """Keeps the latest note about a tunnel of `hop`. The caller has checked that the link id is that tunnel's."""
+        now = int(self._clock() * 1000)
+        await self._database.run(lambda connection: connection.execute(
+            "INSERT INTO tunnels VALUES (?, ?, ?, ?) ON CONFLICT (link_id) DO UPDATE"
+            " SET record = excluded.record, seen_ms = excluded.seen_ms WHERE hop = excluded.hop",
+            (note.link, hop, _pack.encode(note), now),
+        ) and None)
+
+    async def find(self, trace_id: str) -> list[SpanRecord]:
+        """All spans of a trace, by time; empty if nothing is known of it."""
+
+        def work(connection: Connection) -> list[SpanRecord]:
+            spans = [
+                _span.decode(row[0])
+                for row in connection.execute("SELECT record FROM spans WHERE trace_id = ?", (trace_id,))
+            ]
+            for link_id, hop, record in connection.execute(
+                "SELECT DISTINCT tunnels.link_id, hop, record FROM tunnels JOIN traces USING (link_id)"
+                " WHERE trace_id = ?", (trace_id,),
+            ).fetchall():
+                spans.append(_hop_span(trace_id, str(link_id), str(hop), _kept_note.decode(record), spans))
+            return sorted(spans, key=lambda span: (span.start_ms, span.role))
+
+        return await self._database.run(work, read_only=True)
+
+    async def _insert(
+        self, sender: str, trace_id: str, spans: Sequence[SpanRecord], *, device: str = "", link_id: str = ""
+    ) -> None:
+        now = int(self._clock() * 1000)
+        self._saves += 1
+        prune = self._saves % _PRUNE_EVERY == 0
+
+        def work(connection: Connection) -> None:
+            if device:
+                connection.execute(
+                    "INSERT INTO traces VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (trace_id, device, link_id, now)
+                )
+            row = connection.execute(
+                "SELECT count(*) FROM spans WHERE trace_id = ? AND sender = ?", (trace_id, sender)
+            ).fetchone()
+            assert row is not None
+            # Our own are bounded by telemetry, which keeps 64 spans of a trace at a time.
+            room = len(spans) if not sender else max(0, PER_TRACE_MAX - int(row[0]))
+            connection.executemany(
+                "INSERT INTO spans VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                [(trace_id, span.span_id, sender, _pack.encode(span), now) for span in spans[:room]],
+            )
+            if prune:
+                _prune(connection, now)
+
+        await self._database.run(work)
+
+
+def _prune(connection: Connection, now: int) -> None:
+    row = connection.execute(
+        "SELECT seen_ms FROM spans ORDER BY seen_ms DESC LIMIT 1 OFFSET ?", (SPANS_MAX,)
+    ).fetchone()
+    before = max(now - KEPT_MS, int(row[0]) if row else 0)
+    for table in ("spans", "traces", "tunnels"):
+        connection.execute(f"DELETE FROM {table} WHERE seen_ms < ?", (before,))  # noqa: S608 - names of our own
+
+
+def _claimed(span: SpanRecord, device: str) -> SpanRecord:
+    """An edge's span as it is kept: whatever it says, it is this device's."""
+    attributes = permitted(span.attributes)
+    attributes.pop(names.ROLE, None)
+    attributes[names.NODE] = device[:128]
+    return msgspec.structs.replace(span, role="edge", attributes=dict(list(attributes.items())[-16:]))
+
+
+def _hop_span(trace_id: str, link_id: str, hop: str, note: HopNote, others: Sequence[SpanRecord]) -> SpanRecord:
+    """A tunnel's span. Its parent is what the gateway's request span hangs from: the edge's, as a hop has no trace."""
+    parent = next((
+        span.parent_id for span in others
+        if span.role == "gateway" and span.attributes.get(names.LINK_ID) == link_id
+    ), "")
+    attributes: dict[str, str | int | float] = {
+        names.NODE: hop[:128], names.LINK_ID: link_id, names.BYTES_IN: note.up, names.BYTES_OUT: note.down,
+    }
+    span_id = sha256(b"causeway hop span", trace_id.encode(), link_id.encode())[:8].hex()
+    end = max(note.start_ms, note.end_ms)
+    return SpanRecord(trace_id, span_id, parent, "tunnel", "hop", note.start_ms, end, attributes)
