@@ -1,0 +1,1 @@
+"""The local model and embedder. Only this package imports llama.cpp."""

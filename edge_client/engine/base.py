@@ -1,0 +1,81 @@
+"""What the rest of the edge needs from a model, and nothing of how it runs."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["EMBEDDER_TOKENS", "ChatEngine", "Embedder", "Finished", "Message", "Sampling", "Text"]
+
+# MiniLM was trained on 256 tokens with the two special ones; what is longer it would cut off without a word.
+EMBEDDER_TOKENS = 250
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`max_tokens` bounds the answer (None: what the context leaves). Temperature 0 always picks the likeliest token.
+
+    `repeat_penalty` above 1 keeps a small model out of loops; at 1 it copies names and numbers more faithfully.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    repeat_penalty: float = 1.1
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer: whole characters, not necessarily one token."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of an answer. `reason` is "length" when a limit cut it off."""
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class ChatEngine(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Text | Finished, None]:
+        """Streams the answer; the last event is Finished. Closing the iterator stops the model within one token.
+
+        Concurrent calls wait for each other. Raises PromptTooLong, ModelMissing, ModelUnusable or EngineFailed.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    @property
+    def model_id(self) -> str:
+        """Names weights and precision; vectors of different ids do not compare."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of the text without special ones."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """float32 of shape (len(texts), 384), each row of length 1.
+
+        Raises BadUse for a text of more than EMBEDDER_TOKENS tokens, ModelMissing or ModelUnusable.
+        """
+        ...
