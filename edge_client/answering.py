@@ -1,0 +1,234 @@
+"""One prompt's way: look into the documents, decide, then answer here or relay. One span a step, no text in any."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, Protocol
+
+from opentelemetry.trace import Span
+
+from edge_client.completions import ROUTE, AnswerReader, failure, request_body
+from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
+from edge_client.errors import EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
+from edge_client.retrieval import Passage, Retrieval, local_context, prompt_with, relayed_context
+from edge_client.router.policy import Decision, decide, features_of
+from edge_client.router.sensitivity import kinds
+from transport import telemetry
+
+__all__ = ["Answer", "Assistant", "Deliver", "Question", "Relay", "RelayedAnswer", "Routed"]
+
+PROMPT_MAX_CHARS: Final = 1 << 20  # of all messages; finer limits follow once it is known where the prompt goes
+_GROUNDED_TOKENS: Final = 160  # an answer from a passage is a sentence or two
+_FREE_TOKENS: Final = 512
+
+
+class RelayedAnswer(Protocol):
+    """See gateway_client.RemoteAnswer. The chunks are complete only if they end without an exception."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def via(self) -> str: ...
+    def chunks(self) -> AsyncGenerator[bytes, None]: ...
+
+
+class Relay(Protocol):
+    """What answering needs of gateway_client.GatewayClient."""
+
+    async def request(self, method: str, route: str, body: bytes) -> RelayedAnswer: ...
+    async def models(self) -> list[str]: ...
+    def report(self, trace_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """The conversation, the question last. `model` is what a relayed one asks for; None the configured or first."""
+
+    messages: tuple[Message, ...]
+    flag: Literal["local", "relay"] | None = None
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Delivered before any text. `citations` are the passages the answer is made from; `notes` are for the person."""
+
+    decision: Decision
+    model: str
+    citations: tuple[Passage, ...]
+    notes: tuple[str, ...]
+    trace_id: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The whole outcome. `via` is the hop's SPIFFE ID, empty if local or direct; timings in milliseconds."""
+
+    routed: Routed
+    text: str
+    via: str
+    finish_reason: str
+    prompt_tokens: int
+    answer_tokens: int
+    timings: dict[str, float]
+
+
+Deliver = Callable[[Routed | Text], Awaitable[None]]
+
+
+class Assistant:
+    """Answers questions, any number at once; the engine lets them take turns."""
+
+    def __init__(
+        self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
+        relay_model: str | None = None, collection: str = "default",
+    ) -> None:
+        self._chat = chat
+        self._retrieval = retrieval
+        self._relay = relay
+        self._tracing = tracing
+        self._relay_model = relay_model
+        self._collection = collection
+
+    async def answer(self, question: Question, deliver: Deliver) -> Answer:
+        """Delivers Routed, then the text in pieces, and returns the whole.
+
+        Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
+        the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
+        """
+        if not question.messages or not question.messages[-1].content.strip():
+            raise EmptyPrompt
+        if sum(len(message.content) for message in question.messages) > PROMPT_MAX_CHARS:
+            raise PromptTooLong("the prompt is over 1 MiB", hint="documents are better ingested than pasted")
+        begun = time.monotonic()
+        timings: dict[str, float] = {}
+        trace_id = ""
+        try:
+            with self._tracing.span("edge.ask") as span:
+                trace_id = telemetry.trace_id_of(span)
+                answer = await self._routed(question, span, timings, deliver)
+        finally:
+            if self._relay is not None:  # the gateway joins our spans, all ended now, with its own
+                self._relay.report(trace_id)
+        timings["total_ms"] = _ms(begun, time.monotonic())
+        return replace(answer, timings=timings)
+
+    async def _routed(
+        self, question: Question, span: Span, timings: dict[str, float], deliver: Deliver
+    ) -> Answer:
+        begun = time.monotonic()
+        passages = await self._retrieve(question, timings)
+        decision = self._decide(question, passages)
+        span.set_attribute(telemetry.ROUTE, decision.route)
+        if decision.route == "refuse":
+            raise _refusal(decision)
+
+        async def timed(event: Routed | Text) -> None:
+            if isinstance(event, Text):
+                timings.setdefault("first_text_ms", _ms(begun, time.monotonic()))
+            await deliver(event)
+
+        trace_id = telemetry.trace_id_of(span)
+        if decision.route == "local":
+            return await self._answer_here(question, decision, passages, trace_id, timed)
+        return await self._answer_by_relay(question, decision, passages, trace_id, timed)
+
+    async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
+        if self._retrieval is None:
+            return []
+        begun = time.monotonic()
+        with self._tracing.span("edge.retrieve"):
+            passages = await self._retrieval.passages(question.messages[-1].content, collection=self._collection)
+        timings["retrieve_ms"] = _ms(begun, time.monotonic())
+        return passages
+
+    def _decide(self, question: Question, passages: Sequence[Passage]) -> Decision:
+        found: dict[str, None] = {}
+        for message in question.messages:  # what travels is the whole conversation, not only its last line
+            found.update(dict.fromkeys(kinds(message.content)))
+        return decide(features_of(
+            question.messages[-1].content, flag=question.flag, sensitive=tuple(found),
+            similarity=max((passage.similarity for passage in passages), default=None),
+            joined=self._relay is not None,
+        ))
+
+    async def _answer_here(
+        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver
+    ) -> Answer:
+        context = local_context(passages)
+        notes = () if context or not passages else ("the documents hold nothing on this",)
+        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id)
+        await deliver(routed)
+        sampling = question.sampling
+        if context:
+            # A new paragraph or a second list item is where this model begins to make things up.
+            sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
+        if sampling.max_tokens is None:
+            sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
+        pieces: list[str] = []
+        finished = Finished("stop", 0, 0)
+        with self._tracing.span("edge.generate", attributes={
+            telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
+        }) as span:
+            messages = prompt_with(question.messages, context, relayed=False)
+            async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        finished = event
+                    else:
+                        pieces.append(event.text)
+                        await deliver(event)
+            span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
+            span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
+        text = "".join(pieces)
+        return Answer(routed, text, "", finished.reason, finished.prompt_tokens, finished.answer_tokens, {})
+
+    async def _answer_by_relay(
+        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver
+    ) -> Answer:
+        assert self._relay is not None  # decide() never relays without
+        model = question.model or self._relay_model
+        context, kept = relayed_context(passages)
+        notes = (f"{kept} passage(s) of your documents stay on this device",) if kept else ()
+        with self._tracing.span("edge.relay", attributes={telemetry.GEN_AI_OPERATION: "chat"}) as span:
+            if model is None:
+                granted = await self._relay.models()
+                if not granted:
+                    raise KeptLocal("the gateway grants this device no model", hint="ask whoever runs the gateway")
+                model = granted[0]
+            body = request_body(model, prompt_with(question.messages, context, relayed=True), question.sampling)
+            span.set_attribute(telemetry.GEN_AI_REQUEST_MODEL, model)
+            span.set_attribute(telemetry.BYTES_OUT, len(body))
+            remote = await self._relay.request("POST", ROUTE, body)
+            if remote.status != 200:
+                raise await failure(remote.status, remote.chunks())
+            routed = Routed(decision, model, tuple(context), notes, trace_id)
+            await deliver(routed)
+            reader = AnswerReader(remote.content_type)
+            pieces: list[str] = []
+            async with contextlib.aclosing(remote.chunks()) as chunks:
+                async for text in reader.texts(chunks):
+                    pieces.append(text)
+                    await deliver(Text(text))
+            if not pieces:
+                raise ProviderFailed("the provider's answer is empty", hint="ask again")
+            span.set_attribute(telemetry.VIA, remote.via)
+            span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, reader.prompt_tokens)
+            span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, reader.answer_tokens)
+        return Answer(
+            routed, "".join(pieces), remote.via, reader.finish_reason, reader.prompt_tokens, reader.answer_tokens, {}
+        )
+
+
+def _refusal(decision: Decision) -> KeptLocal | NotJoined:
+    if decision.rule == "not-joined":
+        return NotJoined()
+    return KeptLocal(decision.reasons[0], hint="take it out, or ask with `--local`")
+
+
+def _ms(begun: float, ended: float) -> float:
+    return round((ended - begun) * 1000, 1)

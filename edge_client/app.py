@@ -1,0 +1,137 @@
+"""Composition of the edge: the only place that builds the object graph. Everything is made when it is first needed."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from edge_client.answering import Assistant, Relay
+from edge_client.config import Config
+from edge_client.engine.llama import LlamaChat, LlamaEmbedder
+from edge_client.engine.models import chat_model, embedder_file
+from edge_client.errors import EdgeError
+from edge_client.gateway_client import GatewayClient
+from edge_client.identity import NAMESPACE, DeviceIdentity
+from edge_client.outbox import Outbox
+from edge_client.passphrase import passphrase
+from edge_client.retrieval import Retrieval
+from store.database import Database
+from store.documents import Documents
+from store.keys import Passphrase, create_key, unlock_key
+from store.queue import Queue
+from store.search import Search
+from store.settings import Settings
+from transport import telemetry
+from transport.links.base import connect
+
+__all__ = ["App", "StoreUse", "open_store"]
+
+StoreUse = Literal["none", "if present", "create"]
+
+
+class App:
+    """One edge. An async context manager: leaving it ends sessions, closes the store and flushes traces."""
+
+    def __init__(self, config: Config, database: Database | None, tracing: telemetry.Telemetry) -> None:
+        """Use `open`."""
+        self.config = config
+        self.tracing = tracing
+        self._database = database
+        self._embedder: LlamaEmbedder | None = None
+        self._client: GatewayClient | None = None
+
+    @classmethod
+    def open(cls, config: Config, *, store: StoreUse, ask: Callable[..., Passphrase] = passphrase) -> "App":
+        """Opens the store as `store` says, asking for the passphrase. Raises StoreError, NoPassphrase or BadUse."""
+        database = open_store(config, store, ask)
+        home_exists = config.home.is_dir()
+        return cls(config, database, telemetry.start("edge", file=config.traces_path if home_exists else None))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._client is not None:
+                await self._client.close()
+        finally:
+            if self._database is not None:
+                self._database.close()
+            self.tracing.close()
+
+    @property
+    def has_store(self) -> bool:
+        return self._database is not None
+
+    @property
+    def database(self) -> Database:
+        """Raises EdgeError where there is no store yet."""
+        if self._database is None:
+            raise EdgeError("there is no store yet", hint="`edge ingest` or `edge join` makes one")
+        return self._database
+
+    @property
+    def documents(self) -> Documents:
+        return Documents(self.database)
+
+    @property
+    def settings(self) -> Settings:
+        """The identity's settings; `join` and the gateway client keep theirs here."""
+        return Settings(self.database, NAMESPACE)
+
+    @property
+    def outbox(self) -> Outbox:
+        return Outbox(Queue(self.database, "outbox"))
+
+    def embedder(self, progress: Callable[[int, int], None] = lambda done, total: None) -> LlamaEmbedder:
+        """Converts the weights at first use, telling `progress`. Raises ModelMissing or ModelUnusable."""
+        if self._embedder is None:
+            file = embedder_file(self.config, progress)
+            self._embedder = LlamaEmbedder(file.path, model_id=file.model_id)
+        return self._embedder
+
+    def chat(self, path: Path | None = None, *, name: str = "local") -> LlamaChat:
+        """The local model: `path`, or what the configuration says."""
+        locate = partial(chat_model, self.config) if path is None else lambda: path
+        settings = self.config.model
+        return LlamaChat(locate, name=name, context=settings.context, threads=settings.threads)
+
+    def retrieval(self) -> Retrieval:
+        return Retrieval(Search(self.database), self.embedder())
+
+    async def relay(self) -> Relay | None:
+        """The way to the gateway, or None before joining."""
+        if self._client is None:
+            if self._database is None or await DeviceIdentity.load(self.settings) is None:
+                return None
+            self._client = GatewayClient(self.settings, self.outbox, (), self.tracing, connect)
+        return self._client
+
+    async def assistant(self, chat: LlamaChat | None = None, *, relay: bool = True) -> Assistant:
+        """Answers from the documents if there are any, and by the gateway if the device has joined."""
+        has_documents = self._database is not None and (await self.documents.count())[1] > 0
+        return Assistant(
+            chat=chat or self.chat(),
+            retrieval=self.retrieval() if has_documents else None,
+            relay=await self.relay() if relay else None,
+            tracing=self.tracing,
+            relay_model=self.config.relay.model,
+        )
+
+
+def open_store(config: Config, use: StoreUse, ask: Callable[..., Passphrase]) -> Database | None:
+    """The store, created on "create" if there is none; None if there is none or none is wanted."""
+    if use == "none" or (use == "if present" and not config.key_path.exists()):
+        return None
+    if config.key_path.exists():
+        key = unlock_key(config.key_path, ask(new=False))
+    else:
+        secret = ask(new=True)
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = create_key(config.key_path, secret)
+    schema = files("store") / "schema"
+    return Database.open(config.store_path, key, schema=schema)

@@ -1,0 +1,91 @@
+"""Settings of this edge: where its home is, which model files it uses, what it asks a gateway for.
+
+`config.toml` in the home is optional; nothing secret belongs in it:
+
+    [model]
+    path = "/models/other.gguf"     # any GGUF chat model; without it the installed SmolLM2
+    context = 4096                  # tokens held at once
+    [embedder]
+    path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
+    [relay]
+    model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from edge_client.errors import BadUse
+
+__all__ = ["Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "home_path"]
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str | None = None
+    context: Annotated[int, msgspec.Meta(ge=512, le=131_072)] = 4096
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+
+
+class EmbedderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str | None = None
+
+
+class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: str | None = None
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: ModelSettings = ModelSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    relay: RelaySettings = RelaySettings()
+
+
+@dataclass(frozen=True)
+class Config:
+    home: Path
+    model: ModelSettings = field(default_factory=ModelSettings)
+    embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
+    relay: RelaySettings = field(default_factory=RelaySettings)
+
+    @property
+    def store_path(self) -> Path:
+        return self.home / "store.db"
+
+    @property
+    def key_path(self) -> Path:
+        return self.home / "store.key"
+
+    @property
+    def token_path(self) -> Path:
+        return self.home / "api-token"
+
+    @property
+    def traces_path(self) -> Path:
+        return self.home / "traces.jsonl"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+        """From CAUSEWAY_HOME (or ~/.causeway) and its optional config.toml. Raises BadUse, naming the field."""
+        home = home_path(environ)
+        path = home / "config.toml"
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return cls(home)
+        except OSError as error:
+            raise BadUse(f"cannot read {path}: {error.strerror}") from None
+        try:
+            settings = msgspec.toml.decode(raw, type=_File)
+        except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
+            raise BadUse(f"{path}: {error}", hint="see the configuration section of the README") from None
+        return cls(home, settings.model, settings.embedder, settings.relay)
+
+
+def home_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """CAUSEWAY_HOME, or ~/.causeway."""
+    given = environ.get("CAUSEWAY_HOME")
+    return Path(given).expanduser().absolute() if given else Path.home() / ".causeway"

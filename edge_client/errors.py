@@ -1,0 +1,123 @@
+"""Errors of the edge. Each says whose fault it is and carries a stable code; see `transport.errors` for the wire's.
+
+    EdgeError                fault local
+     +-- BadUse              user      an option, file or configuration value that cannot be used
+     |    +-- EmptyPrompt    user      nothing was asked
+     |    +-- PromptTooLong  user      over the local model's context, or over the relay's limit
+     |    +-- UnknownModel   user      a model name nobody here answers to
+     |    +-- BadDocument    user      a document that cannot be read
+     +-- NoPassphrase        store     the store needs a passphrase and there is no way to ask for one
+     +-- ModelMissing        local     weights are not installed
+     +-- ModelUnusable       local     weights are there but the engine cannot load them
+     +-- EngineFailed        local     the engine stopped in the middle of its work
+     +-- NotJoined           identity  a relayed prompt without an identity
+     +-- KeptLocal           policy    privacy forbids to relay this prompt
+     +-- GatewayRefused      policy    the gateway said no, with a code
+     +-- ProviderFailed      provider  the gateway's provider answered with an error or with garbage
+     +-- Interrupted         unknown_outcome  the session ended before the answer was whole
+
+The message is lower case, without a final period, and never holds a secret, a prompt or a peer's bytes.
+"""
+
+from typing import ClassVar
+
+
+class EdgeError(Exception):
+    """Root of everything `edge_client` raises."""
+
+    code: ClassVar[str] = "edge_error"
+    fault: ClassVar[str] = "local"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BadUse(EdgeError):
+    code = "bad_use"
+    fault = "user"
+
+
+class EmptyPrompt(BadUse):
+    code = "empty_prompt"
+
+    def __init__(self) -> None:
+        super().__init__("the prompt is empty", hint="give it as an argument or on standard input")
+
+
+class PromptTooLong(BadUse):
+    code = "prompt_too_long"
+
+
+class UnknownModel(BadUse):
+    code = "model_not_found"
+
+
+class BadDocument(BadUse):
+    code = "bad_document"
+
+
+class NoPassphrase(EdgeError):
+    code = "no_passphrase"
+    fault = "store"
+
+
+class ModelMissing(EdgeError):
+    code = "model_missing"
+
+
+class ModelUnusable(EdgeError):
+    code = "model_unusable"
+
+
+class EngineFailed(EdgeError):
+    code = "engine_failed"
+
+
+class NotJoined(EdgeError):
+    code = "not_joined"
+    fault = "identity"
+
+    def __init__(self) -> None:
+        super().__init__("this device has not joined a gateway", hint="`edge join` with an invitation, or `--local`")
+
+
+class KeptLocal(EdgeError):
+    code = "kept_local"
+    fault = "policy"
+
+
+class ProviderFailed(EdgeError):
+    """`reason` is the gateway's code where it gave one, such as provider_rate_limited."""
+
+    code = "provider_failed"
+    fault = "provider"
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str = "provider_failed") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class GatewayRefused(EdgeError):
+    """`reason` is the gateway's code, such as model_not_allowed."""
+
+    code = "gateway_refused"
+    fault = "policy"
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class Interrupted(EdgeError):
+    """`reason` is the code of what happened to the session."""
+
+    code = "interrupted"
+    fault = "unknown_outcome"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "the connection ended before the answer was whole; whether the provider was called is not known",
+            hint="nothing is sent again by itself; ask again if you want to, it may be billed twice",
+        )
+        self.reason = reason
