@@ -1,0 +1,39 @@
+"""The command `edge`. Help must be instant: nothing here or in the command modules imports more than typer.
+
+A command's body imports what it needs when it runs; a test looks at `sys.modules` after `edge --help`.
+"""
+
+import typer
+
+from edge_client.commands.ask import ask
+from edge_client.commands.device import join, models, status
+from edge_client.commands.documents import ingest, search
+from edge_client.commands.serve import serve
+
+__all__ = ["app", "main"]
+
+# Plain help and plain errors: rich alone would take as long to import as everything else together.
+app = typer.Typer(
+    name="edge",
+    help="Ask your documents and, through hops you need not trust, your gateway's models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(ask)
+app.command()(ingest)
+app.command()(search)
+app.command()(serve)
+app.command()(join)
+app.command()(status)
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="edge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""`edge ingest` and `edge search`."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_client.commands.terminal import JSON, Exit, note, run, show
+
+if TYPE_CHECKING:
+    from edge_client.ingest import Ingest, Outcome
+
+_COLLECTION = typer.Option("--collection", "-c", help="Which set of documents.")
+
+
+def ingest(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files (txt, md, pdf) and folders.")] = None,
+    collection: Annotated[str, _COLLECTION] = "default",
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="The files hold lines of JSON with id, title, text; none: stdin.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Put documents into the encrypted store. Known content is skipped, a broken file reported."""
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+        from edge_client.documents import find_files
+        from edge_client.errors import BadUse
+        from edge_client.ingest import Ingest
+
+        if not paths and not jsonl:
+            raise BadUse("nothing to ingest", hint="name files or folders")
+        done: list[Outcome] = []
+        failed: list[dict[str, str]] = []
+
+        def fail(source: str, error: BadUse) -> None:
+            note(f"{source}: {error}" + (f" ({error.hint})" if error.hint else ""))
+            failed.append({"source": source, "error": error.code, "message": str(error)})
+
+        async with App.open(Config.load(), store="create") as app:
+            with _progress() as tell:
+                ingester = Ingest(app.documents, app.embedder(lambda n, of: tell("preparing the embedder", n, of)))
+                if jsonl:
+                    for path in paths or [Path("-")]:
+                        await _records(ingester, path, collection, tell, done.append, fail)
+                else:
+                    found = list(find_files(paths or []))
+                    for number, path in enumerate(found):
+                        tell(path.name, number, len(found))
+                        try:
+                            done.append(await ingester.file(path, collection=collection))
+                        except BadUse as error:
+                            fail(str(path), error)
+                    tell("done", len(found), len(found))
+        _report(done, failed, as_json)
+
+    run(work, as_json=as_json)
+
+
+async def _records(
+    ingester: "Ingest", path: Path, collection: str, tell: Callable[[str, int, int], None],
+    add: "Callable[[Outcome], None]", fail: Callable[[str, Any], None],
+) -> None:
+    from edge_client.errors import BadUse
+    from edge_client.ingest import record_lines
+
+    name = "standard input" if str(path) == "-" else str(path)
+    with _opened(path) as lines:
+        for number, record in record_lines(lines):
+            tell(f"{name} line {number}", number, 0)
+            try:
+                if isinstance(record, BadUse):
+                    raise record
+                add(await ingester.record(record, collection=collection))
+            except BadUse as error:
+                fail(f"{name} line {number}", error)
+
+
+def _report(done: "list[Outcome]", failed: list[dict[str, str]], as_json: bool) -> None:
+    added = [outcome for outcome in done if outcome.state == "added"]
+    counts = {
+        "added": len(added), "unchanged": len(done) - len(added), "failed": len(failed),
+        "chunks": sum(outcome.chunks for outcome in added),
+    }
+    if as_json:
+        documents = [{"source": o.source, "state": o.state, "chunks": o.chunks} for o in done]
+        show({**counts, "documents": documents, "failures": failed})
+    else:
+        print(
+            f"{counts['added']} added ({counts['chunks']} passages), {counts['unchanged']} unchanged, "
+            f"{counts['failed']} failed"
+        )
+    if failed:
+        raise Exit(3)
+
+
+def search(
+    query: Annotated[str | None, typer.Argument(help="The question; with --jsonl a file, none: stdin.")] = None,
+    collection: Annotated[str, _COLLECTION] = "default",
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many hits.")] = 5,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Lines of JSON with id, text in; id, hits out, in the same order.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Find passages by meaning and by words."""
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+        from edge_client.errors import EmptyPrompt
+
+        if not jsonl and not (query or "").strip():
+            raise EmptyPrompt
+        async with App.open(Config.load(), store="if present") as app:
+            _ = app.database  # before anything is read: no store, no search
+            retrieval = app.retrieval()
+            if jsonl:
+                await _lines(retrieval.documents, Path(query or "-"), collection, top)
+                return
+            passages = await retrieval.passages(query or "", collection=collection, top=top)
+        if as_json:
+            show({"hits": [{
+                "document": p.document, "source": p.source, "page": p.page, "line": p.line, "text": p.text,
+                "label": p.label, "similarity": round(p.similarity, 4),
+            } for p in passages]})
+            return
+        for number, passage in enumerate(passages, 1):
+            print(f"{number}. {passage.place} (similarity {passage.similarity:.2f})")
+            print("   " + passage.text.replace("\n", "\n   "))
+        if not passages:
+            note(f"the collection {collection} holds nothing")
+
+    run(work, as_json=as_json)
+
+
+async def _lines(ask: Callable[..., Any], path: Path, collection: str, top: int) -> None:
+    from edge_client.errors import BadUse
+    from edge_client.ingest import query_lines
+
+    bad = 0
+    with _opened(path) as lines:
+        for number, query in query_lines(lines):
+            if isinstance(query, BadUse):
+                bad += 1
+                show({"error": {"line": number, "code": query.code, "message": str(query)}})
+                continue
+            hits = await ask(query[1], collection=collection, top=top)
+            show({"id": query[0], "hits": [{"doc": doc, "score": round(score, 6)} for doc, score in hits]})
+    if bad:
+        note(f"{bad} line(s) could not be read")
+        raise Exit(3)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    from edge_client.errors import BadUse
+
+    if str(path) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise BadUse(f"cannot read {path}: {error.strerror}") from None
+    with stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """tell(what, done, of) as a bar on a terminal, and as nothing elsewhere; `of` 0 means unknown."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=escape(what), completed=done, total=total or None
+        )

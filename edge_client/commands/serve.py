@@ -1,0 +1,33 @@
+"""`edge serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_client.commands.terminal import note, run
+
+
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 picks a free one.")] = 8080,
+    model: Annotated[Path | None, typer.Option(help="Another GGUF than the configured one.")] = None,
+    model_id: Annotated[str | None, typer.Option(help="A further name the local model answers to.")] = None,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Serve the model alone, without documents.")] = False,
+) -> None:
+    """Serve the OpenAI-compatible API on this machine, behind a token."""
+
+    async def work() -> None:
+        from edge_client.answering import Assistant
+        from edge_client.api.server import Names, serve_until_stopped
+        from edge_client.app import App
+        from edge_client.config import Config
+
+        config = Config.load()
+        async with App.open(config, store="none" if no_store else "if present") as app:
+            chat = app.chat(model)
+            await chat.load()
+            alone = Assistant(chat=chat, retrieval=None, relay=None, tracing=app.tracing)
+            names = Names(alone=alone, auto=lambda: app.assistant(chat), alias=model_id)
+            await serve_until_stopped(names, config.token_path, port, note)
+
+    run(work)

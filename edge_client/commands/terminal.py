@@ -1,0 +1,71 @@
+"""What all commands share: running to an exit code, errors in one form, results as text or JSON."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import typer
+
+__all__ = ["JSON", "Exit", "note", "run", "show"]
+
+# By fault, as documented in the README; typer's own usage errors are 2.
+_EXIT: Final = {
+    "user": 3, "identity": 4, "link": 5, "policy": 6, "provider": 7, "store": 8, "unknown_outcome": 9, "peer": 10,
+}
+JSON: Final = typer.Option("--json", help="Print one JSON object.")
+
+
+class Exit(Exception):
+    """Ends a command with this code; what there is to say has been said."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.exit_code = code
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool = False) -> None:
+    """Runs a command's body and ends the process with its exit code. An error is two lines on stderr, no traceback."""
+    import asyncio  # a third of the time that `edge --help` takes
+
+    try:
+        asyncio.run(work())
+        sys.stdout.flush()
+    except Exit as end:
+        raise typer.Exit(end.exit_code) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader has gone (`edge search ... | head`). What is still buffered would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except Exception as error:  # the last door: whatever comes becomes a message and a code
+        raise typer.Exit(_report(error, as_json)) from None
+
+
+def _report(error: Exception, as_json: bool) -> int:
+    code, fault = getattr(error, "code", None), getattr(error, "fault", None)
+    if isinstance(code, str) and isinstance(fault, str):
+        message, hint = str(error), getattr(error, "hint", None)
+    else:
+        if os.environ.get("CAUSEWAY_DEBUG"):
+            raise error
+        code, fault, message = "internal", "local", f"something unexpected went wrong ({type(error).__name__})"
+        hint = "set CAUSEWAY_DEBUG=1 to see where, and please report it"
+    note(message)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if as_json:
+        show({"error": {"code": code, "fault": fault, "message": message, "hint": hint}})
+    return _EXIT.get(fault, 1)
+
+
+def note(message: str) -> None:
+    """A message, not a result: to stderr."""
+    print(f"edge: {message}", file=sys.stderr, flush=True)
+
+
+def show(result: object) -> None:
+    """A result as one line of JSON on stdout."""
+    print(json.dumps(result, ensure_ascii=False), flush=True)
