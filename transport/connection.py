@@ -204,7 +204,12 @@ class _Connection(ABC):
         raise HandshakeTimeout("the peer made no progress in the handshake", hint="check the address and the link")
 
     def close(self, code: str, now: float) -> None:
-        """Ends the session in an orderly way, telling the peer if there are keys to tell it under."""
+        """Ends the session in an orderly way, telling the peer if there are keys to tell it under.
+
+        Small messages that wait leave first, and up to one burst of stream data with them.
+        """
+        if self.phase is Phase.OPEN:
+            self._seal_streams(now, BURST)
         if self.phase in (Phase.OPEN, Phase.ADMISSION):
             self._send_now(Close(code), now)
         self._end()

@@ -286,6 +286,7 @@ class GatewayMux(_Mux):
         super().__init__()
         self._last = -1
         self._incoming: dict[int, _Asking] = {}
+        self._ungranted: deque[int] = deque()  # streams whose bodies have had no credit beyond the first
         self._answering: set[int] = set()
 
     def answer(self, stream: int, status: int, content_type: str, *, streamed: bool) -> None:
@@ -351,19 +352,30 @@ class GatewayMux(_Mux):
         self._last = message.stream
         self._answering.add(message.stream)
         asking = _Asking(message, header := decode_header(message.header), BodyBuffer(header.body_length))
-        held = sum(other.header.body_length for other in self._incoming.values())
-        if held + header.body_length > BODIES_MAX:
-            self.refuse(message.stream, 429, "overloaded", "too many requests at once", retryable=True)
-            return
         self._incoming[message.stream] = asking
         if header.body_length > BODY_CREDIT:
-            self.send(Credit(message.stream, asking.body.grant_all()))
+            self._ungranted.append(message.stream)
+            self._grant_bodies()
         self._finish_if_whole(message.stream, asking)
+
+    def _grant_bodies(self) -> None:
+        """Lets the oldest waiting bodies come, as far as memory for unfinished ones goes."""
+        waiting = set(self._ungranted)
+        held = sum(a.header.body_length for stream, a in self._incoming.items() if stream not in waiting)
+        while self._ungranted:
+            asking = self._incoming.get(self._ungranted[0])
+            if asking is not None:
+                held += asking.header.body_length
+                if held > BODIES_MAX:
+                    return
+                self.send(Credit(self._ungranted[0], asking.body.grant_all()))
+            self._ungranted.popleft()
 
     def _finish_if_whole(self, stream: int, asking: _Asking) -> None:
         if not asking.body.complete:
             return
         del self._incoming[stream]
+        self._grant_bodies()
         body = asking.body.take()
         if request_digest(asking.request.header, body) != asking.request.digest:
             raise ProtocolViolation("request does not fit its digest")
@@ -373,8 +385,9 @@ class GatewayMux(_Mux):
 
     def _over(self, stream: int) -> None:
         self._answering.discard(stream)
-        self._incoming.pop(stream, None)
         self._senders.pop(stream, None)
+        if self._incoming.pop(stream, None) is not None:
+            self._grant_bodies()
 
     def _data_message(self, stream: int, offset: int, data: bytes) -> Message:
         self.events.append(StreamWritable(stream))

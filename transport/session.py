@@ -5,6 +5,7 @@ The reader owns the time-outs, the writer the back-pressure; both only move byte
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol, Self
@@ -95,6 +96,8 @@ class Driver:
                 task.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
             self.failure = next((error for error in results if isinstance(error, TransportError)), None)
+            with contextlib.suppress(LinkLost):
+                self.connection.receive_eof()  # the link may have failed without the connection knowing
             await self._link.close()
             self.ended.set()
             self.on_event(PeerClosed("link"))

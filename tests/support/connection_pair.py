@@ -1,0 +1,102 @@
+"""Two connection cores joined by a wire that a test can look at and bend. No asyncio, no sockets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.support.ca import Ca
+from transport.connection import (
+    CredentialReceived,
+    EdgeConnection,
+    Event,
+    GatewayConnection,
+    SignatureNeeded,
+    SvidLogin,
+)
+from transport.handshake import Verify
+from transport.identity.svid import Svid, TrustBundle
+from transport.identity.verify import verify_svid
+from transport.messages import RequestHeader, Welcome, encode_header
+from transport.noise import SystemEphemerals
+
+EPOCH = b"e" * 16
+
+
+def verifier(bundle: TrustBundle, role: str) -> Verify:
+    return lambda chain, now: verify_svid(chain, bundle, role=role, now=now)
+
+
+def header(body: bytes, *, route: str = "/v1/chat/completions", expires_at: int = 2_000_000_000) -> bytes:
+    return encode_header(RequestHeader("POST", route, "application/json", "", len(body), expires_at))
+
+
+def untouched(data: bytes) -> bytes:
+    return data
+
+
+@dataclass
+class Pair:
+    """An edge and a gateway. `pump` carries bytes both ways until nothing moves, signing and admitting on the way."""
+
+    edge: EdgeConnection
+    gateway: GatewayConnection
+    edge_svid: Svid
+    gateway_svid: Svid
+    now: float
+    admit: bool = True
+    edge_events: list[Event] = field(default_factory=list)
+    gateway_events: list[Event] = field(default_factory=list)
+    to_gateway: list[bytes] = field(default_factory=list)
+    to_edge: list[bytes] = field(default_factory=list)
+    bend_to_gateway: Callable[[bytes], bytes] = untouched
+    bend_to_edge: Callable[[bytes], bytes] = untouched
+
+    def step(self) -> bool:
+        """One flight each way. Whether anything moved."""
+        moved = False
+        self._events()
+        if data := self.edge.data_to_send(self.now):
+            self.to_gateway.append(data)
+            self.gateway.receive_data(self.bend_to_gateway(data), self.now)
+            moved = True
+        self._events()
+        if data := self.gateway.data_to_send(self.now):
+            self.to_edge.append(data)
+            self.edge.receive_data(self.bend_to_edge(data), self.now)
+            moved = True
+        self._events()
+        return moved
+
+    def pump(self) -> None:
+        while self.step():
+            pass
+
+    def _events(self) -> None:
+        for core, key, seen in (
+            (self.edge, self.edge_svid.key, self.edge_events),
+            (self.gateway, self.gateway_svid.key, self.gateway_events),
+        ):
+            while (event := core.next_event()) is not None:
+                seen.append(event)
+                if isinstance(event, SignatureNeeded):
+                    core.signed(key.sign(event.message), self.now)
+                elif isinstance(event, CredentialReceived) and self.admit:
+                    self.gateway.admit(Welcome(EPOCH, "", 1), self.now)
+
+
+def make_pair(
+    ca: Ca | None = None, *, edge_svid: Svid | None = None, gateway_svid: Svid | None = None,
+    gateway_bundle: TrustBundle | None = None, admit: bool = True,
+) -> Pair:
+    """A fresh pair of one trust domain; pass an SVID to make a side somebody else."""
+    ca = ca or Ca()
+    edge_svid = edge_svid or ca.issue("edge/lap-1")
+    gateway_svid = gateway_svid or ca.issue("gateway/main")
+    now = ca.now
+    edge = EdgeConnection(
+        SvidLogin(edge_svid.chain, edge_svid.not_after), verifier(ca.bundle(), "gateway"), SystemEphemerals(), now
+    )
+    gateway = GatewayConnection(
+        gateway_svid.chain, gateway_svid.not_after, ca.root_der, verifier(gateway_bundle or ca.bundle(), "edge"),
+        SystemEphemerals(), now,
+    )
+    return Pair(edge, gateway, edge_svid, gateway_svid, now, admit)
