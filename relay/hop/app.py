@@ -72,8 +72,6 @@ class Hop:
         self._links += 1
         try:
             await self._serve(edge)
-        except LinkLost as error:
-            self._tell(f"a link ended: {error}")
         except (TransportError, StoreError, HopError) as error:
             self._tell(f"no tunnel: {error}" + (f" ({error.hint})" if error.hint else ""))
         finally:
@@ -83,7 +81,7 @@ class Hop:
         try:
             async with asyncio.timeout(self._limits.first_s):
                 first = await edge.receive()
-        except TimeoutError:
+        except (TimeoutError, LinkLost):
             return
         if not first:
             return

@@ -108,7 +108,8 @@ def _invitation(path: Path | None) -> "Invitation":
         with path.open("rb") as file:
             line = file.read(2 * LINE_MAX)
     except OSError as error:
-        raise HopMisuse(f"cannot read the invitation: {os.strerror(error.errno or 0).lower()}") from None
+        reason = os.strerror(error.errno or 0).lower()
+        raise HopMisuse(f"cannot read the invitation: {reason}", hint=f"look at {path}") from None
     return Invitation.parse(line.decode("ascii", errors="replace"))
 
 

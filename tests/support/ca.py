@@ -67,9 +67,10 @@ class Ca:
         return TrustBundle(self.trust_domain, (self.root_der, *also), sequence)
 
     def issue(
-        self, path: str = "edge/lap-1", *, start: float = -300.0, lifetime: float = 3900.0, key: SigningKey | None = None,
-        uris: Sequence[str] | None = None, usage: x509.KeyUsage | None = None, with_usage: bool = True, ca: bool = False,
-        foreign_key: Any = None, padding: int = 0, extended: bool = True, with_aki: bool = True,
+        self, path: str = "edge/lap-1", *, start: float = -300.0, lifetime: float = 3900.0,
+        key: SigningKey | None = None, uris: Sequence[str] | None = None, usage: x509.KeyUsage | None = None,
+        with_usage: bool = True, ca: bool = False, foreign_key: Any = None, padding: int = 0, extended: bool = True,
+        with_aki: bool = True,
     ) -> Svid:
         """A leaf and the intermediates. `start` is seconds from `now`; by default valid for an hour from now.
 

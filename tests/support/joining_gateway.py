@@ -1,4 +1,4 @@
-"""A small HTTPS server that plays the gateway towards a hop: bundle, join, renew, tunnel. Checks what a gateway checks."""
+"""A small HTTPS server that plays the gateway towards a hop: bundle, join, renew, tunnel."""
 
 import asyncio
 import base64
@@ -40,6 +40,7 @@ class JoiningGateway:
         self.secret, self.token_id = os.urandom(16), os.urandom(8)
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.notes: list[dict[str, Any]] = []
+        self.final = asyncio.Event()  # a hop's last note has come
         self.peers: list[str] = []
         self.tunnels: list[WebSocketLink] = []
         self.on_tunnel: Callable[[WebSocketLink], Awaitable[None]] = self._echo
@@ -102,7 +103,8 @@ class JoiningGateway:
         else:
             assert self._device is not None and unpack(body["device_id"]) == sha256(self._device.spki)
             device = self._device
-        device.verify(unpack(body["signature"]), signed_input(DEVICE_LABEL, https_transcript(nonce), sha256(device.spki)))
+        signed = signed_input(DEVICE_LABEL, https_transcript(nonce), sha256(device.spki))
+        device.verify(unpack(body["signature"]), signed)
         if self.raw_answer is not None:
             return web.Response(body=self.raw_answer, content_type="application/json")
         if self.refuse:
@@ -118,11 +120,16 @@ class JoiningGateway:
         if peer is None:
             raise web.HTTPForbidden
         self.peers.append(str(peer.id))
-        link = await accept_websocket(request, str(peer.id), on_note=lambda text: self.notes.append(json.loads(text)))
+        link = await accept_websocket(request, str(peer.id), on_note=self._note)
         self.tunnels.append(link)
         await self.on_tunnel(link)
         await link.close()
         return link.response
+
+    def _note(self, text: str) -> None:
+        self.notes.append(json.loads(text))
+        if self.notes[-1]["final"]:
+            self.final.set()
 
     async def _echo(self, link: WebSocketLink) -> None:
         while data := await link.receive():

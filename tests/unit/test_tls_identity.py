@@ -42,9 +42,9 @@ class Server:
         await self._runner.cleanup()
 
     async def get(self, context: ssl.SSLContext) -> str:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, force_close=True)) as session:
-            async with session.get(self.url) as response:
-                return await response.text()
+        connector = aiohttp.TCPConnector(ssl=context, force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(self.url) as response:
+            return await response.text()
 
     async def refused(self, context: ssl.SSLContext) -> IdentityRefused:
         with pytest.raises(aiohttp.ClientError) as caught:

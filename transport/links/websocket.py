@@ -189,6 +189,11 @@ async def connect_websocket(
             refusal = refusal_in(error)
             if refusal is not None:
                 raise refusal from None
+            if isinstance(error, aiohttp.ServerDisconnectedError):  # how a server refuses that sends no TLS alert
+                raise LinkLost(
+                    f"{endpoint} hung up before it answered",
+                    hint="if it does so each time, it refuses this side's certificate: expired, revoked or foreign",
+                ) from error
             raise LinkLost(f"cannot reach {endpoint}", hint="is it running, and in reach?") from error
         raise
     return WebSocketLink(socket, str(endpoint), on_note=on_note, session=session)

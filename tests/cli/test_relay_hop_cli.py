@@ -1,0 +1,141 @@
+"""`relay hop` as a process: what it prints, its exit codes, and a clean stop."""
+
+# ruff: noqa: ASYNC240 - small test files may block the loop
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ca import Ca
+from tests.support.joining_gateway import JoiningGateway
+from transport.links.base import Endpoint, connect
+
+ROOT = Path(__file__).resolve().parents[2]
+RELAY = [sys.executable, "-c", "from relay.cli import main; main()"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("CAUSEWAY", "CREDENTIALS"))}
+
+
+async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *RELAY, "hop", *arguments, cwd=ROOT, env={**ENVIRONMENT, "NO_COLOR": "1", **environment},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+
+
+async def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    process = await start(*arguments, **environment)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert "Traceback" not in err.decode(), err.decode()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "pass").write_text("correct horse\n")
+    (tmp_path / "wrong").write_text("battery staple\n")
+    return {"home": str(tmp_path / "hop"), "pass": str(tmp_path / "pass"), "wrong": str(tmp_path / "wrong"),
+            "invitation": str(tmp_path / "invitation"), "dir": tmp_path}
+
+
+async def test_join_serve_and_a_clean_stop(files: dict[str, Any]) -> None:
+    async with JoiningGateway(Ca()).running() as gateway:
+        line = gateway.invitation().encode()
+        Path(files["invitation"]).write_text(line + "\n")
+        common = ["--home", files["home"], "--passphrase-file", files["pass"]]
+        code, out, err = await run("join", "--invitation-file", files["invitation"], *common, "--json")
+        assert code == 0, err
+        joined = json.loads(out)
+        assert (joined["id"], joined["gateway"]) == ("spiffe://field.example/hop/pi", gateway.url)
+        assert line not in out + err
+        code, out, err = await run("join", "--invitation-file", files["invitation"], *common)
+        assert code == 3 and "joined already" in err and "hint: " in err
+        code, _, err = await run("serve", "--listen", "tcp:127.0.0.1:0", "--home", files["home"],
+                                 "--passphrase-file", files["wrong"])
+        assert code == 8 and "passphrase is wrong" in err
+
+        # Unattended start by the service manager's credentials, and both ways to stop.
+        credentials = files["dir"] / "credentials"
+        credentials.mkdir()
+        (credentials / "hop-passphrase").write_text("correct horse")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            path = str(files["dir"] / "edge.sock")
+            process = await start("serve", "--listen", f"unix:{path}", "--gateway", gateway.url.replace("https", "wss"),
+                                  "--home", files["home"], CREDENTIALS_DIRECTORY=str(credentials))
+            assert process.stderr is not None
+            ready = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert ready == f"relay: hop ready pi listening on unix:{path}\n"
+            link = await connect(Endpoint.parse(f"unix:{path}"))
+            await link.send(b"through the hop")
+            assert await link.receive() == b"through the hop"
+            process.send_signal(number)
+            out_bytes, err_bytes = await asyncio.wait_for(process.communicate(), 30)
+            assert (process.returncode, out_bytes, err_bytes) == (0, b"", b"")
+            assert await link.receive() == b""
+            await link.close()
+            assert not Path(path).exists()
+
+
+async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) -> None:
+    home, passphrase = files["home"], files["pass"]
+    Path(files["invitation"]).write_text("cw1aeaqcaibaeaqcaibaeaqcaibaeaqcaiba")
+    (files["dir"] / "empty").write_text("")
+    (files["dir"] / "binary").write_bytes(b"\xff\x00\xfe")
+    common = ["--home", home, "--passphrase-file", passphrase]
+    cases = [
+        (3, "cut short", ["join", "--invitation-file", files["invitation"], *common]),
+        (3, "not an invitation", ["join", "--invitation-file", str(files["dir"] / "empty"), *common]),
+        (3, "not an invitation", ["join", "--invitation-file", str(files["dir"] / "binary"), *common]),
+        (3, "cannot read the invitation", ["join", "--invitation-file", "/nowhere", *common]),
+        (3, "no terminal", ["join", *common]),
+        (3, "not joined", ["serve", "--listen", "tcp:127.0.0.1:0", *common]),
+        (3, "no terminal", ["serve", "--listen", "tcp:127.0.0.1:0", "--home", home]),
+        (3, "endpoint", ["serve", "--listen", "tcp:nowhere", *common]),
+        (2, "", ["serve", *common]),
+        (2, "", ["serve", "--listen", "tcp:h:1", "--max-links", "0", *common]),
+    ]
+    for code, words, arguments in cases:
+        got, out, err = await run(*arguments)
+        assert (got, out) == (code, ""), (arguments, err)
+        assert words in err
+        if code == 3:
+            assert err.startswith("relay: ") and "hint: " in err, err
+            assert "aeaqcaib" not in err
+
+
+async def test_gateways_that_are_down_or_false(files: dict[str, Any]) -> None:
+    arguments = ["join", "--invitation-file", files["invitation"], "--home", files["home"], "--passphrase-file",
+                 files["pass"]]
+    async with JoiningGateway(Ca()).running() as false:
+        genuine = JoiningGateway(Ca())
+        genuine.url = false.url
+        Path(files["invitation"]).write_text(genuine.invitation().encode())
+        code, _, err = await run(*arguments)
+        assert code == 4 and "root certificate is not the one" in err
+        assert false.requests == []
+    code, _, err = await run(*arguments)
+    assert code == 5 and "cannot reach the gateway" in err and "hint: " in err
+
+
+async def test_a_folder_is_no_passphrase_file(files: dict[str, Any]) -> None:
+    code, _, err = await run("serve", "--listen", "tcp:127.0.0.1:0", "--home", files["home"],
+                             "--passphrase-file", str(files["dir"]))
+    assert code == 8 and err.startswith("relay: ")
+
+
+def test_errors_become_words_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    from relay.cli import _print_error
+    from transport.errors import BadInput, IdentityRefused, LinkLost, LocalMisuse, PeerRefused, ProtocolViolation
+
+    for error, code in (
+        (BadInput("x"), 3), (IdentityRefused("x", rule="r"), 4), (LinkLost("x", hint="y"), 5),
+        (PeerRefused("x", reason="r"), 6), (ProtocolViolation("x"), 10), (LocalMisuse("x"), 1),
+        (ExceptionGroup("g", [ExceptionGroup("h", [LinkLost("x")])]), 5), (ValueError("secret"), 1),
+    ):
+        assert _print_error(error) == code
+        assert "secret" not in capsys.readouterr().err
+    _print_error(LinkLost("the link broke", hint="look at the cable"))
+    assert capsys.readouterr().err == "relay: the link broke\nhint: look at the cable\n"

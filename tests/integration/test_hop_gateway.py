@@ -1,0 +1,342 @@
+"""A hop against an HTTPS server of the test's: joining, renewal, tunnels, and everything that may go wrong there."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.hop.app import Hop, HopLimits
+from relay.hop.errors import GatewayAnswer, HopMisuse, JoinRefused
+from relay.hop.identity import FILE, HopHome, HopIdentity, base_url, join, renew
+from relay.hop.pipe import PipeLimits, link_id
+from store.errors import WrongKey
+from store.keys import Passphrase
+from tests.support.ca import Ca
+from tests.support.joining_gateway import JoiningGateway
+from transport.errors import IdentityExpired, IdentityRefused, LinkLost
+from transport.links.base import Endpoint, Link, connect
+from transport.links.websocket import WebSocketLink
+
+LIMIT = 20.0
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[JoiningGateway]:
+    async with asyncio.timeout(60), JoiningGateway(Ca()).running() as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> HopHome:
+    return HopHome(tmp_path / "hop", Passphrase("correct horse"))
+
+
+class Running:
+    """A hop that serves, its lines and its address."""
+
+    def __init__(self, home: HopHome, identity: HopIdentity, url: str, listen: str = "tcp:127.0.0.1:0",
+                 **limits: object) -> None:
+        self.lines: list[str] = []
+        self.ready = asyncio.Event()
+        self.stop = asyncio.Event()
+        self.changed = asyncio.Condition()
+        self.hop = Hop(home, identity, url, limits=HopLimits(**limits), report=self._report)  # type: ignore[arg-type]
+        self.listen = Endpoint.parse(listen)
+
+    def _report(self, line: str) -> None:
+        self.lines.append(line)
+        if line.startswith("hop ready"):
+            self.ready.set()
+
+    async def __aenter__(self) -> "Running":
+        self.task = asyncio.create_task(self.hop.run([self.listen], self.stop))
+        await asyncio.wait_for(self.ready.wait(), LIMIT)
+        self.endpoint = Endpoint.parse(self.lines[0].rpartition(" ")[2])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop.set()
+        await asyncio.wait_for(self.task, LIMIT)
+
+    async def connect(self) -> Link:
+        return await connect(self.endpoint)
+
+
+async def read(link: Link, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = await link.receive()
+        assert part
+        data += part
+    return data
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+async def test_joining_gives_an_identity_that_survives_a_restart(
+    gateway: JoiningGateway, home: HopHome, tmp_path: Path
+) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    assert str(joined.svid.id) == "spiffe://field.example/hop/pi"
+    assert (joined.bundle.sequence, joined.bundle.roots) == (1, (gateway.ca.root_der,))
+    again = HopHome(tmp_path / "hop", Passphrase("correct horse")).load()
+    assert again.svid.chain == joined.svid.chain and again.gateway == gateway.url
+    file = tmp_path / "hop" / FILE
+    assert file.stat().st_mode & 0o777 == 0o600 and (tmp_path / "hop").stat().st_mode & 0o777 == 0o700
+    raw = file.read_bytes()
+    assert joined.device_key.to_pkcs8().expose() not in raw and b"field.example" not in raw
+    with pytest.raises(WrongKey):
+        HopHome(tmp_path / "hop", Passphrase("wrong")).load()
+    with pytest.raises(HopMisuse, match="joined already"):
+        await join(home, gateway.invitation(), gateway.url)
+
+
+async def test_an_answer_that_got_lost_is_repeated_with_the_same_device_key(
+    gateway: JoiningGateway, home: HopHome
+) -> None:
+    gateway.raw_answer = b"lost"
+    with pytest.raises(GatewayAnswer):
+        await join(home, gateway.invitation(), gateway.url)
+    with pytest.raises(HopMisuse, match="not joined"):
+        home.load()
+    gateway.raw_answer = None
+    await join(home, gateway.invitation(), gateway.url)
+    first, second = (body["device_key"] for _, body in gateway.requests)
+    assert first == second
+
+
+@pytest.mark.parametrize("case", ["impostor's root", "edge poses as gateway", "hop poses as gateway"])
+async def test_no_secret_is_sent_to_the_wrong_server(home: HopHome, case: str) -> None:
+    real = Ca()
+    fake = {
+        "impostor's root": JoiningGateway(Ca()),
+        "edge poses as gateway": JoiningGateway(real, served_as="edge/lap-1"),
+        "hop poses as gateway": JoiningGateway(real, served_as="hop/pi"),
+    }[case]
+    async with fake.running():
+        invitation = JoiningGateway.invitation(fake)
+        if case == "impostor's root":
+            genuine = JoiningGateway(real)
+            genuine.url = fake.url
+            invitation = genuine.invitation()
+        with pytest.raises(IdentityRefused) as caught:
+            await join(home, invitation, fake.url)
+        assert caught.value.rule == ("root hash" if case == "impostor's root" else "role")
+        assert fake.requests == []
+
+
+async def test_a_server_with_the_right_bundle_but_another_root_gets_nothing(home: HopHome) -> None:
+    """The bundle is public: showing it proves nothing."""
+    fake = JoiningGateway(Ca(), presents=Ca())
+    async with fake.running():
+        with pytest.raises(IdentityRefused):
+            await join(home, fake.invitation(), fake.url)
+        assert fake.requests == []
+
+
+async def test_refusals_and_nonsense_are_typed(gateway: JoiningGateway, home: HopHome) -> None:
+    gateway.refuse = "invitation"
+    with pytest.raises(JoinRefused) as caught:
+        await join(home, gateway.invitation(), gateway.url)
+    assert caught.value.reason == "invitation" and "new one" in (caught.value.hint or "")
+    gateway.refuse = "\x1b[31mEvil"
+    with pytest.raises(JoinRefused) as caught:
+        await join(home, gateway.invitation(), gateway.url)
+    assert caught.value.reason == "other" and "Evil" not in str(caught.value)
+    gateway.refuse = ""
+    for answer in (b"", b"[]", b"{", b'{"id": 1}', b"[" * 50_000, b"x" * 70_000,
+                   json.dumps({"id": "x", "chain": ["!"], "bundle": {"trust_domain": "field.example", "roots": [],
+                                                                      "sequence": 1}, "enrolment": 1}).encode()):
+        gateway.raw_answer = answer
+        with pytest.raises(GatewayAnswer):
+            await join(home, gateway.invitation(), gateway.url)
+    gateway.raw_answer = None
+    with pytest.raises(HopMisuse, match="for edge/lap-1"):
+        await join(home, gateway.invitation("edge/lap-1"), gateway.url)
+    gateway.lifetime = -100.0
+    with pytest.raises(IdentityExpired):
+        await join(home, gateway.invitation(), gateway.url)
+
+
+async def test_a_gateway_that_is_down_is_a_lost_link(home: HopHome) -> None:
+    async with JoiningGateway(Ca()).running() as gone:
+        invitation = gone.invitation()
+    with pytest.raises(LinkLost) as caught:
+        await join(home, invitation, gone.url)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "gw", "http://gw", "https://", "https://gw/path", "https://a b", "https://gw:x"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(HopMisuse):
+        base_url(text)
+
+
+def test_addresses() -> None:
+    assert base_url(" wss://gw:8443/ ") == base_url("https://gw:8443") == "https://gw:8443"
+
+
+async def test_renewal_needs_only_the_device_key_and_never_takes_an_older_bundle(
+    gateway: JoiningGateway, home: HopHome
+) -> None:
+    gateway.sequence = 5
+    joined = await join(home, gateway.invitation(), gateway.url)
+    gateway.sequence = 4
+    renewed = await renew(home, joined, gateway.url)
+    assert renewed.svid.chain != joined.svid.chain and renewed.svid.key is not joined.svid.key
+    assert renewed.bundle.sequence == 5
+    assert gateway.requests[-1][0] == "/v1/renew" and "secret" not in gateway.requests[-1][1]
+    assert home.load().svid.chain == renewed.svid.chain
+    gateway.path = "hop/other"
+    with pytest.raises(GatewayAnswer, match="another identity"):
+        await renew(home, renewed, gateway.url)
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+async def test_bytes_cross_the_hop_and_its_notes_arrive(
+    gateway: JoiningGateway, home: HopHome, tmp_path: Path, scheme: str
+) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    listen = "tcp:127.0.0.1:0" if scheme == "tcp" else f"unix:{tmp_path / 's'}"
+    async with Running(home, joined, gateway.url, listen) as running:
+        assert running.lines[0].startswith("hop ready pi listening on ")
+        link = await running.connect()
+        data = os.urandom(300_000)
+        _, got = await asyncio.gather(link.send(data), read(link, len(data)))
+        assert got == data
+        await link.close()
+        await asyncio.wait_for(gateway.final.wait(), LIMIT)
+    assert gateway.peers == ["spiffe://field.example/hop/pi"]
+    last = gateway.notes[-1]
+    assert (last["link"], last["up"], last["down"]) == (link_id(data), len(data), len(data))
+    assert abs(last["start_ms"] / 1000 - time.time()) < 60
+
+
+async def test_the_last_note_arrives_when_the_gateway_ends_the_link(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+
+    async def answer_and_close(link: WebSocketLink) -> None:
+        await read(link, 100)
+        await link.send(b"done")
+
+    gateway.on_tunnel = answer_and_close
+    async with Running(home, joined, gateway.url) as running:
+        link = await running.connect()
+        await link.send(bytes(100))
+        assert await read(link, 4) == b"done"
+        assert await link.receive() == b""
+        await link.close()
+        await asyncio.wait_for(gateway.final.wait(), LIMIT)
+    assert (gateway.notes[-1]["up"], gateway.notes[-1]["down"]) == (100, 4)
+
+
+async def test_each_link_has_a_tunnel_of_its_own(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url) as running:
+        links = [await running.connect() for _ in range(5)]
+        for number, link in enumerate(links):
+            await link.send(bytes([number]) * 100)
+        for number, link in enumerate(links):
+            assert await read(link, 100) == bytes([number]) * 100
+        assert len(gateway.tunnels) == 5
+        await asyncio.gather(*(link.close() for link in links))
+
+
+async def test_a_tunnel_that_breaks_ends_its_edge_link_for_good(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url) as running:
+        link = await running.connect()
+        await link.send(b"hello")
+        assert await read(link, 5) == b"hello"
+        gateway.tunnels[0]._socket._req.transport.abort()
+        assert await link.receive() == b""
+        assert len(gateway.tunnels) == 1  # never another tunnel under the same link
+        await link.close()
+        fresh = await running.connect()
+        await fresh.send(b"again")
+        assert await read(fresh, 5) == b"again"
+        await fresh.close()
+
+
+async def test_a_gateway_that_is_down_ends_the_link_and_the_hop_goes_on(home: HopHome) -> None:
+    ca = Ca()
+    first = JoiningGateway(ca)
+    async with first.running():
+        joined = await join(home, first.invitation(), first.url)
+    async with Running(home, joined, first.url) as running:
+        for _ in range(3):
+            link = await running.connect()
+            await link.send(b"x")
+            assert await link.receive() == b""
+            await link.close()
+        assert sum("cannot reach" in line for line in running.lines) == 1  # said once, not for each link
+        assert not running.task.done()
+
+
+async def test_a_refused_svid_is_said_plainly(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    stranger = Ca().issue("hop/pi")
+    foreign = HopIdentity(joined.device_key, stranger, joined.bundle, 1, gateway.url)
+    async with Running(home, foreign, gateway.url) as running:
+        link = await running.connect()
+        await link.send(b"x")
+        assert await link.receive() == b""
+        await link.close()
+        assert any("refuses this side's certificate" in line for line in running.lines), running.lines
+    assert gateway.tunnels == []
+
+
+async def test_an_svid_that_has_run_out_is_renewed_by_the_device_key(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    old = gateway.ca.issue("hop/pi", start=-7200, lifetime=3600)
+    expired = HopIdentity(joined.device_key, old, joined.bundle, 1, gateway.url)
+    async with Running(home, expired, gateway.url) as running:
+        link = await running.connect()
+        await link.send(b"x")
+        assert await read(link, 1) == b"x"
+        await link.close()
+        assert running.hop.identity.svid.not_after > time.time()
+    assert [path for path, _ in gateway.requests] == ["/v1/join", "/v1/renew"]
+
+
+async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    limits = {"max_links": 2, "first_s": 0.05, "pipe": PipeLimits(max_bytes=1000)}
+    async with Running(home, joined, gateway.url, **limits) as running:
+        silent = await running.connect()
+        assert await silent.receive() == b""  # a stranger who says nothing gives up the place
+        assert gateway.tunnels == []
+        held = [await running.connect() for _ in range(2)]
+        for link in held:
+            await link.send(b"x")
+            assert await read(link, 1) == b"x"
+        third = await running.connect()
+        assert await third.receive() == b""
+        assert any("2 links are taken" in line for line in running.lines)
+        await held[0].send(bytes(2000))
+        async with asyncio.timeout(LIMIT):
+            while await held[0].receive():
+                pass
+        await asyncio.gather(*(link.close() for link in (silent, third, *held)))
+
+
+async def test_stopping_ends_what_runs_and_frees_the_address(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url) as running:
+        link = await running.connect()
+        await link.send(bytes(64))
+        await read(link, 64)
+    assert await link.receive() == b""
+    await link.close()
+    with pytest.raises(LinkLost):
+        await connect(running.endpoint, timeout_s=2)
+    async with Running(home, joined, gateway.url, str(running.endpoint)):
+        pass
