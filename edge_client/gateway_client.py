@@ -167,7 +167,7 @@ class GatewayClient:
 async def settle_failure(outbox: Outbox, request_id: bytes, error: TransportError) -> Exception:
     """Puts the outcome of a request that has been sent into the outbox, and gives the error for the user."""
     if isinstance(error, RequestRefused):
-        if error.reason in _MAYBE_CALLED:
+        if error.reason in _MAYBE_CALLED and not error.may_retry:
             await outbox.interrupted(request_id, error.reason)
         else:
             await outbox.failed(request_id, error.reason)
