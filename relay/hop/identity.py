@@ -42,6 +42,7 @@ _ASK: Final = "ask whoever runs the gateway; its log names the reason"
 _HINTS: Final = {
     "invitation": "it is used up, expired or was for another device: ask for a new one",
     "overloaded": "try again in a minute",
+    "unavailable": "try again in a minute",
 }
 _Answer = TypeVar("_Answer")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
