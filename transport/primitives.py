@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, mlkem, utils
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from transport.errors import BadInput, DecryptFailed, IdentityRefused, ProtocolViolation
+from transport.errors import BadInput, DecryptFailed, IdentityRefused, LocalMisuse, ProtocolViolation
 
 __all__ = [
     "DH_LEN", "KEM_CIPHERTEXT_LEN", "KEM_PUBLIC_LEN", "POINT_LEN", "SIGNATURE_LEN", "TAG_LEN", "AesGcm", "KemPrivate",
@@ -186,6 +186,8 @@ class AesGcm(_Sealed):
     __slots__ = ("_aead",)
 
     def __init__(self, key: bytes) -> None:
+        if len(key) != 32:
+            raise LocalMisuse("AES-256 takes a key of 32 bytes")
         self._aead = AESGCM(key)
 
     def seal(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
