@@ -6,6 +6,7 @@ refused; below the known ones, content is the provider's business and passes unt
 """
 
 import json
+import math
 import re
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -126,10 +127,19 @@ def _no_constant(_: str) -> NoReturn:
     raise ValueError("not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999 is infinity to one parser and an error to another
+        raise ValueError("not a JSON number")
+    return value
+
+
 def one_meaning(body: bytes) -> Refusal | None:
     """Refuses what is not a JSON object (RFC 8259) that every parser reads the same way, within depth and size."""
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
     except _Duplicate:
         return _AMBIGUOUS
     except RecursionError:
