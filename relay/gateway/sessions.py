@@ -204,7 +204,8 @@ class Sessions:
         except AuditUnavailable:
             await session.refuse()
             raise
-        session.on_spans = lambda spans: self._take_spans(str(peer.id), spans)
+        claims: set[asyncio.Task[None]] = set()  # spans being stored
+        session.on_spans = lambda spans: self._take_spans(str(peer.id), spans, claims)
         session.admit(Welcome(self._epoch, via, self._authority.bundle.sequence))
         await self._enrolment.seen(enrolment)
         tasks: set[asyncio.Task[None]] = set()
@@ -218,8 +219,8 @@ class Sessions:
                     self._start(self._request(session, incoming, peer, enrolment, via, settled), tasks)
         finally:
             # Requests whose session is gone are cancelled by their own watch; here they only come to their end.
-            if tasks:
-                await asyncio.wait(set(tasks))
+            if tasks or claims:
+                await asyncio.wait(tasks | claims)
             await self._audit.append("session.closed", id=str(peer.id), via=via, link=session.link_id)
 
     async def _request(
@@ -248,12 +249,12 @@ class Sessions:
         if settled is not None:
             await settled()
 
-    def _take_spans(self, device: str, spans: list[SpanRecord]) -> None:
+    def _take_spans(self, device: str, spans: list[SpanRecord], claims: set[asyncio.Task[None]]) -> None:
         async def keep() -> None:
             await self._traces.add_from_edge(device, spans)
 
-        if len(self._tasks) < 4 * self._limits.sessions:
-            self._start(keep(), set())
+        if len(claims) < self._limits.requests:  # more than it has requests is not about its requests
+            self._start(keep(), claims)
 
     def _start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.ensure_future(_logged(work))
