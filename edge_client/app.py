@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -17,7 +16,7 @@ from edge_client.identity import NAMESPACE, DeviceIdentity
 from edge_client.outbox import Outbox
 from edge_client.passphrase import passphrase
 from edge_client.retrieval import Retrieval
-from store.database import Database
+from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
 from store.keys import Passphrase, create_key, unlock_key
 from store.queue import Queue
@@ -133,5 +132,4 @@ def open_store(config: Config, use: StoreUse, ask: Callable[..., Passphrase]) ->
         secret = ask(new=True)
         config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = create_key(config.key_path, secret)
-    schema = files("store") / "schema"
-    return Database.open(config.store_path, key, schema=schema)
+    return Database.open(config.store_path, key, schema=STORE_SCHEMA)

@@ -68,7 +68,7 @@ def _pack(blocks: list[Block], heading: str, count: Callable[[str], int], limit:
     opening = blocks[0] if blocks[0].level else None
     texts = [block for block in blocks if not block.level]
     if not texts:
-        for part in _split(blocks[0].text, count, limit):
+        for part in _split(heading, count, limit):
             yield Piece(part, blocks[0].page, blocks[0].line)
         return
     used = count(heading) if heading else 0

@@ -18,6 +18,7 @@ __all__ = ["RELAY_MAX_BYTES", "ROUTE", "AnswerReader", "failure", "request_body"
 ROUTE: Final = "/v1/chat/completions"
 RELAY_MAX_BYTES: Final = 256 << 10  # of a request's body
 _LINE_MAX: Final = 1 << 20
+_HINT: Final = "ask again later, or with `--local`; the gateway's trace shows what its provider did"
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{1,47}", re.ASCII)
 
 
@@ -98,17 +99,17 @@ class AnswerReader:
             async for chunk in chunks:
                 held += chunk
                 if len(held) > _LINE_MAX:
-                    raise ProviderFailed("the provider's answer is too large")
+                    raise ProviderFailed("the provider's answer is too large", hint=_HINT)
             if text := self._text(bytes(held)):
                 yield text
         if not self.finish_reason:
-            raise ProviderFailed("the provider's answer ended in the middle", hint="ask again")
+            raise ProviderFailed("the provider's answer ended in the middle", hint=_HINT)
 
     def _text(self, data: bytes) -> str:
         try:
             envelope = _decoder.decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise ProviderFailed("the provider's answer is not what this API promises") from None
+            raise ProviderFailed("the provider's answer is not what this API promises", hint=_HINT) from None
         if envelope.error is not None:
             raise _failed("the provider reported an error", envelope.error)
         if envelope.usage is not None:
@@ -145,7 +146,7 @@ async def failure(status: int, chunks: AsyncIterable[bytes]) -> ProviderFailed:
 
 def _failed(message: str, problem: _Problem) -> ProviderFailed:
     known = isinstance(problem.code, str) and _CODE.fullmatch(problem.code)
-    return ProviderFailed(f"{message} ({problem.code})" if known else message, hint="try later, or ask with `--local`")
+    return ProviderFailed(f"{message} ({problem.code})" if known else message, hint=_HINT)
 
 
 async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -156,6 +157,6 @@ async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             yield bytes(held[:end]).rstrip(b"\r")
             del held[: end + 1]
         if len(held) > _LINE_MAX:
-            raise ProviderFailed("the provider's answer has a line without end")
+            raise ProviderFailed("the provider's answer has a line without end", hint=_HINT)
     if held:
         yield bytes(held)

@@ -28,7 +28,7 @@ from edge_client.api.shapes import (
 from edge_client.engine.base import Text
 from edge_client.errors import BadUse, UnknownModel
 
-__all__ = ["Models", "Names", "application", "serve_until_stopped"]
+__all__ = ["Models", "Names", "make_runner", "serve_until_stopped"]
 
 _BODY_MAX: Final = 2 << 20
 _log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class Models(Protocol):
         ...
 
 
-def application(models: Models, token: str) -> web.Application:
-    """The aiohttp application; run it with `handler_cancellation`, so that a client that goes stops the model."""
+def make_runner(models: Models, token: str) -> web.AppRunner:
+    """The application, to be bound to an address. A client that goes cancels its request, which stops the model."""
     app = web.Application(middlewares=[guard(token), _errors], client_max_size=_BODY_MAX)
     api = _Api(models)
     app.router.add_get("/healthz", api.healthz)
     app.router.add_get("/v1/models", api.models)
     app.router.add_post("/v1/chat/completions", api.chat)
-    return app
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
 
 
 @web.middleware
@@ -170,9 +170,7 @@ class Names:
 
 async def serve_until_stopped(models: Models, token_path: Path, port: int, note: Callable[[str], None]) -> None:
     """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises BadUse if the port is taken or the token is not private."""
-    runner = web.AppRunner(
-        application(models, load_token(token_path)), handler_cancellation=True, access_log=None, shutdown_timeout=5
-    )
+    runner = make_runner(models, load_token(token_path))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)

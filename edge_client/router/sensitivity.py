@@ -11,6 +11,7 @@ from typing import Final
 __all__ = ["PERSONAL", "SECRETS", "kinds"]
 
 SECRETS: Final = frozenset({"private key", "access key", "token", "password"})
+_LONGEST: Final = 34  # characters of an IBAN; a card has at most 19
 PERSONAL: Final = frozenset({"e-mail address", "phone number", "IBAN", "card number"})
 
 
@@ -33,21 +34,38 @@ def _digits(text: str) -> str:
     return "".join(character for character in text if character.isdigit())
 
 
-def _is_card(match: str) -> bool:
+def _holds(check: Callable[[str], bool]) -> Callable[[str], bool]:
+    """Whether any run of groups in a match passes: a number may be followed by a date, or by a word in capitals."""
+
+    def any_run(match: str) -> bool:
+        groups = re.split("[ -]", match)
+        for start in range(len(groups)):
+            run = ""
+            for group in groups[start:]:
+                run += group
+                if len(run) > _LONGEST:
+                    break
+                if check(run):
+                    return True
+        return False
+
+    return any_run
+
+
+def _is_card(number: str) -> bool:
     """ISO/IEC 7812-1 annex B (Luhn)."""
-    digits = [int(digit) for digit in _digits(match)]
+    digits = [int(digit) for digit in number]
     if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
         return False
     doubled = [sum(divmod(2 * digit, 10)) if place % 2 else digit for place, digit in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0
 
 
-def _is_iban(match: str) -> bool:
+def _is_iban(number: str) -> bool:
     """ISO 13616: moved and spelt out in digits (A = 10), the number is 1 modulo 97."""
-    compact = match.replace(" ", "")
-    if not 15 <= len(compact) <= 34:
+    if not 15 <= len(number) <= 34 or not (number[:2].isalpha() and number[2:4].isdigit()):
         return False
-    return int("".join(str(int(character, 36)) for character in compact[4:] + compact[:4])) % 97 == 1
+    return int("".join(str(int(character, 36)) for character in number[4:] + number[:4])) % 97 == 1
 
 
 def _is_phone(match: str) -> bool:
@@ -78,6 +96,6 @@ _RULES: Final = (
         r"|(?<![\w.])(?:\(0?\d{2,5}\)[ -]?|0\d{2,4}[ /-]|\d{3}-(?=\d{3}-\d{4}))\d{3,5}(?:[ -]\d{2,5}){0,3}(?![\w])",
         _is_phone,
     )),
-    ("IBAN", _pattern(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b", _is_iban)),
-    ("card number", _pattern(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]\d)", _is_card)),
+    ("IBAN", _pattern(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,60}", _holds(_is_iban))),
+    ("card number", _pattern(r"(?<![0-9.])[0-9](?:[ -]?[0-9]){12,60}", _holds(_is_card))),
 )

@@ -1,0 +1,289 @@
+"""The command `edge`: what it prints where, its exit codes, and that nothing bad ends in a traceback."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import store.keys
+from edge_client.app import App
+from edge_client.cli import app
+from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
+from tests.support.stores import CachedStretch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PASSPHRASE = "correct horse"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def object(self) -> Any:
+        return json.loads(self.out)
+
+
+Edge = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home, secret = tmp_path / "home", tmp_path / "passphrase"
+    secret.write_text(PASSPHRASE + "\n")
+    monkeypatch.setenv("CAUSEWAY_HOME", str(home))
+    monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE", raising=False)
+    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
+    return home
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
+    chat, embedder = FakeChat(), FakeEmbedder()
+    monkeypatch.setattr(App, "chat", lambda self, path=None, name="local": chat)
+    monkeypatch.setattr(App, "embedder", lambda self, progress=None: embedder)
+    return chat
+
+
+@pytest.fixture
+def relay(monkeypatch: pytest.MonkeyPatch) -> FakeRelay:
+    relay = FakeRelay()
+
+    async def found(self: App) -> FakeRelay:
+        return relay
+
+    monkeypatch.setattr(App, "relay", found)
+    return relay
+
+
+@pytest.fixture
+def edge(home: Path, chat: FakeChat) -> Iterator[Edge]:
+    def run(*arguments: str, stdin: str = "") -> Result:
+        done = CliRunner().invoke(app, list(arguments), input=stdin)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return Result(done.exit_code, done.stdout, done.stderr)
+
+    yield run
+
+
+@pytest.fixture
+def manual(tmp_path: Path) -> Path:
+    path = tmp_path / "manual.md"
+    path.write_text("# Pumps\n\n## Limits\n\nThe maximum pressure of the pump is 6 bar.\n")
+    return path
+
+
+def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: FakeChat) -> None:
+    added = edge("ingest", str(manual))
+    assert (added.code, added.out) == (0, "1 added (1 passages), 0 unchanged, 0 failed\n")
+    assert edge("ingest", str(manual), "--json").object["unchanged"] == 1
+
+    asked = edge("ask", "the maximum pressure of the pump is?")
+    assert (asked.code, asked.out) == (0, "Six bar.\n"), "stdout is the answer alone"
+    assert "edge: local: your documents hold" in asked.err and "Pumps, line 3" in asked.err and "trace " in asked.err
+
+    answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
+    assert (answer["route"], answer["answer"], answer["via"]) == ("local", "Six bar.", "")
+    assert answer["citations"][0]["source"] == str(manual) and answer["citations"][0]["line"] == 3
+    assert len(answer["trace_id"]) == 32 and answer["timings"]["total_ms"] > 0
+
+    hits = edge("search", "pressure", "--json").object["hits"]
+    assert [hit["document"] for hit in hits] == ["Pumps"]
+    assert "6 bar" in edge("search", "pressure").out
+
+    status = edge("status", "--json").object
+    assert (status["store"], status["documents"], status["chunks"], status["identity"]) == ("open", 1, 1, None)
+    assert "not joined" in edge("status").out
+    assert {path.stat().st_mode & 0o077 for path in [home, *home.iterdir()]} == {0}
+
+
+def test_a_relayed_answer_says_so(edge: Edge, relay: FakeRelay) -> None:
+    asked = edge("ask", "--relay", "--model", "m-1", "hello there")
+    assert (asked.code, asked.out) == (0, "It stands.\n")
+    assert "relayed to m-1: you asked to relay" in asked.err and "via spiffe://field.example/hop/pi-1" in asked.err
+    assert edge("ask", "--relay", "--json", "hello").object["route"] == "relay"
+
+
+def test_what_is_piped_in_follows_the_question(edge: Edge, chat: FakeChat) -> None:
+    assert edge("ask", "what failed?", stdin="line one\nline two\n").code == 0
+    assert chat.asked[0][-1].content == "what failed?\n\nline one\nline two"
+    assert edge("ask", stdin="who are you?").code == 0
+    assert chat.asked[1][-1].content == "who are you?"
+
+
+@pytest.mark.parametrize(("arguments", "code", "error", "says"), [
+    (["ask"], 3, "empty_prompt", "the prompt is empty"),
+    (["ask", "  "], 3, "empty_prompt", "the prompt is empty"),
+    (["ask", "--local", "--relay", "x"], 3, "bad_use", "exclude each other"),
+    (["ask", "--relay", "x"], 4, "not_joined", "has not joined"),
+    (["search", "x"], 1, "edge_error", "there is no store yet"),
+    (["search"], 3, "empty_prompt", "the prompt is empty"),
+    (["ingest"], 3, "bad_use", "nothing to ingest"),
+    (["join", "--invitation-file", "/nowhere"], 3, "bad_use", "cannot read /nowhere"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_two_lines_and_a_code(
+    edge: Edge, arguments: list[str], code: int, error: str, says: str
+) -> None:
+    plain = edge(*arguments)
+    assert (plain.code, plain.out) == (code, "")
+    assert (plain.err.startswith("edge: ") and says in plain.err and "hint: " in plain.err) or error == "bad_use"
+    machine = edge(*arguments, "--json")
+    assert machine.code == code and machine.object["error"]["code"] == error
+
+
+def test_a_secret_is_not_relayed_and_not_shown(edge: Edge, relay: FakeRelay) -> None:
+    refused = edge("ask", "--relay", "log in with password: hunter22")
+    assert refused.code == 6 and "password" in refused.err
+    assert "hunter22" not in refused.err + refused.out and relay.requests == []
+
+
+def test_a_bad_invitation_is_not_echoed(edge: Edge, tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "invitation"
+    file.write_text("cw1secretsecret\n")
+    refused = edge("join", "--invitation-file", str(file))
+    assert refused.code == 3 and "secretsecret" not in refused.err + refused.out
+    assert not home.exists(), "nothing is created for an invitation that cannot be read"
+
+
+def test_a_wrong_passphrase(edge: Edge, manual: Path, tmp_path: Path) -> None:
+    assert edge("ingest", str(manual)).code == 0
+    (tmp_path / "passphrase").write_text("wrong one")
+    for arguments in (["ask", "x"], ["search", "x"], ["ingest", str(manual)], ["status"]):
+        refused = edge(*arguments)
+        assert refused.code == 8 and "the passphrase is wrong" in refused.err and "wrong one" not in refused.err
+    (tmp_path / "passphrase").write_text(PASSPHRASE)
+    assert edge("status", "--json").object["documents"] == 1, "nothing is lost"
+
+
+def test_a_broken_document_is_reported_and_the_others_are_kept(edge: Edge, manual: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 garbage")
+    (tmp_path / "picture.png").write_bytes(b"png")
+    done = edge("ingest", str(tmp_path / "broken.pdf"), str(tmp_path / "picture.png"), str(manual), "--json")
+    assert done.code == 3 and (done.object["added"], done.object["failed"]) == (1, 2)
+    assert [failure["error"] for failure in done.object["failures"]] == ["bad_document", "bad_document"]
+    assert "broken.pdf: it is not a PDF" in done.err and "picture.png: files of kind .png" in done.err
+
+
+def test_jsonl_in_and_out(edge: Edge, tmp_path: Path) -> None:
+    corpus, queries = tmp_path / "corpus.jsonl", tmp_path / "queries.jsonl"
+    rows = [{"id": str(n), "title": t, "text": f"{t} in a pipe"} for n, t in enumerate(["flow", "heat", "noise"])]
+    corpus.write_text("\n".join(map(json.dumps, rows[:2])) + "\nnonsense\n" + json.dumps(rows[2]) + "\n")
+    done = edge("ingest", "--jsonl", str(corpus), "--collection", "c")
+    assert done.code == 3 and "corpus.jsonl line 3: not JSON" in done.err
+    assert done.out.startswith("3 added")
+    again = edge("ingest", "--jsonl", "--collection", "c", stdin=json.dumps(rows[0]))
+    assert (again.code, again.out) == (0, "0 added (0 passages), 1 unchanged, 0 failed\n")
+
+    queries.write_text('{"id": 7, "text": "heat"}\n{"id": "b", "text": "noise"}\n')
+    done = edge("search", "--jsonl", str(queries), "-c", "c", "--top", "2")
+    out = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["id"] for line in out] == [7, "b"]
+    assert [line["hits"][0]["doc"] for line in out] == ["1", "2"] and {len(line["hits"]) for line in out} == {2}
+    asked = '{"id": 1, "text": "flow"}\n{"id": 2}\n{"id": 3, "text": "heat"}\n'
+    piped = edge("search", "--jsonl", "-c", "c", stdin=asked)
+    lines = [json.loads(line) for line in piped.out.splitlines()]
+    assert piped.code == 3 and [sorted(line) for line in lines] == [["hits", "id"], ["error"], ["hits", "id"]]
+    assert lines[1]["error"]["line"] == 2
+
+
+def test_the_unexpected_is_a_line_not_a_traceback(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: App, path: Any = None, name: str = "local") -> FakeChat:
+        raise RuntimeError("SECRETTEXT")
+
+    monkeypatch.setattr(App, "chat", broken)
+    done = edge("ask", "hello")
+    assert done.code == 1 and "unexpected" in done.err and "SECRETTEXT" not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_corrupt_store_is_named(edge: Edge, manual: Path, home: Path) -> None:
+    assert edge("ingest", str(manual)).code == 0
+    (home / "store.key").write_bytes(b"rubbish")
+    assert edge("status").code == 8
+
+
+def test_status_of_a_locked_store(edge: Edge, manual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert edge("ingest", str(manual)).code == 0
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
+    monkeypatch.setattr("edge_client.passphrase._has_terminal", lambda: False)
+    assert edge("status", "--json").object["store"] == "locked"
+    assert edge("ask", "hello").code == 8
+
+
+def test_every_command_has_help(edge: Edge) -> None:
+    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install"):
+        shown = edge(*command.split(), "--help")
+        assert shown.code == 0 and "Usage" in shown.out
+    assert edge("nonsense").code == 2 and edge("search", "--top", "0", "x").code == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path, tmp_path: Path) -> None:
+    code = "import sys, edge_client.commands.terminal as t\nasync def w():\n for _ in range(100000): print('x' * 99)\n"
+    code += "import typer\ntry: t.run(w)\nexcept typer.Exit as e: sys.exit(e.exit_code)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=os.environ
+    )
+    assert child.stdout is not None and child.stderr is not None
+    with child:
+        child.stdout.read(10)
+        child.stdout.close()
+        assert (child.stderr.read(), child.wait()) == (b"", 0)
+
+
+@pytest.mark.model
+def test_the_real_thing(home: Path, manual: Path) -> None:
+    """As a user runs it: no fakes, separate processes, an answer with its citation and nothing else on stdout."""
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edge_client.cli", *arguments], capture_output=True, text=True, timeout=120,
+            cwd=ROOT, stdin=subprocess.DEVNULL, check=False,
+        )
+
+    first, again = run("ingest", str(manual), "--json"), run("ingest", str(manual), "--json")
+    assert (json.loads(first.stdout)["added"], json.loads(again.stdout)["unchanged"]) == (1, 1)
+    assert first.stderr == again.stderr == ""
+    asked = run("ask", "What is the maximum pressure of the pump?")
+    assert asked.returncode == 0 and "6 bar" in asked.stdout, asked.stderr
+    assert "[1] Pumps, line 3" in asked.stderr
+    found = run("search", "how much pressure may it have", "--json")
+    assert json.loads(found.stdout)["hits"][0]["source"] == str(manual)
+    disk = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert disk and b"maximum pressure" not in disk and b"6 bar" in manual.read_bytes()
+
+
+@pytest.mark.model
+def test_serve_as_a_process(tmp_path: Path, home: Path) -> None:
+    """A stand-in provider: no store, a name of its own, ended by SIGTERM."""
+    from http.client import HTTPConnection
+
+    command = [sys.executable, "-m", "edge_client.cli", "serve"]
+    command += ["--no-store", "--port", "0", "--model-id", "demo-cloud"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert isinstance(server.stderr, io.TextIOBase)
+    with server:
+        try:
+            line = server.stderr.readline()
+            assert line.startswith("edge: ready, serving http://127.0.0.1:"), line
+            token = (home / "api-token").read_text().strip()
+            connection = HTTPConnection("127.0.0.1", int(line.split("/v1")[0].rsplit(":", 1)[1]), timeout=60)
+            body = {"model": "demo-cloud", "max_tokens": 8, "messages": [{"role": "user", "content": "Say hello."}]}
+            headers = {"Authorization": f"Bearer {token}"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            answer = json.loads(connection.getresponse().read())
+            connection.close()
+            assert answer["choices"][0]["message"]["content"] and answer["usage"]["completion_tokens"] <= 8
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert not (home / "store.db").exists()

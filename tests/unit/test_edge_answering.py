@@ -1,0 +1,178 @@
+"""One prompt's way with fakes around it and a real store: what is asked of whom, what travels, what is traced."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_client.answering import Answer, Assistant, Question, Routed
+from edge_client.engine.base import Message, Text
+from edge_client.errors import EdgeError, EmptyPrompt, EngineFailed, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
+from edge_client.retrieval import Retrieval
+from store.documents import Chunk, Documents
+from store.search import Search
+from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay, sse
+from tests.support.stores import open_store
+from transport import telemetry
+
+PRESSURE = "The maximum working pressure of the pump is 6 bar"
+SECRET_PLAN = "The maximum working pressure of the pump was hushed up by Wintermute"
+CONTACT = "The maximum working pressure of the pump is known to jane@example.com"
+
+
+@pytest.fixture
+def tracing(tmp_path: Path) -> Iterator[telemetry.Telemetry]:
+    made = telemetry.start("edge", file=tmp_path / "traces.jsonl")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def retrieval(tmp_path: Path) -> AsyncIterator[Retrieval]:
+    with open_store(tmp_path / "store.db") as database:
+        embedder = FakeEmbedder()
+        documents = Documents(database)
+        for number, (text, label) in enumerate(
+            ((PRESSURE, "internal"), (SECRET_PLAN, "local-only"), (CONTACT, "internal"))
+        ):
+            await documents.add(
+                collection="default", source=f"{number}.md", title=f"Manual {number}", sha256=bytes([number] * 32),
+                label=label, chunks=[Chunk(text, page=number + 1)], vectors=await embedder.embed([text]),
+                model_id=embedder.model_id,
+            )
+        yield Retrieval(Search(database), embedder)
+
+
+def ask(prompt: str, **more: object) -> Question:
+    return Question((Message("user", prompt),), **more)  # type: ignore[arg-type]
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.events: list[Routed | Text] = []
+
+    async def __call__(self, event: Routed | Text) -> None:
+        self.events.append(event)
+
+
+async def answered(assistant: Assistant, question: Question) -> tuple[Answer, Heard]:
+    heard = Heard()
+    return await assistant.answer(question, heard), heard
+
+
+async def test_a_question_the_documents_answer_stays_here_and_is_cited(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat, relay = FakeChat(), FakeRelay()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+    answer, heard = await answered(assistant, ask("the maximum working pressure of the pump is?"))
+    assert answer.routed.decision.route == "local"
+    assert answer.text == "Six bar." and relay.requests == []
+    best = answer.routed.citations[0]
+    assert (best.document, best.page, best.text) == ("Manual 0", 1, PRESSURE)
+    assert PRESSURE in chat.asked[0][-1].content and chat.asked[0][0].role == "system"
+    assert heard.events[0] is answer.routed and [e.text for e in heard.events[1:] if isinstance(e, Text)] == chat.words
+
+
+async def test_a_relayed_prompt_takes_only_what_may_travel(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    relay = FakeRelay()
+    assistant = Assistant(chat=FakeChat(), retrieval=retrieval, relay=relay, tracing=tracing)
+    question = ask("Explain the maximum working pressure of the pump", model="cloud-9")
+    answer, _ = await answered(assistant, question)
+    assert answer.routed.decision.route == "relay" and answer.text == "It stands."
+    assert answer.via == "spiffe://field.example/hop/pi-1" and answer.answer_tokens == 2
+    [(method, route, body)] = relay.requests
+    sent = json.loads(body)
+    assert (method, route, sent["model"], sent["stream"]) == ("POST", "/v1/chat/completions", "cloud-9", True)
+    assert PRESSURE in body.decode(), "the control: context does travel"
+    assert b"Wintermute" not in body, "local-only text left the machine"
+    assert b"jane@example.com" not in body, "personal data from a document left the machine"
+    assert answer.routed.notes == ("2 passage(s) of your documents stay on this device",)
+    assert [passage.text for passage in answer.routed.citations] == [PRESSURE]
+
+
+async def test_local_only_text_may_serve_a_local_answer(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:
+    chat = FakeChat()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=FakeRelay(), tracing=tracing)
+    await answered(assistant, ask("the pump was hushed up by Wintermute?", flag="local"))
+    assert SECRET_PLAN in chat.asked[0][-1].content
+
+
+async def test_no_span_holds_a_word_of_prompt_or_answer(
+    retrieval: Retrieval, tracing: telemetry.Telemetry, tmp_path: Path
+) -> None:
+    for relay in (None, FakeRelay()):
+        assistant = Assistant(chat=FakeChat(), retrieval=retrieval, relay=relay, tracing=tracing)
+        answer, _ = await answered(assistant, ask("Explain the pressure of the pump to Canarybird"))
+        names = {span.name for span in tracing.finished(answer.routed.trace_id)}
+        assert names == {"edge.ask", "edge.retrieve", "edge.relay" if relay else "edge.generate"}
+        if relay:
+            assert relay.reported == [answer.routed.trace_id], "spans are handed over after they have ended"
+    written = (tmp_path / "traces.jsonl").read_text()
+    assert "edge.ask" in written, "the control: spans are written"
+    for word in ("Canarybird", "Explain", "pressure", "stands", "Six"):
+        assert word not in written
+
+
+async def test_the_first_granted_model_is_asked_where_none_is_named(tracing: telemetry.Telemetry) -> None:
+    relay = FakeRelay(granted=["first", "second"])
+    assistant = Assistant(chat=FakeChat(), retrieval=None, relay=relay, tracing=tracing)
+    await answered(assistant, ask("hello", flag="relay"))
+    assert json.loads(relay.requests[0][2])["model"] == "first"
+    configured = Assistant(chat=FakeChat(), retrieval=None, relay=relay, tracing=tracing, relay_model="third")
+    await answered(configured, ask("hello", flag="relay"))
+    assert json.loads(relay.requests[1][2])["model"] == "third"
+
+
+@pytest.mark.parametrize(("question", "relay", "error"), [
+    (ask(""), FakeRelay(), EmptyPrompt),
+    (ask(" \n "), FakeRelay(), EmptyPrompt),
+    (Question(()), FakeRelay(), EmptyPrompt),
+    (ask("x" * (1 << 21)), FakeRelay(), PromptTooLong),
+    (ask("x " * (150 << 10), flag="relay"), FakeRelay(), PromptTooLong),
+    (ask("hello", flag="relay"), None, NotJoined),
+    (ask("the password is hunter22", flag="relay"), FakeRelay(), KeptLocal),
+    (ask("hello", flag="relay"), FakeRelay(granted=[]), KeptLocal),
+    (ask("hello", flag="relay"), FakeRelay(status=500, parts=[b"{}"]), ProviderFailed),
+    (ask("hello", flag="relay"), FakeRelay(parts=[b"data: oops\n\n"]), ProviderFailed),
+    (ask("hello", flag="relay"), FakeRelay(parts=sse()), ProviderFailed),
+])  # fmt: skip
+async def test_what_cannot_be_answered_is_one_typed_error(
+    question: Question, relay: FakeRelay | None, error: type[EdgeError], tracing: telemetry.Telemetry
+) -> None:
+    assistant = Assistant(chat=FakeChat(), retrieval=None, relay=relay, tracing=tracing)
+    with pytest.raises(error) as caught:
+        await assistant.answer(question, Heard())
+    assert caught.value.hint
+    assert "hunter22" not in str(caught.value)
+
+
+async def test_a_secret_in_an_earlier_message_counts(tracing: telemetry.Telemetry) -> None:
+    relay = FakeRelay()
+    earlier = Message("user", "my password is hunter22"), Message("assistant", "ok")
+    messages = (*earlier, Message("user", "Explain it all"))
+    answer, _ = await answered(
+        Assistant(chat=FakeChat(), retrieval=None, relay=relay, tracing=tracing), Question(messages)
+    )
+    assert answer.routed.decision.rule == "private" and relay.requests == []
+
+
+async def test_an_engine_error_passes_through(tracing: telemetry.Telemetry) -> None:
+    chat = FakeChat(error=EngineFailed("stopped"))
+    with pytest.raises(EngineFailed):
+        await Assistant(chat=chat, retrieval=None, relay=None, tracing=tracing).answer(ask("hello"), Heard())
+
+
+async def test_a_reader_that_goes_stops_the_model(tracing: telemetry.Telemetry) -> None:
+    chat = FakeChat(endless=True)
+
+    async def gone(event: Routed | Text) -> None:
+        if chat.said == 3:
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await Assistant(chat=chat, retrieval=None, relay=None, tracing=tracing).answer(ask("hello"), gone)
+    assert chat.closed.is_set() and chat.said == 3

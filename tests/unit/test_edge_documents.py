@@ -1,0 +1,130 @@
+"""Files to blocks, and broken files to one clear error."""
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edge_client.documents as documents
+from edge_client.documents import find_files, parse
+from edge_client.errors import BadDocument
+
+MARKDOWN = b"""# Pumps
+
+Intro line one
+and two.
+
+## Limits ##
+
+| a | b |
+| - | - |
+
+```
+# not a heading
+```
+"""
+
+
+def pdf(*pages: str, password: str | None = None) -> bytes:
+    import pypdf
+    from fpdf import FPDF
+
+    made = FPDF()
+    made.set_font("helvetica", size=12)
+    for page in pages:
+        made.add_page()
+        made.multi_cell(0, 6, page)
+    data = bytes(made.output())
+    if password is None:
+        return data
+    writer = pypdf.PdfWriter(io.BytesIO(data))
+    writer.encrypt(password, algorithm="AES-256")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def test_markdown_has_titles_headings_and_lines() -> None:
+    content = parse("pumps.md", MARKDOWN)
+    assert content.title == "Pumps"
+    assert [(block.text.split("\n")[0], block.line, block.level) for block in content.blocks] == [
+        ("Pumps", 1, 1), ("Intro line one", 3, 0), ("Limits", 6, 2), ("| a | b |", 8, 0), ("```", 11, 0),
+    ]
+
+
+def test_text_has_paragraphs_with_lines() -> None:
+    content = parse("notes.txt", b"\xef\xbb\xbfone\ntwo\r\n\r\nthree")
+    assert content.title == "notes"
+    assert [(block.text, block.line) for block in content.blocks] == [("one\ntwo", 1), ("three", 4)]
+
+
+def test_pdf_has_pages() -> None:
+    content = parse("manual.pdf", pdf("The maximum pressure is 6 bar.", "Grease it weekly."))
+    assert [(block.page, block.line) for block in content.blocks] == [(1, None), (2, None)]
+    assert "6 bar" in content.blocks[0].text
+
+
+@pytest.mark.parametrize(("name", "data", "says"), [
+    ("a.docx", b"PK", "not supported"),
+    ("a", b"text", "not supported"),
+    ("a.txt", b"", "no text"),
+    ("a.txt", b" \n\t\n", "no text"),
+    ("a.txt", b"abc\0def", "not text"),
+    ("a.md", b"\xff\xfe\xfa", "not UTF-8"),
+    ("a.pdf", b"", "not a PDF"),
+    ("a.pdf", b"%PDF-1.7\ngarbage", "not a PDF"),
+    ("a.pdf", b"hello", "not a PDF"),
+])  # fmt: skip
+def test_a_broken_file_is_one_error(
+    name: str, data: bytes, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadDocument, match=says):
+        parse(name, data)
+    assert capfd.readouterr() == ("", ""), "the extractor's own warnings must not reach the terminal"
+
+
+def test_a_cut_pdf_is_an_error_and_says_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = pdf("Some text.", "More text.")
+    for share in (0.2, 0.5, 0.9):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with contextlib.suppress(BadDocument):  # what can be recovered is welcome; what cannot is this error
+                parse("cut.pdf", whole[: int(len(whole) * share)])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_protected_pdf_says_so() -> None:
+    with pytest.raises(BadDocument, match="password"):
+        parse("secret.pdf", pdf("hidden", password="open sesame"))
+
+
+def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_BYTES", 10)
+    with pytest.raises(BadDocument, match="limit"):
+        parse("a.txt", b"x" * 11)
+    monkeypatch.setattr(documents, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "_MAX_PAGES", 1)
+    with pytest.raises(BadDocument, match="2 pages"):
+        parse("a.pdf", pdf("one", "two"))
+
+
+@given(st.sampled_from(["a.txt", "a.md", "a.pdf"]), st.binary(max_size=400))
+def test_any_bytes_parse_or_are_refused(name: str, data: bytes) -> None:
+    try:
+        content = parse(name, data)
+    except BadDocument:
+        return
+    assert content.blocks and all(block.text.strip() for block in content.blocks)
+
+
+def test_folders_are_walked_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
+    for name in ("b.md", "a.txt", "sub/c.PDF", ".git/d.md", "sub/.e.txt", "image.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
+    assert found == ["a.txt", "b.md", "sub/c.PDF"]
+    assert list(find_files([tmp_path / "image.png"])) == [tmp_path / "image.png"], "a named file is never ignored"

@@ -1,0 +1,81 @@
+"""Documents into a real store: idempotent, each bad one alone refused."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from edge_client.errors import BadDocument, BadUse
+from edge_client.ingest import Ingest, Record, query_lines, record_lines
+from edge_client.retrieval import Retrieval
+from store.documents import Documents
+from store.search import Search
+from tests.support.fake_engine import FakeEmbedder
+from tests.support.stores import open_store
+
+
+class Bench:
+    def __init__(self, documents: Documents, search: Search) -> None:
+        self.documents, self.search, self.embedder = documents, search, FakeEmbedder()
+        self.ingest = Ingest(documents, self.embedder)
+        self.retrieval = Retrieval(search, self.embedder)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    with open_store(tmp_path / "store.db") as database:
+        yield Bench(Documents(database), Search(database))
+
+
+async def test_the_same_content_twice_is_embedded_once(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# Pumps\n\nThe pressure is 6 bar.\n")
+    first = await bench.ingest.file(path, collection="c")
+    embedded = bench.embedder.embedded
+    again = await bench.ingest.file(path, collection="c")
+    assert (first.state, again.state) == ("added", "unchanged")
+    assert bench.embedder.embedded == embedded
+    path.write_text("# Pumps\n\nThe pressure is 7 bar.\n")
+    assert (await bench.ingest.file(path, collection="c")).state == "added"
+    [document] = await bench.documents.list("c")
+    assert document.source == str(path) and document.title == "Pumps"
+    [passage] = await bench.retrieval.passages("pressure", collection="c")
+    assert "7 bar" in passage.text and passage.line == 1 and passage.place == "Pumps, line 1"
+
+
+@pytest.mark.parametrize("name", ["missing.md", "folder", "link.md", "pipe.md"])
+async def test_what_is_no_file_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
+    import os
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.md").symlink_to(tmp_path / "nowhere.md")
+    os.mkfifo(tmp_path / "pipe.md")
+    with pytest.raises(BadDocument):
+        await bench.ingest.file(tmp_path / name, collection="c")
+    assert await bench.documents.count() == (0, 0)
+
+
+async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
+    for record in (Record("1", "flow in a pipe", "Flow"), Record(2, "flow in a pipe", "Flow"), Record("3", "heat")):
+        assert (await bench.ingest.record(record, collection="c")).state == "added"
+    assert (await bench.ingest.record(Record("1", "flow in a pipe", "Flow"), collection="c")).state == "unchanged"
+    ranked = await bench.retrieval.documents("heat", collection="c", top=3)
+    assert ranked[0][0] == "3" and {doc for doc, _ in ranked} == {"1", "2", "3"}
+    with pytest.raises(BadDocument):
+        await bench.ingest.record(Record("4", "  "), collection="c")
+
+
+def test_bad_lines_are_told_by_number() -> None:
+    lines = [b'{"id": "1", "text": "a"}', b"", b"nonsense", b'{"text": "a"}', b'{"id": "", "text": "b"}', b"[" * 5000,
+             b'{"id": 5, "title": "t", "text": "b", "more": 1}', b"\xff"]
+    found = [(number, isinstance(record, BadUse)) for number, record in record_lines(lines)]
+    assert found == [(1, False), (3, True), (4, True), (5, True), (6, True), (7, False), (8, True)]
+    assert [isinstance(query, BadUse) for _, query in query_lines([b'{"id": 1, "text": "q"}', b"{}"])] == [False, True]
+
+
+async def test_a_long_question_is_asked_by_its_beginning(bench: Bench) -> None:
+    await bench.ingest.record(Record("1", "the pump"), collection="c")
+    passages = await bench.retrieval.passages("the pump " + "and more " * 500, collection="c")
+    assert len(passages) == 1
+    assert await bench.retrieval.passages(" ", collection="c") == []
+    assert await bench.retrieval.passages("x", collection="none") == []

@@ -1,0 +1,82 @@
+"""What must not leave is found by form and checksum; ordinary prose is left alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.router.sensitivity import PERSONAL, SECRETS, kinds
+
+
+@pytest.mark.parametrize(("text", "kind"), [
+    ("-----BEGIN EC PRIVATE KEY-----\nMHc", "private key"),
+    ("-----BEGIN PRIVATE KEY-----", "private key"),
+    ("-----BEGIN PGP PRIVATE KEY BLOCK-----", "private key"),
+    ("my key AKIAIOSFODNN7EXAMPLE is", "access key"),
+    ("use sk-proj-abcdefghijklmnop1234", "access key"),
+    ("ghp_" + "a1B2" * 9, "access key"),
+    ("cw1" + "abcdefgh" * 12, "access key"),
+    ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2QT4", "token"),
+    ("Authorization: Bearer abcdefghij0123456789XYZ", "token"),
+    ("password: hunter22", "password"),
+    ("the Password is Tr0ub4dor", "password"),
+    ("API_KEY=abcd1234", "password"),
+    ('{"secret": "abcd1234"}', "password"),
+    ("write to jane.doe+x@mail.example.com please", "e-mail address"),
+    ("call +49 (0) 89 1234-5678", "phone number"),
+    ("call +14155550100", "phone number"),
+    ("call (089) 1234 5678", "phone number"),
+    ("call 415-555-0100 now", "phone number"),
+    ("pay to DE89 3704 0044 0532 0130 00", "IBAN"),
+    ("GB82WEST12345698765432", "IBAN"),
+    ("DE89370400440532013000 IS MY IBAN 12", "IBAN"),
+    ("card 4111 1111 1111 1111", "card number"),
+    ("1 4111-1111-1111-1111 2027", "card number"),
+    ("4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "card number"),
+    ("4012888888881881", "card number"),
+])  # fmt: skip
+def test_is_found(text: str, kind: str) -> None:
+    assert kind in kinds(text)
+    assert kind in SECRETS | PERSONAL
+
+
+@pytest.mark.parametrize("text", [
+    "What is the maximum working pressure of the P-101 pump?",
+    "I forgot my password, what is the procedure?",
+    "the password is required at login",
+    "The private key stays on the device.",
+    "GB82 WEST 1234 5698 7654 33 fails its checksum",
+    "4111 1111 1111 1112 fails its checksum",
+    "0000 0000 0000 0000",
+    "Part 12345678901234 of drawing 2024-118",
+    "From 2021-03-04 to 2022-05-06, 22 m3/h at 400 V and 7.5 kW",
+    "version 10.15.7, address 10.0.0.7, time 14:05:33",
+    "use @decorators and a+b@c",
+    "The bearer of this letter is our colleague",
+])  # fmt: skip
+def test_is_left_alone(text: str) -> None:
+    assert kinds(text) == ()
+
+
+@given(st.integers(10**14, 10**15 - 1), st.integers(0, 9))
+def test_a_card_is_one_only_with_the_right_last_digit(body: int, last: int) -> None:
+    def luhn(number: str) -> bool:
+        total = 0
+        for place, digit in enumerate(map(int, reversed(number))):
+            total += digit if place % 2 == 0 else (digit * 2 - 9 if digit > 4 else digit * 2)
+        return total % 10 == 0
+
+    number = f"{body}{last}"
+    assert ("card number" in kinds(f"card {number} here")) == luhn(number)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_scanned_without_error(text: str) -> None:
+    assert set(kinds(text)) <= SECRETS | PERSONAL
+
+
+@pytest.mark.parametrize("unit", [
+    "a@a.", "1 ", "+1 ", "password: ", "eyJaaaaaaaaaa.", "DE89 ", "-----BEGIN A ", "a.b+", "0123-", "(01) ", "sk-",
+])
+def test_hostile_repetition_ends(unit: str) -> None:
+    """A pattern that is quadratic in the text would take half an hour for this; a linear one takes a moment."""
+    kinds(unit * ((1 << 18) // len(unit)))
