@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -38,10 +39,8 @@ EDGE, RELAY = str(BIN / "edge"), str(BIN / "relay")
 MANUAL = ROOT / "examples" / "manual"
 TRUST_DOMAIN = "field.example"
 LOCAL_QUESTION = "What is the maximum working pressure of the P-101 pump?"
-RELAYED_QUESTION = (
-    "Explain in two sentences why a diesel generator should stand downwind of a field kitchen. "
-    "Our site is called {name}."
-)
+HARD_PART = "explain in two sentences why boiling makes water safe to drink."
+RELAYED_QUESTION = "For the report of station {name}: " + HARD_PART
 
 # What each step took on a 2-core machine, in seconds.
 STEPS = {
@@ -274,20 +273,25 @@ models = {json.dumps(self.models)}
 
     def follow_trace(self) -> None:
         trace_id = str(self.results["relayed"]["trace_id"])
-        found = json_in(
-            self.run("gateway", RELAY, "gateway", "trace", trace_id, "--json", *self.config, *self.keys("gateway"))
-        )
-        spans = found["spans"]
-        roles = {span["role"] for span in spans}
-        if not roles >= {"edge", "hop", "gateway", "provider"}:
-            raise DemoFailed(f"the trace misses a station; it has {sorted(roles)}")
+        command = [RELAY, "gateway", "trace", trace_id, "--json", *self.config, *self.keys("gateway")]
+        deadline = time.monotonic() + 5
+        while True:  # the hop's last note comes when the link has ended, a moment after the answer
+            spans = json_in(self.run("gateway", *command))["spans"]
+            ends = {
+                role: max((s["end_ms"] for s in spans if s["role"] == role), default=0) for role in ("hop", "provider")
+            }
+            if ends["hop"] >= ends["provider"] or time.monotonic() > deadline:
+                break
+        missing = {"edge", "hop", "gateway", "provider"} - {span["role"] for span in spans}
+        if missing:
+            raise DemoFailed(f"the trace misses {', '.join(sorted(missing))}")
         self.results["relayed"]["spans"] = spans
         self.steps.console.print(trace_table(trace_id, spans))
 
     def search(self) -> None:
         relayed = self.results["relayed"]
         said = canaries.Said(
-            prompt=[self.name, RELAYED_QUESTION[:40]],
+            prompt=[self.name, HARD_PART],
             answer=[self.models[0], "chat.completion.chunk"],
             headers=[str(relayed["trace_id"]), "/v1/chat/completions", "application/json"],
             identity=[self.device, f"spiffe://{TRUST_DOMAIN}"],
@@ -312,18 +316,22 @@ models = {json.dumps(self.models)}
         if shown[0] == 0 or shown[2] == 0:
             raise DemoFailed("the words of the documents were not found in the documents, so the search proves nothing")
         homes = [self.folder / "edge", self.folder / "gateway", self.folder / "hop"]
-        disk_needles = [*written, self.name, RELAYED_QUESTION[:40], *canaries.windows(text)]
+        disk_needles = [*written, self.name, HARD_PART, *canaries.windows(text)]
         disk = sum(sum(canaries.search_folder(home, disk_needles).values()) for home in homes)
-        self.results["canaries"] = {"hop": hop, "disk": disk}
+        # The provider's key: in no home but the provider's, in no log, and never on the way.
+        key = self.key_file.read_text().strip()
+        leaked = sum(canaries.search_folder(place, [key])[key] for place in [*homes, *crossed, self.folder / "logs"])
+        self.results["canaries"] = {"hop": hop, "disk": disk, "key": leaked}
         self.results["control"] = {
             "plaintext_hits": sum(control.values()),
             "document_hits": sum(shown),
+            "key_hits": canaries.search_folder(plain, [key])[key] if not self.arguments.provider else 1,
             "captured_bytes": sum(sizes),
             "searched_on_disk": sum(canaries.size(home) for home in homes),
         }
         self.steps.console.print(canary_table(self.results, len(needles), len(disk_needles)))
-        if hop or disk:
-            raise DemoFailed(f"plaintext was found: {hop} times at the hop, {disk} times on disk")
+        if hop or disk or leaked:
+            raise DemoFailed(f"found: {hop} words at the hop, {disk} on disk, the key {leaked} times")
 
     def control(self, said: canaries.Said, question: str, trace_id: str) -> Path:
         """The request without protection, through a recorder of the same kind: everything must be readable there.
@@ -405,6 +413,11 @@ def json_in(output: str) -> Any:
         raise DemoFailed(f"expected JSON, got: {output[-500:]!r}") from None
 
 
+def picture(console: Console) -> str:
+    """What was shown, as SVG that loads nothing from elsewhere: rich's web font gives way to the reader's own."""
+    return re.sub(r"(?s)\s*@font-face \{.*?\}", "", console.export_svg(title="scripts/demo"))
+
+
 def interrupted(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -433,11 +446,12 @@ def main() -> int:
     arguments = parse()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
-    console = Console(stderr=arguments.json, record=arguments.svg is not None, width=118 if arguments.svg else None)
+    console = Console(stderr=arguments.json, record=arguments.svg is not None, width=112 if arguments.svg else None)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        # A short path: names of Unix sockets end at 107 characters.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="causeway-demo-")))
+        # Names of Unix sockets end at 107 characters, so a long temporary folder does not serve.
+        base = None if len(tempfile.gettempdir()) < 48 else "/tmp"  # noqa: S108  (a private folder is made in it)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="causeway-demo-", dir=base)))
         logs = folder / "logs"
         logs.mkdir()
         processes = Processes(logs)
@@ -447,7 +461,7 @@ def main() -> int:
             demo.play()
             console.print(f"done in {time.monotonic() - began:.0f} s")
             if arguments.svg:
-                console.save_svg(str(arguments.svg), title="scripts/demo")
+                arguments.svg.write_text(picture(console))
             if arguments.json:
                 print(json.dumps(demo.results), flush=True)
             if arguments.keep:

@@ -1,0 +1,81 @@
+"""What the README tells people to type works when typed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"(?ms)^```sh\n(.*?)^```$", TEXT)
+INDENTED = re.findall(r"(?m)^    (\S.*?)(?:\s+#.*)?$", TEXT)
+
+
+def test_it_opens_with_a_real_run() -> None:
+    picture = re.search(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert picture is not None and picture.start() < 100
+    svg = (ROOT / picture[1]).read_text()
+    assert svg.startswith("<svg") and "canaries" in svg and "trace" in svg
+
+
+def test_the_quick_start_is_short() -> None:
+    assert len(BLOCKS) == 1
+    section = TEXT.partition("## Quick start")[2].partition("\n## ")[0]
+    assert len([line for line in section.splitlines() if line.strip()]) <= 40
+
+
+def test_every_other_command_is_run_by_another_test() -> None:
+    assert INDENTED == ["scripts/demo", "scripts/test"]  # test_demo.py runs the one, the other runs this
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def end_group(group: int) -> None:
+    """SIGTERM, up to ten seconds for the servers to end in their own way, then SIGKILL."""
+    try:
+        os.killpg(group, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.mark.demo
+def test_quick_start_runs_as_written(tmp_path: Path) -> None:
+    """The whole block in one shell that stops at the first failure; servers it put in the background end with it."""
+    venv = Path(sys.executable).parent
+    environment = {
+        "HOME": str(tmp_path),
+        # The block itself puts the repository's .venv first; where the tests run from another one, that one serves.
+        "PATH": f"{venv}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+        "LANG": "C.UTF-8",
+    }
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        shell = subprocess.Popen(
+            ["bash", "-eu", "-c", BLOCKS[0]], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out,
+            stderr=out, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = shell.wait(240)
+        finally:
+            end_group(shell.pid)
+    text = log.read_text(errors="replace")
+    assert code == 0, text[-4000:]
+    assert "6 bar" in text
+    assert "pumps.pdf, page 4" in text.replace("p. 4", "page 4")
+    assert "joined as spiffe://field.example/edge/laptop-1" in text
+    assert "via spiffe://field.example/hop/pi-1" in text
+    assert "edge/laptop-1" in text.rpartition("enrolment")[2]
