@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
-from opentelemetry.trace import Span
-
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
@@ -106,36 +104,30 @@ class Assistant:
             raise PromptTooLong("the prompt is over 1 MiB", hint="documents are better ingested than pasted")
         begun = time.monotonic()
         timings: dict[str, float] = {}
-        trace_id = ""
-        try:
-            with self._tracing.span("edge.ask") as span:
-                trace_id = telemetry.trace_id_of(span)
-                answer = await self._routed(question, span, timings, deliver)
-        finally:
-            if self._relay is not None:  # the gateway joins our spans, all ended now, with its own
-                self._relay.report(trace_id)
-        timings["total_ms"] = _ms(begun, time.monotonic())
-        return replace(answer, timings=timings)
-
-    async def _routed(
-        self, question: Question, span: Span, timings: dict[str, float], deliver: Deliver
-    ) -> Answer:
-        begun = time.monotonic()
-        passages = await self._retrieve(question, timings)
-        decision = self._decide(question, passages)
-        span.set_attribute(telemetry.ROUTE, decision.route)
-        if decision.route == "refuse":
-            raise _refusal(decision)
+        trace_id, relayed = "", False
 
         async def timed(event: Routed | Text) -> None:
             if isinstance(event, Text):
                 timings.setdefault("first_text_ms", _ms(begun, time.monotonic()))
             await deliver(event)
 
-        trace_id = telemetry.trace_id_of(span)
-        if decision.route == "local":
-            return await self._answer_here(question, decision, passages, trace_id, timed)
-        return await self._answer_by_relay(question, decision, passages, trace_id, timed)
+        try:
+            with self._tracing.span("edge.ask") as span:
+                trace_id = telemetry.trace_id_of(span)
+                passages = await self._retrieve(question, timings)
+                decision = self._decide(question, passages)
+                span.set_attribute(telemetry.ROUTE, decision.route)
+                if decision.route == "refuse":
+                    raise _refusal(decision)
+                relayed = decision.route == "relay"
+                way = self._answer_by_relay if relayed else self._answer_here
+                answer = await way(question, decision, passages, trace_id, timed)
+        finally:
+            # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
+            if relayed and self._relay is not None:
+                self._relay.report(trace_id)
+        timings["total_ms"] = _ms(begun, time.monotonic())
+        return replace(answer, timings=timings)
 
     async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
         if self._retrieval is None:

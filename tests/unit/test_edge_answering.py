@@ -68,7 +68,7 @@ async def test_a_question_the_documents_answer_stays_here_and_is_cited(
     assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
     answer, heard = await answered(assistant, ask("the maximum working pressure of the pump is?"))
     assert answer.routed.decision.route == "local"
-    assert answer.text == "Six bar." and relay.requests == []
+    assert answer.text == "Six bar." and relay.requests == [] and relay.reported == []
     best = answer.routed.citations[0]
     assert (best.document, best.page, best.text) == ("Manual 0", 1, PRESSURE)
     assert PRESSURE in chat.asked[0][-1].content and chat.asked[0][0].role == "system"
