@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,8 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from aiohttp import web
 
 from relay.gateway.admin import Admin
 from relay.gateway.audit.log import AuditLog
@@ -23,8 +20,8 @@ from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import TUNNEL_ROLE, make_app, make_health_app
-from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority
+from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
+from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.pipeline import Pipeline
 from relay.gateway.sessions import SessionLimits, Sessions
@@ -36,7 +33,6 @@ from relay.gateway.upstream.openai import OpenAiUpstream
 from store.files import write_private
 from store.keys import Passphrase
 from transport import telemetry
-from transport.errors import LinkLost
 from transport.identity.tls import load_svid, server_context
 from transport.links.base import listen
 from transport.primitives import Secret, random_bytes
@@ -87,6 +83,24 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
             enrolment = Enrolment(database, Authority.open(config.directory, passphrase), audit)
             await enrolment.load()
             yield Admin(enrolment, TraceStore(database))
+        finally:
+            await audit.close()
+
+
+async def renew_ca(
+    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+) -> float:
+    """Replaces the online intermediate of a gateway that is stopped; returns the new one's end (unix seconds).
+
+    SVIDs of the old one stay good until they run out. Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    """
+    with open_state(config.directory, passphrase):
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.renewal")
+            return renew_intermediate(
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+            )
         finally:
             await audit.close()
 
@@ -153,10 +167,10 @@ async def serve(
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await _site(stack, https_app, config.https, context)
+            https = await listen_https(stack, https_app, config.https, context)
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
-            health = await _site(stack, healthy, config.health, None)
+            health = await listen_https(stack, healthy, config.health, None)
         control = ControlServer(config.directory, Admin(enrolment, traces))
         await control.start()
         stack.push_async_callback(control.close)
@@ -190,21 +204,3 @@ async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-async def _site(
-    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None
-) -> str:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    host, port = address
-    try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
-    except OSError as error:
-        raise LinkLost(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}",
-            hint="choose another address, or end what uses it",
-        ) from None
-    bound = runner.addresses[0][1]
-    return f"{f'[{host}]' if ':' in host else host}:{bound}"

@@ -34,6 +34,13 @@ PassphraseOption = Annotated[
         help="Holds the gateway's passphrase. Else $CREDENTIALS_DIRECTORY/gateway-passphrase, else a prompt.",
     ),
 ]
+RootPassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--root-passphrase-file", metavar="FILE",
+        help="Holds the root key's passphrase, another one, to be kept away from this machine.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CONFIG_DEFAULT = Path("gateway.toml")
 _ROLE_WIDTH = 9
@@ -49,13 +56,7 @@ def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     trust_domain: Annotated[str, typer.Option("--trust-domain", metavar="NAME", help="Like field.example.")],
     passphrase_file: PassphraseOption = None,
-    root_passphrase_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--root-passphrase-file", metavar="FILE",
-            help="Holds the root key's passphrase, another one, to be kept away from this machine.",
-        ),
-    ] = None,
+    root_passphrase_file: RootPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a trust domain: sealed root, online intermediate, encrypted state, a configuration to edit."""
@@ -151,6 +152,23 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
         await run(settings, passphrase, ready=_say_ready, stop=stop)
 
     asyncio.run(main())
+
+
+@app.command("renew-ca")
+def renew_ca(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
+    root_passphrase_file: RootPassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """Sign a new intermediate for the next 30 days with the sealed root. The gateway must be stopped."""
+    from relay.gateway.app import renew_ca as renew
+    from relay.gateway.config import load
+
+    settings = load(config)
+    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
+    root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")
+    end = asyncio.run(renew(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
+    typer.echo(json.dumps({"not_after": stamp}) if as_json else f"the new intermediate certificate ends {stamp}")
 
 
 def _say_ready(ready: "Ready") -> None:

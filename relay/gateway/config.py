@@ -118,7 +118,7 @@ def parse(data: bytes, directory: Path) -> Config:
     try:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error)), hint="docs: the comments in a fresh gateway.toml") from None
+        raise ConfigError(_explain(str(error)), hint="the gateway.toml that init writes explains every key") from None
     return _checked(file, directory)
 
 
@@ -143,7 +143,7 @@ def _checked(file: _File, directory: Path) -> Config:
     if (file.provider.key_file is None) == (file.provider.key_env is None):
         raise ConfigError("provider: set one of `key_file` and `key_env`")
     rules = []
-    for number, rule in enumerate(file.allow, 1):
+    for number, rule in enumerate(file.allow):
         with _At(f"allow[{number}]"):
             rules.append(AllowRule.parse(rule.id, rule.models))
     return Config(

@@ -8,10 +8,13 @@ A tunnel needs the SVID of a hop. Health is plain HTTP on a loopback listener of
 import base64
 import binascii
 import logging
+import os
+import ssl
 import struct
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -24,7 +27,7 @@ from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from store.errors import StoreError
-from transport.errors import IdentityRefused, ProtocolViolation
+from transport.errors import IdentityRefused, LinkLost, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, https_transcript, signed_input
 from transport.identity.tls import peer_of
 from transport.links.websocket import accept_websocket
@@ -199,6 +202,25 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
     app = web.Application(client_max_size=1_024)
     app.router.add_get("/healthz", healthz)
     return app
+
+
+async def listen_https(
+    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None
+) -> str:
+    """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    host, port = address
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+    except OSError as error:
+        raise LinkLost(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}",
+            hint="choose another address, or end what uses it",
+        ) from None
+    bound = runner.addresses[0][1]
+    return f"{f'[{host}]' if ':' in host else host}:{bound}"
 
 
 @web.middleware

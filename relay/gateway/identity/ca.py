@@ -143,7 +143,7 @@ class Authority:
         if end < now + 60:
             raise AuthorityExpired(
                 "the gateway's intermediate certificate has expired",
-                hint="run `relay gateway renew-ca DIR` with the root's passphrase, or set the clock",
+                hint="run `relay gateway renew-ca` with the root's passphrase, or set the clock",
             )
         serial = x509.random_serial_number()
         builder = (

@@ -1,0 +1,209 @@
+"""`relay gateway ...` as a person runs it: processes, exit codes, words on the right stream."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.mock_provider import KEY
+
+LIMIT = 60
+
+
+def relay(*arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from relay.cli import main; main()", "gateway", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "pass").write_text("gateway pass\n")
+    (folder / "rootpass").write_text("root pass\n")
+    done = relay(
+        "init", folder / "gw", "--trust-domain", "field.example",
+        "--passphrase-file", folder / "pass", "--root-passphrase-file", folder / "rootpass",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    config = folder / "gw" / "gateway.toml"
+    text = config.read_text()
+    for port in ("7443", "8443", "8081"):
+        text = text.replace(f"127.0.0.1:{port}", "127.0.0.1:0")
+    config.write_text(text.replace("https://api.openai.com/v1", "http://127.0.0.1:9/v1"))
+    (folder / "gw" / "provider.key").write_text(KEY)
+    (folder / "gw" / "provider.key").chmod(0o600)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def serving(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from relay.cli import main; main()", "gateway", "serve",
+         "--config", folder / "gw" / "gateway.toml", "--passphrase-file", folder / "pass"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stderr is not None
+    try:
+        ready, _, _ = select.select([process.stderr], [], [], LIMIT)
+        assert ready
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(LIMIT)
+        process.stderr.close()
+
+
+def config(folder: Path) -> tuple[str, str]:
+    return "--config", str(folder / "gw" / "gateway.toml")
+
+
+def test_init_makes_private_files_and_no_open_secret(made: Path) -> None:
+    names = {file.name for file in (made / "gw").iterdir()}
+    assert names == {
+        "gateway.toml", "root.sealed", "root.pem", "intermediate.sealed", "state.key", "state.db", "provider.key"
+    }
+    for file in (made / "gw").iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+        assert b"PRIVATE KEY" not in file.read_bytes()
+
+
+def test_init_changes_nothing_in_a_folder_that_is_not_empty(folder: Path) -> None:
+    before = {file.name: file.read_bytes() for file in (folder / "gw").iterdir()}
+    done = relay("init", folder / "gw", "--trust-domain", "x.example", "--passphrase-file", folder / "pass",
+                 "--root-passphrase-file", folder / "rootpass")
+    assert done.returncode == 3
+    assert done.stderr.startswith("relay: ")
+    assert "hint: " in done.stderr
+    assert {file.name: file.read_bytes() for file in (folder / "gw").iterdir()} == before
+
+
+@pytest.mark.parametrize("mistake", ["domain", "same passphrase", "no passphrase file", "empty passphrase"])
+def test_a_failed_init_leaves_nothing(folder: Path, mistake: str) -> None:
+    files = {"--passphrase-file": folder / "pass", "--root-passphrase-file": folder / "rootpass"}
+    domain = "field.example"
+    if mistake == "domain":
+        domain = "Not A Domain"
+    elif mistake == "same passphrase":
+        files["--root-passphrase-file"] = folder / "pass"
+    elif mistake == "no passphrase file":
+        files["--root-passphrase-file"] = folder / "absent"
+    else:
+        (folder / "pass").write_text("\n")
+    before = set(folder.iterdir())
+    done = relay("init", folder / "new", "--trust-domain", domain, *(part for pair in files.items() for part in pair))
+    assert done.returncode in (3, 8)
+    assert done.stderr.startswith("relay: ")
+    assert "Traceback" not in done.stderr
+    assert set(folder.iterdir()) == before
+
+
+def test_without_a_terminal_a_passphrase_is_not_guessed(folder: Path) -> None:
+    done = relay("devices", *config(folder))
+    assert done.returncode == 3
+    assert "--passphrase-file" in done.stderr
+
+
+def test_invite_prints_one_line_and_devices_a_list(folder: Path) -> None:
+    done = relay(
+        "invite", "edge/lap-1", *config(folder), "--passphrase-file", folder / "pass", "--hint", "unix:/h.sock"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cw1")
+    assert done.stdout.count("\n") == 1
+    listed = relay("devices", *config(folder), "--passphrase-file", folder / "pass", "--json")
+    assert json.loads(listed.stdout) == {"devices": []}
+
+
+@pytest.mark.parametrize(("arguments", "code"), [
+    (["invite", "laptop/x"], 3), (["invite", "gateway/two"], 3), (["invite", "edge/x", "--ttl", "9999"], 3),
+    (["invite", "edge/x", "--hint", "\n"], 3), (["trace", "xyz"], 3), (["trace", "a" * 32], 3),
+])
+def test_bad_input_is_one_line_a_hint_and_an_exit_code(folder: Path, arguments: list[str], code: int) -> None:
+    done = relay(*arguments, *config(folder), "--passphrase-file", folder / "pass")
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith("relay: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_passphrase_and_missing_gateway(folder: Path) -> None:
+    wrong = relay("devices", *config(folder), "--passphrase-file", folder / "rootpass")
+    assert wrong.returncode == 8
+    assert "passphrase is wrong" in wrong.stderr
+    absent = relay("devices", "--config", folder / "absent.toml")
+    assert absent.returncode == 3
+    broken = folder / "gw" / "gateway.toml"
+    broken.write_text(broken.read_text().replace("[listen]", "[listen]\nhelth = 1"))
+    named = relay("devices", *config(folder))
+    assert named.returncode == 3
+    assert "listen.helth" in named.stderr
+
+
+def test_serve_says_where_and_commands_ask_it_without_a_passphrase(
+    folder: Path, serving: "subprocess.Popen[str]"
+) -> None:
+    assert serving.stderr is not None
+    line = serving.stderr.readline()
+    assert line.startswith("relay: gateway ready session=tcp:127.0.0.1:")
+    assert "https=127.0.0.1:" in line
+    invited = relay("invite", "edge/lap-1", *config(folder))
+    assert invited.returncode == 0, invited.stderr
+    assert invited.stdout.startswith("cw1")
+    refused = relay("invite", "gateway/two", *config(folder))
+    assert refused.returncode == 3
+    assert "--allow-gateway" in refused.stderr
+    assert json.loads(relay("devices", *config(folder), "--json").stdout) == {"devices": []}
+    second = relay("serve", *config(folder), "--passphrase-file", folder / "pass")
+    assert second.returncode == 1
+    assert "another process" in second.stderr
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(LIMIT) == 0
+    assert KEY not in serving.stderr.read()
+
+
+def test_serve_starts_unattended_by_systemd_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = folder / "credentials"
+    credentials.mkdir()
+    shutil.copy(folder / "rootpass", credentials / "gateway-passphrase")  # wrong on purpose: it must have been read
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    done = relay("serve", *config(folder))
+    assert done.returncode == 8
+    assert "passphrase is wrong" in done.stderr
+
+
+def test_serve_without_a_provider_key_says_where_it_should_be(folder: Path) -> None:
+    (folder / "gw" / "provider.key").unlink()
+    done = relay("serve", *config(folder), "--passphrase-file", folder / "pass")
+    assert done.returncode == 3
+    assert "provider.key" in done.stderr
+
+
+def test_renew_ca(folder: Path) -> None:
+    before = (folder / "gw" / "intermediate.sealed").read_bytes()
+    wrong = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+                  "--root-passphrase-file", folder / "pass")
+    assert wrong.returncode == 8
+    assert (folder / "gw" / "intermediate.sealed").read_bytes() == before
+    done = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+                 "--root-passphrase-file", folder / "rootpass", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "not_after" in json.loads(done.stdout)
+    assert (folder / "gw" / "intermediate.sealed").read_bytes() != before

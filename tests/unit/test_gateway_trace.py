@@ -1,0 +1,104 @@
+"""The trace store: joined by trace and link id, bounded, and no sender can speak for another."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.gateway import trace
+from relay.gateway.state.sqlcipher import open_state
+from relay.gateway.trace import HopNote, TraceStore, parse_note
+from tests.support.gateway_lab import PASSPHRASE, Clock, make_folder
+from transport.messages import SpanRecord
+
+TRACE, LINK = "a" * 32, "b" * 16
+EDGE, OTHER, HOP = "spiffe://field.example/edge/a", "spiffe://field.example/edge/b", "spiffe://field.example/hop/h"
+
+
+def span(name: str, number: int = 1, *, role: str = "gateway", trace_id: str = TRACE, **attributes: str) -> SpanRecord:
+    return SpanRecord(trace_id, f"{number:016x}", "", name, role, 1000.0 + number, 1001.0 + number, attributes)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("trace") / "gateway")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(made: Path, tmp_path: Path, clock: Clock) -> AsyncIterator[TraceStore]:
+    shutil.copytree(made, tmp_path / "gateway")
+    with open_state(tmp_path / "gateway", PASSPHRASE) as database:
+        yield TraceStore(database, clock=clock)
+
+
+async def test_spans_of_all_roles_join(store: TraceStore) -> None:
+    own = [span("request", 2, **{"causeway.link.id": LINK}), span("call", 3, role="provider")]
+    await store.save(TRACE, EDGE, LINK, own)
+    await store.add_from_edge(EDGE, [span("ask", 1, role="edge")])
+    await store.note(HOP, HopNote(LINK, 1001.5, 1009.0, 10, 20))
+    found = await store.find(TRACE)
+    assert [(one.role, one.name) for one in found] == [
+        ("edge", "ask"), ("hop", "tunnel"), ("gateway", "request"), ("provider", "call")
+    ]
+    assert found[1].attributes["causeway.node"] == HOP
+    assert (found[1].attributes["causeway.bytes.in"], found[1].attributes["causeway.bytes.out"]) == (10, 20)
+    assert await store.find("c" * 32) == []
+
+
+async def test_a_later_note_replaces_an_earlier_one_of_the_same_hop_only(store: TraceStore) -> None:
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    await store.note(HOP, HopNote(LINK, 1.0, 2.0, 1, 1))
+    await store.note("spiffe://field.example/hop/liar", HopNote(LINK, 1.0, 2.0, 99, 99))
+    await store.note(HOP, HopNote(LINK, 1.0, 5.0, 7, 8))
+    (tunnel,) = [one for one in await store.find(TRACE) if one.role == "hop"]
+    assert (tunnel.attributes["causeway.node"], tunnel.attributes["causeway.bytes.in"]) == (HOP, 7)
+
+
+async def test_an_edge_adds_to_its_own_traces_only(store: TraceStore) -> None:
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    assert await store.add_from_edge(OTHER, [span("lie", 9)]) == 0
+    assert await store.add_from_edge(EDGE, [span("mine", 9), span("other", 8, trace_id="d" * 32)]) == 1
+    assert [one.name for one in await store.find(TRACE)] == ["request", "mine"]
+
+
+async def test_an_edge_cannot_overwrite_or_pose(store: TraceStore) -> None:
+    await store.save(TRACE, EDGE, LINK, [span("request", 1)])
+    await store.add_from_edge(EDGE, [span("fake", 1, prompt="CANARY", **{"causeway.node": HOP})])
+    own, claimed = sorted(await store.find(TRACE), key=lambda one: one.name, reverse=True)
+    assert (own.name, own.role) == ("request", "gateway")
+    assert (claimed.name, claimed.role) == ("fake", "edge")
+    assert claimed.attributes == {"causeway.node": EDGE}
+
+
+async def test_one_sender_s_spans_of_one_trace_are_bounded(store: TraceStore) -> None:
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    for start in range(100, 300, 20):
+        await store.add_from_edge(EDGE, [span("many", start + number) for number in range(20)])
+    assert len(await store.find(TRACE)) == 1 + trace.PER_TRACE_MAX
+
+
+async def test_old_traces_go(store: TraceStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_PRUNE_EVERY", 1)
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    clock.now += 8 * 86_400
+    await store.save("e" * 32, EDGE, LINK, [span("request", trace_id="e" * 32)])
+    assert await store.find(TRACE) == []
+    assert len(await store.find("e" * 32)) == 1
+
+
+def test_a_hop_s_note_as_hops_write_it() -> None:
+    note = parse_note(f'{{"link":"{LINK}","start_ms":1.5,"end_ms":2.0,"up":3,"down":4,"final":true}}')
+    assert note == HopNote(LINK, 1.5, 2.0, 3, 4)
+
+
+@given(st.text(max_size=100))
+def test_no_note_breaks_anything(text: str) -> None:
+    assert parse_note(text) is None
