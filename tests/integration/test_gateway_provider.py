@@ -26,7 +26,8 @@ from transport import telemetry
 from transport.errors import LinkLost
 from transport.primitives import Secret
 
-SHORT = Timeouts(connect=2.0, first_byte=0.2, idle=0.2)
+PATIENT = Timeouts(connect=20.0, first_byte=20.0, idle=20.0)  # a busy machine is no provider failure
+SHORT = Timeouts(connect=0.1, first_byte=0.1, idle=0.1)
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Lab:
     tracing: telemetry.Telemetry
     audit: AuditLog
     directory: Path
+    upstream: OpenAiUpstream
 
     async def ask(self, body: bytes, sink: KeptSink | None = None, **changes: Any) -> tuple[KeptSink, RequestContext]:
         sink = sink or KeptSink()
@@ -52,7 +54,7 @@ class Lab:
 
 @asynccontextmanager
 async def build(provider: MockProvider, directory: Path, **options: Any) -> AsyncIterator[Lab]:
-    upstream = OpenAiUpstream(provider.base_url, timeouts=SHORT, **options)
+    upstream = OpenAiUpstream(provider.base_url, timeouts=PATIENT, **options)
     tracing = telemetry.start("gateway", directory / "spans.jsonl")
     audit = AuditLog(directory / "audit.jsonl")
     allowed = AllowList([AllowRule.parse("/edge/*", ["small", "large"])])
@@ -61,7 +63,7 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
         answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(allowed)},
         taps=[Meter], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
     )
-    yield Lab(provider, pipeline, tracing, audit, directory)
+    yield Lab(provider, pipeline, tracing, audit, directory, upstream)
     await upstream.close()
     await audit.close()
     tracing.close()
@@ -124,9 +126,12 @@ async def test_the_client_can_send_no_header_of_its_own(lab: Lab) -> None:
     ("stream_stall", True, (504, "provider_timeout", False)),
 ])
 async def test_every_provider_failure_is_one_typed_refusal(
-    lab: Lab, mode: str, stream: bool, expected: tuple[int, str, bool]
+    lab: Lab, mode: str, stream: bool, expected: tuple[int, str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.provider.mode = mode
+    if expected[1] == "provider_timeout":
+        assert lab.upstream._pool() is not None  # made with the patient time to connect
+        monkeypatch.setattr(lab.upstream, "_timeouts", SHORT)
     sink, _ = await lab.ask(chat(stream=stream))
     assert sink.refused == expected
     assert not sink.ended
