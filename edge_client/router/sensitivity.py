@@ -54,9 +54,9 @@ def _holds(check: Callable[[str], bool]) -> Callable[[str], bool]:
 
 def _is_card(number: str) -> bool:
     """ISO/IEC 7812-1 annex B (Luhn)."""
-    digits = [int(digit) for digit in number]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+    if not 13 <= len(number) <= 19 or len(set(number)) == 1:
         return False
+    digits = [int(digit) for digit in number]
     doubled = [sum(divmod(2 * digit, 10)) if place % 2 else digit for place, digit in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0
 
