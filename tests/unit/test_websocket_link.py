@@ -154,3 +154,21 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
     with pytest.raises(LinkLost, match="no answer"):
         await connect_websocket(Endpoint.parse(f"wss://127.0.0.1:{port}"), timeout_s=0.05)
     await listener.close()
+
+
+async def test_a_last_note_counts_though_its_sender_has_gone_already(server: Server) -> None:
+    near, far = await server.pair()
+    await near.send(b"a")
+    assert await far.receive() == b"a"
+    await near.send_note("last")
+    await near.close()
+    async with asyncio.timeout(5):  # until this end has noticed: from here on sending fails
+        while True:
+            try:
+                await far._socket.send_str("end")
+            except (OSError, RuntimeError):
+                break
+            await asyncio.sleep(0)
+    assert server.notes == []
+    await far.close()
+    assert server.notes == ["last"]

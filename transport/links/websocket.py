@@ -110,7 +110,8 @@ class WebSocketLink:
     async def _await_last_note(self) -> None:
         with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError, LinkLost):
             async with asyncio.timeout(_LAST_NOTES_S):
-                await self._socket.send_str(_END)
+                with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):
+                    await self._socket.send_str(_END)  # fails if the peer has gone; its last note is here all the same
                 if self._receiving:  # another task reads already; it takes the notes
                     await self._last_word.wait()
                     return
