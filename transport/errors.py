@@ -11,10 +11,11 @@
      +-- RequestRefused        fault policy    the gateway ended one request; `reason`, `status` and `may_retry` say how
      +-- StreamEnded           fault link      nobody waits for this answer any more: cancelled, or the session is gone
      +-- Overloaded            fault peer      a limit of ours or theirs is reached; try later
+     +-- TicketRefused         fault link      the gateway does not know this ticket; a full handshake will do
      +-- LinkLost              fault link      the link ended without an authenticated close
      +-- HandshakeTimeout      fault link      the peer made no progress in time
 
-Retrying helps after LinkLost, HandshakeTimeout and Overloaded, and after nothing else.
+Retrying helps after TicketRefused, LinkLost, HandshakeTimeout and Overloaded, and after nothing else.
 """
 
 from typing import ClassVar
@@ -102,6 +103,12 @@ class StreamEnded(TransportError):
 class Overloaded(TransportError):
     code = "overloaded"
     fault = "peer"
+    retryable = True
+
+
+class TicketRefused(TransportError):
+    code = "ticket_refused"
+    fault = "link"
     retryable = True
 
 

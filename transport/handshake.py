@@ -4,6 +4,11 @@
     gateway -> edge   type(1) || length(2) || e(65) || ekem1(1104) || payload: chain and signature of the gateway
     edge -> gateway   record 0: the edge's credential: an SVID, or what joins or renews one
 
+or, with a ticket of an earlier session (transport.tickets), one round trip and no certificates:
+
+    edge -> gateway   2 || length(2) || ticket(16) || e(65) || early data(n + 16)
+    gateway -> edge   2 || length(2) || e(65) || 16
+
 There are no Noise static keys; identity is ECDSA P-256 over the handshake hash (SIGMA-I, TLS 1.3 section 4.4.3). The
 edge sends nothing of itself before the gateway has passed. Both payloads are padded to a multiple of 512, so that the
 length of a name does not show. Each class is one side, used once, in the order of its methods; any exception ends it.
@@ -21,8 +26,18 @@ from transport.errors import IdentityRefused, LocalMisuse, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, EDGE_LABEL, GATEWAY_LABEL, signed_input
 from transport.identity.verify import VerifiedPeer
 from transport.messages import Bytes16, Bytes32, Chain, decode_canonical
-from transport.noise import NN_HFS, PRODUCT_SUITE, TAG_LEN, CipherState, Ephemerals, HandshakeState
+from transport.noise import (
+    NN_HFS,
+    NN_PSK0,
+    PRODUCT_SUITE,
+    RESUMPTION_SUITE,
+    TAG_LEN,
+    CipherState,
+    Ephemerals,
+    HandshakeState,
+)
 from transport.primitives import KEM_CIPHERTEXT_LEN, KEM_PUBLIC_LEN, POINT_LEN, Secret, VerifyKey, sha256
+from transport.tickets import TICKET_ID_LEN, Ticket
 
 FRAME_HEADER_LEN: Final = 3
 FIRST_BODY_LEN: Final = POINT_LEN + KEM_PUBLIC_LEN
@@ -30,6 +45,10 @@ PAYLOAD_BLOCK: Final = 512
 PAYLOAD_MAX: Final = 8_192
 _SECOND_FIXED: Final = POINT_LEN + KEM_CIPHERTEXT_LEN + TAG_LEN + TAG_LEN
 SECOND_BODY_MAX: Final = _SECOND_FIXED + PAYLOAD_MAX
+EARLY_MAX: Final = 16_384
+RESUME_BODY_MIN: Final = TICKET_ID_LEN + POINT_LEN + TAG_LEN
+RESUME_BODY_MAX: Final = RESUME_BODY_MIN + EARLY_MAX
+RESUMED_SECOND_LEN: Final = POINT_LEN + TAG_LEN
 
 Verify = Callable[[Sequence[bytes], float], VerifiedPeer]  # (chain, now); raises IdentityRefused
 _Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -37,10 +56,11 @@ _Csr = Annotated[bytes, Meta(min_length=1, max_length=1_024)]
 
 
 class FrameType(IntEnum):
-    """First byte of a link, in both directions. 2 is kept for resumption."""
+    """First byte of a link, in both directions."""
 
     HINT = 0
     FULL = 1
+    RESUME = 2
     FULL_WITH_ROOT = 3
 
 
@@ -49,6 +69,7 @@ class Hint(IntEnum):
 
     NOT_SPOKEN_HERE = 1
     OVERLOADED = 2
+    UNKNOWN_TICKET = 3  # try a full handshake
 
 
 class _Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -122,9 +143,9 @@ class RenewCredential:
 Credential = VerifiedPeer | JoinCredential | RenewCredential
 
 
-def prologue(kind: FrameType) -> bytes:
-    """Noise prologue: version and frame type (a ticket id would follow), so that a changed type fails."""
-    return b"causeway/1" + bytes([kind])
+def prologue(kind: FrameType, ticket_id: bytes = b"") -> bytes:
+    """Noise prologue: version, frame type, and for a resumption the ticket's id, so that a change of any fails."""
+    return b"causeway/1" + bytes([kind]) + ticket_id
 
 
 def pad_payload(message: bytes) -> bytes:
@@ -187,9 +208,23 @@ class InitiatorHandshake:
         """h after message 2."""
         return self._noise.handshake_hash
 
-    def split(self) -> tuple[CipherState, CipherState]:
-        """(sending, receiving)."""
-        return self._noise.split()
+    def split(self) -> "Split":
+        """What the session goes on with. Ends the handshake."""
+        return _split(self._noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The two record ciphers, and the chaining key that tickets are derived from."""
+
+    sending: CipherState
+    receiving: CipherState
+    chaining_key: Secret
+
+
+def _split(noise: HandshakeState) -> Split:
+    chaining_key = noise.chaining_key
+    return Split(*noise.split(), chaining_key)
 
 
 def encode_offer(offer: Offer) -> bytes:
@@ -231,9 +266,9 @@ class ResponderHandshake:
         """h after message 2."""
         return self._noise.handshake_hash
 
-    def split(self) -> tuple[CipherState, CipherState]:
-        """(sending, receiving)."""
-        return self._noise.split()
+    def split(self) -> Split:
+        """What the session goes on with."""
+        return _split(self._noise)
 
     def read_credential(self, plaintext: bytes, now: float) -> Credential:
         """From record 0's plaintext. Raises ProtocolViolation or IdentityRefused.
@@ -256,3 +291,64 @@ class ResponderHandshake:
             case RenewOffer():
                 signed = signed_input(DEVICE_LABEL, h, offer.device_id)
                 return RenewCredential(offer.device_id, offer.csr, signed, offer.signature)
+
+
+class ResumingInitiator:
+    """The edge's side of a resumption: `Noise_NNpsk0_P256_AESGCM_SHA256`, one round trip, no certificates.
+
+    For one ticket and one link; always with a fresh ephemeral.
+    """
+
+    kind = FrameType.RESUME
+
+    def __init__(self, ticket: Ticket, ephemerals: Ephemerals) -> None:
+        self._ticket_id = ticket.id
+        self._noise = _resumption(ticket, ephemerals, initiator=True)
+
+    def first_frame(self, early: bytes) -> bytes:
+        """`early` is a record's inside, padded as a burst, at most 16 KiB; or empty."""
+        if len(early) > EARLY_MAX:
+            raise LocalMisuse("early data is too long")
+        return frame(self.kind, self._ticket_id + self._noise.write_message(early))
+
+    def read_second(self, body: bytes) -> None:
+        """Raises ProtocolViolation unless the gateway holds the same secret."""
+        if len(body) != RESUMED_SECOND_LEN or self._noise.read_message(body) != b"":
+            raise ProtocolViolation("second handshake message has a bad length")
+
+    @property
+    def transcript(self) -> bytes:
+        return self._noise.handshake_hash
+
+    def split(self) -> Split:
+        return _split(self._noise)
+
+
+class ResumedResponder:
+    """The gateway's side of a resumption. The ticket is consumed by the caller once `read_first` has passed."""
+
+    kind = FrameType.RESUME
+
+    def __init__(self, ticket: Ticket, ephemerals: Ephemerals) -> None:
+        self._noise = _resumption(ticket, ephemerals, initiator=False)
+
+    def read_first(self, body: bytes) -> bytes:
+        """Early data. `body` is frame 1's without the ticket id. Raises DecryptFailed; then nothing is consumed."""
+        return self._noise.read_message(body)
+
+    def second_frame(self) -> bytes:
+        return frame(self.kind, self._noise.write_message(b""))
+
+    @property
+    def transcript(self) -> bytes:
+        return self._noise.handshake_hash
+
+    def split(self) -> Split:
+        return _split(self._noise)
+
+
+def _resumption(ticket: Ticket, ephemerals: Ephemerals, *, initiator: bool) -> HandshakeState:
+    return HandshakeState(
+        NN_PSK0, RESUMPTION_SUITE, initiator=initiator, prologue=prologue(FrameType.RESUME, ticket.id),
+        ephemerals=ephemerals, psks=(ticket.psk.expose(),),
+    )

@@ -171,11 +171,51 @@ class Close(_Message, frozen=True, tag=13):
     code: Code
 
 
+class Resume(_Message, frozen=True, tag=14):
+    """Edge: asks for the answer of an earlier request from `offset` on, as far as it has it of that generation."""
+
+    stream: StreamId
+    request_id: Bytes16
+    generation: Annotated[int, Meta(ge=0, le=CREDIT_MAX)]
+    offset: Offset
+
+
+class Ack(_Message, frozen=True, tag=15):
+    """Edge: the answer up to `offset` is on its stable storage, or will never be asked for again. Cumulative."""
+
+    request_id: Bytes16
+    offset: Offset
+
+
+class Ping(_Message, frozen=True, tag=16):
+    """Either side, on an idle link; answered by `Pong`."""
+
+
+class Pong(_Message, frozen=True, tag=17):
+    """The answer to `Ping`."""
+
+
 Message = (
-    Open | Body | Credit | Cancel | Answer | AnswerData | End | Refuse | Welcome | Issued | Spans | Rekey | Close
+    Open
+    | Body
+    | Credit
+    | Cancel
+    | Answer
+    | AnswerData
+    | End
+    | Refuse
+    | Welcome
+    | Issued
+    | Spans
+    | Rekey
+    | Close
+    | Resume
+    | Ack
+    | Ping
+    | Pong
 )
 # Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
-CONTROL: Final = (Credit, Rekey)
+CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -27,12 +27,13 @@ from transport.messages import (
     Open,
     Refuse,
     RequestHeader,
+    Resume,
     decode_header,
     encode,
     request_digest,
 )
 from transport.records import LENGTH_LEN
-from transport.stream import ANSWER_CREDIT, BODY_CREDIT, BodyBuffer, ReceiveHalf, SendHalf
+from transport.stream import ANSWER_CREDIT, BODY_CREDIT, BodyBuffer, Progress, ReceiveHalf, SendHalf
 
 BODIES_MAX: Final = 4 * REQUEST_BODY_MAX  # bytes of unfinished request bodies a gateway holds for one session
 _OVERHEAD: Final = MESSAGE_MAX - DATA_MAX + LENGTH_LEN  # around the bytes of a data message, at most
@@ -49,6 +50,16 @@ class RequestReceived:
     header_bytes: bytes
     body: bytes
     digest: bytes
+
+
+@dataclass(frozen=True)
+class ResumeRequested:
+    """Gateway: the edge wants the answer of an earlier request from `offset` of `generation` on."""
+
+    stream: int
+    request_id: bytes
+    generation: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class StreamRefused:
 
 
 StreamEvent = (
-    RequestReceived | RequestCancelled | StreamWritable | AnswerStarted | AnswerBytes | AnswerEnded | StreamRefused
+    RequestReceived | ResumeRequested | RequestCancelled | StreamWritable | AnswerStarted | AnswerBytes | AnswerEnded | StreamRefused
 )
 
 
@@ -169,8 +180,8 @@ class _Mux(ABC):
 class _Asked:
     """The edge's view of one stream: how far its answer has come."""
 
-    def __init__(self) -> None:
-        self.answer = ReceiveHalf(ANSWER_CREDIT)
+    def __init__(self, progress: Progress | None) -> None:
+        self.answer = ReceiveHalf(ANSWER_CREDIT, progress)
         self.started = False
         self.cancelled = False
 
@@ -183,21 +194,54 @@ class EdgeMux(_Mux):
         self._next = 0
         self._streams: dict[int, _Asked] = {}
 
-    def request(self, request_id: bytes, header: bytes, body: bytes) -> int:
+    def request(self, request_id: bytes, header: bytes, body: bytes, progress: Progress | None = None) -> int:
         """Queues a request and returns its stream number. Raises Overloaded with 32 streams open."""
-        if len(self._streams) >= STREAMS_MAX:
-            raise Overloaded(f"{STREAMS_MAX} requests are already open on this session")
         if decode_header(header).body_length != len(body):
             raise LocalMisuse("header does not tell the body's length")
-        stream = self._next
-        self._next += 1
-        self._streams[stream] = _Asked()
+        stream = self._new_stream(progress)
         self.send(Open(stream, request_id, header, request_digest(header, body)))
         if body:
             half = SendHalf(BODY_CREDIT)
             half.write(body)
             half.end()
             self._senders[stream] = half
+        return stream
+
+    def resume(self, request_id: bytes, progress: Progress) -> int:
+        """Asks for the rest of an earlier request's answer; events follow as for a new one. Raises Overloaded."""
+        stream = self._new_stream(progress)
+        self.send(Resume(stream, request_id, progress.generation, progress.offset))
+        return stream
+
+    def early(self, limit: int) -> list[bytes]:
+        """Encoded whole requests and resumes, first come first, of at most `limit` bytes with their lengths.
+
+        What does not fit whole stays for later. Nothing else may be early data (review M6).
+        """
+        out: list[bytes] = []
+        later: deque[Message] = deque()
+        for message in self._queue:
+            half = self._senders.get(message.stream) if isinstance(message, Open) else None
+            wanted: list[Message] = [message]
+            if isinstance(message, Open | Resume) and (half is None or half.buffered <= BODY_CREDIT):
+                size = len(encode(message)) + (half.buffered + _OVERHEAD if half else 0) + LENGTH_LEN
+                if size <= limit:
+                    if half is not None:
+                        wanted.append(Body(message.stream, *half.take(half.buffered)))
+                        del self._senders[message.stream]
+                    out.extend(encode(part) for part in wanted)
+                    limit -= size
+                    continue
+            later.append(message)
+        self._queue = later
+        return out
+
+    def _new_stream(self, progress: Progress | None) -> int:
+        if len(self._streams) >= STREAMS_MAX:
+            raise Overloaded(f"{STREAMS_MAX} requests are already open on this session")
+        stream = self._next
+        self._next += 1
+        self._streams[stream] = _Asked(progress)
         return stream
 
     def cancel(self, stream: int) -> None:
@@ -233,6 +277,7 @@ class EdgeMux(_Mux):
                 if asked.started:
                     raise ProtocolViolation("answer begins twice")
                 asked.started = True
+                asked.answer.begin(message.generation)
                 self._tell(asked, AnswerStarted(
                     message.stream, message.status, message.content_type, message.streamed
                 ))
@@ -288,22 +333,27 @@ class GatewayMux(_Mux):
         self._incoming: dict[int, _Asking] = {}
         self._ungranted: deque[int] = deque()  # streams whose bodies have had no credit beyond the first
         self._answering: set[int] = set()
+        self._ends: dict[int, End] = {}
 
-    def answer(self, stream: int, status: int, content_type: str, *, streamed: bool) -> None:
-        """Begins an answer. Like the three below: does nothing for a stream that the edge has cancelled."""
+    def answer(
+        self, stream: int, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0
+    ) -> None:
+        """Begins an answer, or goes on with it at `offset`. Does nothing, like the three below, once it is over."""
         if stream in self._answering and stream not in self._senders:
-            self._senders[stream] = SendHalf(ANSWER_CREDIT)
-            self.send(Answer(stream, 0, status, content_type, streamed))
+            self._senders[stream] = SendHalf(ANSWER_CREDIT, offset)
+            self.send(Answer(stream, generation, status, content_type, streamed))
 
     def write(self, stream: int, data: bytes) -> None:
         half = self._senders.get(stream)
         if half is not None:
             half.write(data)
 
-    def end(self, stream: int) -> None:
+    def end(self, stream: int, length: int, sha256: bytes) -> None:
+        """Marks the end: length and SHA-256 of the whole answer, also of what earlier links have carried."""
         half = self._senders.get(stream)
         if half is not None:
             half.end()
+            self._ends[stream] = End(stream, length, sha256)
 
     def refuse(self, stream: int, status: int, code: str, message: str, *, retryable: bool) -> None:
         """Ends a stream without (the rest of) an answer."""
@@ -321,6 +371,11 @@ class GatewayMux(_Mux):
         match message:
             case Open():
                 self._open(message)
+            case Resume():
+                self._new_stream(message.stream)
+                self.events.append(ResumeRequested(
+                    message.stream, message.request_id, message.generation, message.offset
+                ))
             case Body():
                 asking = self._incoming.get(message.stream)
                 if asking is None:
@@ -344,13 +399,21 @@ class GatewayMux(_Mux):
             case _:
                 raise ProtocolViolation("message is not for this side")
 
-    def _open(self, message: Open) -> None:
-        if message.stream <= self._last:
+    @property
+    def incomplete(self) -> bool:
+        """Whether a request waits for more of its body."""
+        return bool(self._incoming)
+
+    def _new_stream(self, stream: int) -> None:
+        if stream <= self._last:
             raise ProtocolViolation("stream number was used before")
         if len(self._answering) >= STREAMS_MAX:
             raise ProtocolViolation("too many streams are open")
-        self._last = message.stream
-        self._answering.add(message.stream)
+        self._last = stream
+        self._answering.add(stream)
+
+    def _open(self, message: Open) -> None:
+        self._new_stream(message.stream)
         asking = _Asking(message, header := decode_header(message.header), BodyBuffer(header.body_length))
         self._incoming[message.stream] = asking
         if header.body_length > BODY_CREDIT:
@@ -386,6 +449,7 @@ class GatewayMux(_Mux):
     def _over(self, stream: int) -> None:
         self._answering.discard(stream)
         self._senders.pop(stream, None)
+        self._ends.pop(stream, None)
         if self._incoming.pop(stream, None) is not None:
             self._grant_bodies()
 
@@ -394,5 +458,6 @@ class GatewayMux(_Mux):
         return AnswerData(stream, offset, data)
 
     def _last_message(self, stream: int, half: SendHalf) -> Message | None:
+        last = self._ends.pop(stream)
         self._over(stream)
-        return End(stream, half.sent, half.digest())
+        return last

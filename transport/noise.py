@@ -1,7 +1,8 @@
 """The Noise Protocol Framework (revision 34) with the hybrid-forward-secrecy tokens `e1` and `ekem1`, sans-IO.
 
 Patterns are data; DH, KEM, cipher and hash come in a `Suite`, so that public vectors for other curves and ciphers run
-through the code that ships. What the product speaks is at the end: `NN_HFS` and `PRODUCT_SUITE`.
+through the code that ships. What the product speaks is at the end: `NN_HFS` with `PRODUCT_SUITE`,
+and `NN_PSK0` with `RESUMPTION_SUITE` to resume.
 
 Theory of operation: `HandshakeState` holds one `SymmetricState`, which holds one `CipherState` (section 5). A message
 is its tokens, then its payload; the two halves are separate calls, because a Causeway payload carries a signature over
@@ -10,7 +11,7 @@ is no way to set a nonce, and a cipher without a key cannot be called.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 from transport import primitives
@@ -381,4 +382,6 @@ PRODUCT_SUITE: Final = Suite(
     kem_public_len=primitives.KEM_PUBLIC_LEN,
     kem_ciphertext_len=primitives.KEM_CIPHERTEXT_LEN,
 )
+RESUMPTION_SUITE: Final = replace(PRODUCT_SUITE, name="P256_AESGCM_SHA256")
 NN_HFS: Final = Pattern("NNhfs", (), (), (("e", "e1"), ("e", "ee", "ekem1")))
+NN_PSK0: Final = Pattern("NNpsk0", (), (), (("psk", "e"), ("e", "ee")))

@@ -17,16 +17,18 @@ ANSWER_MAX: Final = CREDIT_MAX  # bytes of one answer
 
 
 class SendHalf:
-    """Bytes waiting to leave within the peer's credit. The caller bounds `buffered` by waiting before it writes."""
+    """Bytes waiting to leave within the peer's credit. The caller bounds `buffered` by waiting before it writes.
 
-    def __init__(self, credit: int) -> None:
-        self._limit = credit
+    `start` is the offset of the first byte that will be written: not 0 where an answer goes on.
+    """
+
+    def __init__(self, credit: int, start: int = 0) -> None:
+        self._limit = start + credit
         self._pieces: deque[bytes] = deque()
         self._head = 0  # bytes of the first piece that have left
-        self._sent = 0
+        self._sent = start
         self.buffered = 0
         self.ended = False
-        self._digest = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
         if self.ended:
@@ -51,14 +53,6 @@ class SendHalf:
         """Whether the end was marked and every byte before it has left."""
         return self.ended and self.buffered == 0
 
-    @property
-    def sent(self) -> int:
-        return self._sent
-
-    def digest(self) -> bytes:
-        """SHA-256 of all bytes that have left."""
-        return self._digest.digest()
-
     def take(self, room: int) -> tuple[int, bytes]:
         """(offset, data) of at most `room` bytes within credit; call only while `sendable`."""
         budget = min(room, self._limit - self._sent)
@@ -76,28 +70,48 @@ class SendHalf:
         data = bytes(out)
         self.buffered -= len(data)
         self._sent += len(data)
-        self._digest.update(data)
         return offset, data
+
+
+class Progress:
+    """How much of an answer an edge has, over all links: generation, offset, and the digest of what it has.
+
+    It outlives sessions; at most one stream at a time works on it.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.offset = 0
+        self.digest = hashlib.sha256()
 
 
 class ReceiveHalf:
     """Checks offsets and credit of what arrives, and says when to grant more."""
 
-    def __init__(self, credit: int) -> None:
-        self._limit = credit
+    def __init__(self, credit: int, progress: Progress | None = None) -> None:
+        self._progress = progress or Progress()
+        self._consumed = self._progress.offset
+        self._limit = self._progress.offset + credit
         self._window = credit
-        self._consumed = 0
-        self.received = 0
-        self._digest = hashlib.sha256()
+
+    @property
+    def received(self) -> int:
+        return self._progress.offset
+
+    def begin(self, generation: int) -> None:
+        """Raises ProtocolViolation if bytes of another generation are here already: they cannot be taken back."""
+        if self._progress.offset and generation != self._progress.generation:
+            raise ProtocolViolation("answer is of another generation")
+        self._progress.generation = generation
 
     def accept(self, offset: int, data: bytes) -> None:
         """Raises ProtocolViolation for a gap, an overlap, or more than was granted."""
-        if offset != self.received:
+        if offset != self._progress.offset:
             raise ProtocolViolation("data offset is not the next one")
         if offset + len(data) > self._limit:
             raise ProtocolViolation("data goes beyond the credit")
-        self.received += len(data)
-        self._digest.update(data)
+        self._progress.offset += len(data)
+        self._progress.digest.update(data)
 
     def allow(self, limit: int) -> None:
         """Raises the limit to `limit` at once (a body whose length is known)."""
@@ -116,7 +130,7 @@ class ReceiveHalf:
 
     def check_end(self, length: int, sha256: bytes) -> None:
         """Raises ProtocolViolation unless length and digest are those of what arrived."""
-        if length != self.received or sha256 != self._digest.digest():
+        if length != self.received or sha256 != self._progress.digest.digest():
             raise ProtocolViolation("end marker does not fit the data")
 
 
