@@ -17,9 +17,9 @@ from edge_client.errors import GatewayRefused, Interrupted, NotJoined, PromptToo
 from edge_client.identity import DeviceIdentity, renew
 from edge_client.outbox import Outbox
 from store.settings import Settings
-from transport.errors import IdentityRefused, LinkLost, RequestRefused, TransportError
+from transport.errors import LinkLost, RequestRefused, TransportError
 from transport.links.base import Endpoint, Link
-from transport.messages import REQUEST_BODY_MAX, SPANS_MAX, RequestHeader, encode_header
+from transport.messages import REQUEST_BODY_MAX, RequestHeader, encode_header
 from transport.session import EdgeSession
 from transport.session import RemoteAnswer as SessionAnswer
 from transport.telemetry import Telemetry, traceparent_of
@@ -30,12 +30,18 @@ _HINTS: Final = {
     "model_not_allowed": "`edge status` lists the models this device may use",
     "provider_auth": "the gateway's provider key is not accepted; tell its administrator",
     "provider_rate_limited": "wait a little, then ask again",
-    "provider_timeout": "ask again; the provider may have been called",
+    "provider_timeout": "ask again",
 }
 
 
-# The provider took the request and then failed: whether it did the work is not known.
-_MAYBE_CALLED: Final = ("provider_timeout", "provider_garbled")
+# Refusals that come before the provider is called, or by which it says that it did not take the request (SPEC.md
+# section 11). After any other that is not retryable, or once an answer has begun, nobody can know.
+_NOT_ACCEPTED: Final = frozenset({
+    "identity_expired", "identity_refused", "request_expired", "bad_expiry", "unknown_route", "not_allowed",
+    "model_not_allowed", "request_too_large", "unsupported_content_type", "unexpected_body", "malformed_json",
+    "ambiguous_json", "json_too_deep", "unknown_field", "invalid_request", "empty_prompt", "too_many_requests",
+    "shutting_down", "provider_unreachable", "provider_auth", "provider_rate_limited", "provider_rejected",
+})
 
 
 class _ModelList(msgspec.Struct):
@@ -63,7 +69,7 @@ class RemoteAnswer:
             settled = True
         except TransportError as error:
             settled = True
-            raise await settle_failure(self._outbox, self.request_id, error) from error
+            raise await settle_failure(self._outbox, self.request_id, error, begun=True) from error
         finally:
             if not settled:  # the reader went away
                 self._answer.cancel()
@@ -80,6 +86,8 @@ class GatewayClient:
         self._settings, self._outbox, self._telemetry, self._dial = settings, outbox, telemetry, dial
         self._endpoints = tuple(endpoints)
         self._session: EdgeSession | None = None
+        self._identity_of_session: DeviceIdentity
+        self._retired: list[EdgeSession] = []
         self._opening = asyncio.Lock()
 
     async def request(self, method: str, route: str, body: bytes) -> RemoteAnswer:
@@ -101,13 +109,14 @@ class GatewayClient:
         await self._outbox.accept(request_id, header, body, now=now, expires_at=expires_at)
         try:
             session = await self._open_session()
+            answer = session.request(request_id, header, body)
         except BaseException as error:
             await self._outbox.failed(request_id, str(getattr(error, "code", "not_sent")))
             raise
         try:
-            answer = await session.request(request_id, header, body).started()
+            await answer.started()
         except TransportError as error:
-            raise await settle_failure(self._outbox, request_id, error) from error
+            raise await settle_failure(self._outbox, request_id, error, begun=False) from error
         except BaseException:
             await self._outbox.interrupted(request_id, "cancelled")
             raise
@@ -125,23 +134,29 @@ class GatewayClient:
 
     def report(self, trace_id: str) -> None:
         """Hands this edge's finished spans of a trace to the gateway, if the session still stands."""
-        spans = self._telemetry.finished(trace_id)[-SPANS_MAX:]
-        if spans and self._session is not None and self._session.alive:
-            self._session.send_spans(spans)
+        spans = self._telemetry.finished(trace_id)
+        if self._session is not None and self._session.alive:
+            for span in spans:  # one a message: with every attribute at its longest it has 10 KiB
+                self._session.send_spans([span])
 
     async def close(self) -> None:
         """Ends the session in an orderly way."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        sessions = [*self._retired, *([self._session] if self._session is not None else [])]
+        self._session, self._retired = None, []
+        for session in sessions:
+            await session.close()
 
     async def _open_session(self) -> EdgeSession:
         async with self._opening:
-            if self._session is not None and self._session.alive:
-                return self._session
             identity = await DeviceIdentity.load(self._settings)
             if identity is None:
                 raise NotJoined
+            if self._session is not None and self._session.alive:
+                if not self._identity_of_session.wants_renewal(time.time()):
+                    return self._session
+                # An answer must not run into the session's end: new requests go to a new session, old ones stay.
+                self._retired.append(self._session)
+            self._retired = [session for session in self._retired if not await _closed_if_idle(session)]
             if identity.wants_renewal(time.time()):
                 try:
                     identity = await renew(self._settings, identity, await self._link(identity))
@@ -149,6 +164,7 @@ class GatewayClient:
                     if not identity.svid_valid(time.time()):
                         raise
             self._session = await EdgeSession.open(await self._link(identity), identity.svid, identity.verify_gateway)
+            self._identity_of_session = identity
             return self._session
 
     async def _link(self, identity: DeviceIdentity) -> Link:
@@ -164,18 +180,27 @@ class GatewayClient:
         raise failure
 
 
-async def settle_failure(outbox: Outbox, request_id: bytes, error: TransportError) -> Exception:
-    """Puts the outcome of a request that has been sent into the outbox, and gives the error for the user."""
-    if isinstance(error, RequestRefused):
-        if error.reason in _MAYBE_CALLED and not error.may_retry:
-            await outbox.interrupted(request_id, error.reason)
-        else:
-            await outbox.failed(request_id, error.reason)
-        if error.reason.startswith("provider_"):
-            return ProviderFailed(str(error), hint=_HINTS.get(error.reason), reason=error.reason)
-        return GatewayRefused(str(error), hint=_HINTS.get(error.reason), reason=error.reason)
-    if isinstance(error, IdentityRefused):
-        await outbox.failed(request_id, error.code)
-        return error
-    await outbox.interrupted(request_id, error.code)
-    return Interrupted(error.code)
+async def _closed_if_idle(session: EdgeSession) -> bool:
+    if session.alive and not session.idle:
+        return False
+    await session.close()
+    return True
+
+
+async def settle_failure(outbox: Outbox, request_id: bytes, error: TransportError, *, begun: bool) -> Exception:
+    """Puts the outcome of a request that has been handed to a session into the outbox; the error for the user.
+
+    `begun` says that an answer had begun. Only a refusal can mean that no provider took it.
+    """
+    if not isinstance(error, RequestRefused):
+        await outbox.interrupted(request_id, error.code)
+        return Interrupted(error.code)
+    if not begun and (error.may_retry or error.reason in _NOT_ACCEPTED):
+        await outbox.failed(request_id, error.reason)
+        hint = _HINTS.get(error.reason)
+    else:
+        await outbox.interrupted(request_id, error.reason)
+        hint = "the provider may have done the work; ask again if you want to"
+    if error.reason.startswith("provider_"):
+        return ProviderFailed(str(error), hint=hint, reason=error.reason)
+    return GatewayRefused(str(error), hint=hint, reason=error.reason)

@@ -41,8 +41,12 @@ def main() -> None:
         vectors.append({**vector, **run_session(vector, body)})
     comment = "Causeway 1; docs/SPEC.md section 10. All byte strings in hex. Made by scripts/make_vectors.py."
     target = ROOT / "tests" / "vectors" / "causeway.json"
-    target.write_text(json.dumps({"comment": comment, "suite": "Noise_NNhfs_P256+MLKEM768_AESGCM_SHA256",
-                                  "vectors": vectors}, indent=1) + "\n")
+    target.write_text(
+        json.dumps(
+            {"comment": comment, "suite": "Noise_NNhfs_P256+MLKEM768_AESGCM_SHA256", "vectors": vectors}, indent=1
+        )
+        + "\n"
+    )
     print(f"{target.relative_to(ROOT)}: {len(vectors)} vectors, {target.stat().st_size} bytes", file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib.resources
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -157,10 +158,22 @@ class Database:
                 raise
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("PRAGMA secure_delete = ON")
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             self._connection.execute("PRAGMA synchronous = FULL")  # committed means on stable storage
             self._connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(schema)
+
+    def _use_wal(self) -> None:
+        """Waits as long as any other statement: SQLite itself does not wait where several switch a new file at once."""
+        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except dbapi2.OperationalError as error:
+                if _primary_code(error) != dbapi2.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _migrate(self, schema: Traversable) -> None:
         steps = sorted((step for step in schema.iterdir() if step.name.endswith(".sql")), key=lambda step: step.name)

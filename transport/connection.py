@@ -59,7 +59,7 @@ from transport.primitives import sha256
 from transport.records import RecordOpener, RecordSealer
 
 STEP_DEADLINE_S: Final = 10.0  # each handshake step; 5 kB at 1 kB/s passes
-EARLY_FLIGHT: Final = 8 * 1024  # bytes of messages an edge may send behind record 0 before it is welcomed
+EARLY_FLIGHT: Final = 8 * 1024  # bytes of messages, with their lengths, that may follow record 0 before the welcome
 UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has been verified
 BURST: Final = 64 * 1024
 LINK_ID_INPUT: Final = 64

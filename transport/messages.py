@@ -30,11 +30,11 @@ Data = Annotated[bytes, Meta(min_length=1, max_length=DATA_MAX)]
 Certificate = Annotated[bytes, Meta(min_length=1, max_length=2_048)]
 Chain = Annotated[list[Certificate], Meta(min_length=1, max_length=3)]
 SpiffeText = Annotated[str, Meta(max_length=2_048)]
-Code = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"^[a-z][a-z0-9_]*$")]
+Code = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"^[a-z][a-z0-9_]*\Z")]
 Label = Annotated[str, Meta(max_length=128)]
 Status = Annotated[int, Meta(ge=100, le=599)]
-Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
-Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class RequestHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -43,8 +43,8 @@ class RequestHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=
     `expires_at` is in unix seconds, at most 7 days ahead; `traceparent` is W3C Trace Context, or empty.
     """
 
-    method: Annotated[str, Meta(pattern=r"^[A-Z]{3,8}$")]
-    route: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9/._-]{1,127}$")]
+    method: Annotated[str, Meta(pattern=r"^[A-Z]{3,8}\Z")]
+    route: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9/._-]{1,127}\Z")]
     content_type: Label
     traceparent: Annotated[str, Meta(max_length=55)]
     body_length: Annotated[int, Meta(ge=0, le=REQUEST_BODY_MAX)]
@@ -56,13 +56,16 @@ class SpanRecord(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
     trace_id: Hex32
     span_id: Hex16
-    parent_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?$")]
+    parent_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=64)]
-    role: Annotated[str, Meta(pattern=r"^(edge|hop|gateway|provider)$")]
+    role: Annotated[str, Meta(pattern=r"^(edge|hop|gateway|provider)\Z")]
     start_ms: Annotated[float, Meta(ge=0, le=1e15)]
     end_ms: Annotated[float, Meta(ge=0, le=1e15)]
     attributes: Annotated[
-        dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=128)] | int | float],
+        dict[
+            Annotated[str, Meta(max_length=64)],
+            Annotated[str, Meta(max_length=128)] | int | Annotated[float, Meta(ge=-1e18, le=1e18)],
+        ],
         Meta(max_length=16),
     ]
 

@@ -122,35 +122,43 @@ class _Mux(ABC):
 
     def __init__(self) -> None:
         self.events: deque[StreamEvent] = deque()
-        self._queue: deque[Message] = deque()
+        self._queue: deque[tuple[bytes, bool]] = deque()  # encoded, and whether it is flow control
         self._senders: dict[int, SendHalf] = {}  # insertion order is the order of turns
 
     def send(self, message: Message) -> None:
-        """Queues a small message ahead of all stream data."""
-        self._queue.append(message)
+        """Queues a small message ahead of all stream data. Raises BadInput if it is too long for a record."""
+        self._queue.append((encode(message), isinstance(message, CONTROL)))
 
     def burst(self, limit: int) -> tuple[list[bytes], bool]:
-        """(encoded messages for one burst of about `limit` bytes, whether they are flow control alone)."""
+        """(encoded messages for one burst of at most `limit` bytes, whether they are flow control alone)."""
         out: list[bytes] = []
-        control = True
-        total, room = 0, RECORD_PLAINTEXT_MAX  # room: what is left of the record that `pack` is filling
-        while total < limit:
+        only_control = True
+        room = RECORD_PLAINTEXT_MAX  # what is left of the record that `pack` is filling
+        while True:
             if room < _OVERHEAD + _FLOOR:
                 room = RECORD_PLAINTEXT_MAX
-            message = self._queue.popleft() if self._queue else self._next_data(min(room - _OVERHEAD, DATA_MAX))
-            if message is None:
-                break
-            control = control and isinstance(message, CONTROL)
-            out.append(encode(message))
-            size = len(out[-1]) + LENGTH_LEN
+            if self._queue:
+                if len(self._queue[0][0]) + LENGTH_LEN > limit:
+                    break
+                encoded, control = self._queue.popleft()
+            else:
+                message = self._next_data(min(room, limit) - _OVERHEAD)
+                if message is None:
+                    break
+                encoded, control = encode(message), False
+            only_control = only_control and control
+            out.append(encoded)
+            size = len(encoded) + LENGTH_LEN
             room = (room if size <= room else RECORD_PLAINTEXT_MAX) - size
-            total += size
-        return out, control
+            limit -= size
+        return out, only_control
 
     def _next_data(self, room: int) -> Message | None:
+        if room < _FLOOR:
+            return None
         for stream, half in list(self._senders.items()):
             if half.sendable:
-                offset, data = half.take(room)
+                offset, data = half.take(min(room, DATA_MAX))
                 self._senders[stream] = self._senders.pop(stream)  # to the end of the turns
                 return self._data_message(stream, offset, data)
             if half.drained:

@@ -38,6 +38,7 @@ from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
 
 FLUSH_S: Final = 2.0  # for what a closing connection still has to say
+SEND_STALL_S: Final = 60.0  # one burst of at most 64 KiB takes no longer, or the link has failed
 
 
 class Clock(Protocol):
@@ -65,25 +66,29 @@ class Driver:
         self._output.set()
         self._flushed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.Timeout | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
-        """To be called after anything that may have made output."""
+        """To be called after anything that may have made output, or moved the deadline."""
         self._output.set()
+        deadline = self.connection.next_deadline()
+        if self._timer is not None and deadline is not None:
+            due = asyncio.get_running_loop().time() + max(0.0, deadline - self.clock())
+            with contextlib.suppress(RuntimeError):  # it has fired already
+                if (when := self._timer.when()) is None or due < when:
+                    self._timer.reschedule(due)
 
     async def close(self, code: str) -> None:
         """Says `close` to the peer, gives that two seconds to leave, and gives the link back."""
         self.connection.close(code, self.clock())
         self.wake()
         if self._task is not None:
-            try:
-                async with asyncio.timeout(FLUSH_S):
-                    await self.ended.wait()
-            except TimeoutError:
-                self._task.cancel()
-                await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=FLUSH_S)
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
@@ -107,17 +112,22 @@ class Driver:
 
     async def _read(self) -> None:
         while self.connection.phase is not Phase.CLOSED:
-            if self.connection.congested:
-                self._flushed.clear()
-                await self._flushed.wait()
-                continue
             deadline = self.connection.next_deadline()
+            left = None if deadline is None else max(0.0, deadline - self.clock())
             try:
-                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self.clock())):
+                async with asyncio.timeout(left) as self._timer:
+                    if self.connection.congested:
+                        self._flushed.clear()
+                        await self._flushed.wait()
+                        continue
                     data = await self._link.receive()
             except TimeoutError:
                 self.connection.handle_time(self.clock())
                 continue
+            except LinkLost:
+                with contextlib.suppress(LinkLost):
+                    self.connection.receive_eof()  # from here on nobody takes the session for alive
+                raise
             try:
                 if data:
                     self.connection.receive_data(data, self.clock())
@@ -141,7 +151,11 @@ class Driver:
             while (event := self.connection.next_event()) is not None:
                 self.on_event(event)
             if data:
-                await self._link.send(data)
+                try:
+                    async with asyncio.timeout(SEND_STALL_S):
+                        await self._link.send(data)
+                except TimeoutError:
+                    raise LinkLost("the peer takes nothing from this link any more") from None
                 self._flushed.set()
             elif self.connection.phase is Phase.CLOSED:
                 return
@@ -237,6 +251,11 @@ class EdgeSession:
     @property
     def alive(self) -> bool:
         return self._connection.phase is Phase.OPEN
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        return not self._answers
 
     @property
     def link_id(self) -> str:

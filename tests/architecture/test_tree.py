@@ -4,8 +4,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from scripts import budget
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -62,11 +60,10 @@ def test_locks_are_hashed_and_name_no_index() -> None:
             assert "==" in entry.splitlines()[0] and "--hash=sha256:" in entry, f"{name}: {entry.splitlines()[0]}"
 
 
-@pytest.mark.parametrize("package", list(budget.BUDGET))
-def test_source_budget(package: str) -> None:
-    lines = budget.count()[package]
-    assert lines > 0
-    assert lines <= budget.BUDGET[package], f"{package} has {lines} lines; delete, or write an ADR that says why"
+def test_source_budget() -> None:
+    for package, lines in budget.count().items():
+        assert lines > 0
+        assert lines <= budget.BUDGET[package], f"{package} has {lines} lines; delete, or write an ADR that says why"
 
 
 def test_code_lines_count_code_and_nothing_else() -> None:

@@ -23,7 +23,7 @@ from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, verifier
 from tests.support.memory_link import memory_links
 from transport import telemetry
-from transport.errors import IdentityRefused, LinkLost, PeerRefused, TransportError
+from transport.errors import IdentityRefused, LinkLost, Overloaded, PeerRefused, TransportError
 from transport.handshake import JoinCredential, RenewCredential
 from transport.identity.join import Invitation
 from transport.identity.svid import parse_csr
@@ -255,6 +255,11 @@ async def test_hop_down_is_a_link_error_and_the_prompt_is_kept(edge: Edge) -> No
     ("provider_rate_limited", 429, True, ProviderFailed, "failed"),
     ("provider_timeout", 504, False, ProviderFailed, "interrupted"),
     ("provider_timeout", 504, True, ProviderFailed, "failed"),
+    ("provider_error", 502, False, ProviderFailed, "interrupted"),
+    ("internal_error", 500, False, GatewayRefused, "interrupted"),
+    ("audit_unavailable", 503, False, GatewayRefused, "interrupted"),
+    ("audit_unavailable", 503, True, GatewayRefused, "failed"),
+    ("a_code_of_tomorrow", 500, False, GatewayRefused, "interrupted"),
 ])
 async def test_refusals(
     edge: Edge, reason: str, status: int, retryable: bool, error: type[Exception], state: str
@@ -300,6 +305,67 @@ async def test_session_lost_in_mid_answer_is_interrupted_and_never_sent_again(ed
         await anext(chunks)
     assert [state for state, *_ in await edge.states()] == ["interrupted"]
     assert edge.gateway.dials == dials
+
+
+async def test_svid_that_runs_out_in_mid_answer_is_interrupted(edge: Edge) -> None:
+    async def half(incoming: Incoming) -> None:
+        incoming.begin(200, "text/event-stream", streamed=True)
+        await incoming.write(b"half")
+
+    edge.gateway.handle = half
+    await edge.join()
+    answer = await edge.client.request("POST", "/v1/chat/completions", b"x")
+    chunks = answer.chunks()
+    assert await anext(chunks) == b"half"
+    session = edge.client._session
+    assert session is not None
+    with pytest.raises(IdentityRefused):
+        session._connection.handle_time(time.time() + 7200)
+    session._driver.wake()
+    with pytest.raises(Interrupted):
+        await anext(chunks)
+    assert [state for state, *_ in await edge.states()] == ["interrupted"]
+
+
+async def test_new_requests_leave_a_session_that_is_past_its_half_life(edge: Edge) -> None:
+    release = asyncio.Event()
+
+    async def slow(incoming: Incoming) -> None:
+        incoming.begin(200, "text/plain", streamed=True)
+        await release.wait()
+        await incoming.write(b"hello")
+        incoming.end()
+
+    edge.gateway.handle = slow
+    edge.gateway.start, edge.gateway.lifetime = -3000.0, 3600.0  # past the half from the start
+    await edge.join()
+    before = edge.gateway.dials
+    first = await edge.client.request("POST", "/v1/chat/completions", b"x")
+    edge.gateway.start, edge.gateway.lifetime = -300.0, 3900.0
+    second = await edge.client.request("POST", "/v1/chat/completions", b"x")
+    assert edge.gateway.dials == before + 4  # renewal and session, each time
+    release.set()
+    for answer in (first, second):
+        assert [chunk async for chunk in answer.chunks()] == [b"hello"]
+
+
+async def test_request_that_never_left_is_failed_and_not_interrupted(edge: Edge) -> None:
+    release, full = asyncio.Event(), asyncio.Barrier(33)
+
+    async def wait(incoming: Incoming) -> None:
+        await full.wait()
+        await release.wait()
+        await say_hello(incoming)
+
+    edge.gateway.handle = wait
+    await edge.join()
+    waiting = [asyncio.create_task(edge.ask()) for _ in range(32)]
+    await full.wait()
+    with pytest.raises(Overloaded):
+        await edge.ask()
+    assert (await edge.states())[-1] == ("failed", "overloaded", True)
+    release.set()
+    assert await asyncio.gather(*waiting) == [b"hello"] * 32
 
 
 async def test_reader_that_goes_away_cancels(edge: Edge) -> None:

@@ -12,13 +12,13 @@ from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
 from tests.support.memory_link import memory_links
 from transport.connection import Joining
-from transport.errors import IdentityRefused, LinkLost, PeerRefused, RequestRefused, StreamEnded
+from transport.errors import IdentityExpired, IdentityRefused, LinkLost, PeerRefused, RequestRefused, StreamEnded
 from transport.handshake import JoinCredential
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.links.base import Endpoint, Link, connect, listen
-from transport.messages import Issued, SpanRecord, Welcome
+from transport.messages import Credit, Issued, SpanRecord, Welcome
 from transport.primitives import Secret, SigningKey, sha256
 from transport.serving import GatewaySession, Incoming, Responder
 from transport.session import EdgeSession, obtain
@@ -41,7 +41,7 @@ class Stage:
 
         async def run() -> None:
             async with asyncio.TaskGroup() as group:
-                with contextlib.suppress(LinkLost):
+                with contextlib.suppress(LinkLost, IdentityExpired):
                     async for incoming in session.requests():
                         group.create_task(handle(incoming))
 
@@ -201,6 +201,51 @@ async def test_orderly_close_by_the_gateway_is_not_the_end_of_an_answer() -> Non
         await gateway.close("shutdown")
         with pytest.raises(LinkLost):
             _ = [chunk async for chunk in answer]
+
+
+class StuckLink:
+    """A link that from `stick` on takes nothing more and brings nothing more, as with a peer that stopped reading."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self.peer = link, link.peer
+        self._stuck = asyncio.Event()
+
+    def stick(self) -> None:
+        self._stuck.set()
+
+    async def send(self, data: bytes) -> None:
+        if self._stuck.is_set():
+            await asyncio.Event().wait()
+        await self._link.send(data)
+
+    async def receive(self) -> bytes:
+        return await self._link.receive()
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+async def test_session_ends_with_its_svid_even_when_the_peer_reads_nothing() -> None:
+    """An edge that makes the gateway owe it hundreds of messages and never reads holds no place for ever."""
+    ca = Ca()
+    ours, theirs = memory_links()
+    stage, stuck = Stage(ca), StuckLink(theirs)
+    serving = asyncio.create_task(stage.serve(stuck, echo))
+    svid = ca.issue("edge/hostile", start=-10, lifetime=13)
+    edge = await EdgeSession.open(ours, svid, verifier(ca.bundle(), "gateway"))
+    gateway = await serving
+    stuck.stick()
+    gateway.connection.streams.send(Credit(0, 1))
+    gateway.wake()
+    await asyncio.sleep(0)  # the writer is stuck with this one; what follows piles up
+    for number in range(300):
+        gateway.connection.streams.send(Credit(number, 1))
+    edge.send_spans([SpanRecord("a" * 32, "b" * 16, "", "n", "edge", 1.0, 2.0, {})])  # wakes the reader, which stops
+    async with asyncio.timeout(10):
+        await gateway._driver.ended.wait()
+    assert isinstance(gateway._driver.failure, IdentityExpired)
+    await edge.close()
+    await stage.task
 
 
 async def test_refused_identity_is_told_and_the_link_closed() -> None:

@@ -18,6 +18,7 @@ from transport.connection import (
     Welcomed,
 )
 from transport.errors import (
+    BadInput,
     DecryptFailed,
     HandshakeTimeout,
     IdentityExpired,
@@ -170,13 +171,28 @@ def test_slow_reader_stops_the_answer_at_its_credit() -> None:
     assert pair.gateway.streams.buffered(stream) == 1_000_000 - 256 * 1024
 
 
-def test_early_flight_is_bounded() -> None:
+@pytest.mark.parametrize("size", [1, 1_000, 7_900, 8_000, 100_000])
+def test_early_flight_is_bounded(size: int) -> None:
+    """At most 8,192 bytes of messages behind record 0; the padded size of that many is 8,192 too."""
     pair = make_pair(admit=False)
-    for i in range(8):
-        pair.edge.request(bytes([i]) * 16, header(b"b" * 8_000), b"b" * 8_000)
+    for i in range(30):
+        pair.edge.request(bytes([i]) * 16, header(b"b" * size), b"b" * size)
     pair.pump()
-    assert sum(map(len, pair.to_gateway)) < 1_252 + 1_042 + 16 * 1024
+    assert 0 < sum(map(len, pair.to_gateway)) - 1_252 - 1_042 <= 8_192 + 18
     assert not any(isinstance(e, RequestReceived) for e in pair.gateway_events)
+    assert pair.gateway.phase is Phase.ADMISSION
+
+
+def test_spans_too_long_for_a_record_are_the_callers_error() -> None:
+    pair = make_pair()
+    pair.pump()
+    attributes = {f"gen_ai.{i}": "\N{SNOWMAN}" * 128 for i in range(16)}
+    span = SpanRecord("a" * 32, "b" * 16, "", "n", "edge", 1.0, 2.0, attributes)
+    pair.edge.send_spans(Spans([span]))
+    with pytest.raises(BadInput):
+        pair.edge.send_spans(Spans([span] * 32))
+    pair.pump()
+    assert pair.edge.phase is Phase.OPEN
 
 
 def test_C1_gateway_without_the_leaf_key_is_refused() -> None:

@@ -76,6 +76,9 @@ def test_every_type_number_is_used_once() -> None:
     msgspec.msgpack.encode([2, 1, 0, bytes(16_353)]),  # data over the limit
     msgspec.msgpack.encode([1, 1, b"i" * 15, b"h", b"d" * 32]),
     msgspec.msgpack.encode([13, "Not A Code"]),
+    msgspec.msgpack.encode([13, "refused\n"]),
+    msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge\n", 1.0, 2.0, {}]]]),
+    msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", 1.0, 2.0, {"n": float("nan")}]]]),
     msgspec.msgpack.encode([8, 1, 200, "x" * 49, "m", False]),
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", float("nan"), 1.0, {}]]]),
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", 1.0, float("inf"), {}]]]),
@@ -106,8 +109,8 @@ def test_header_is_strict() -> None:
     header = RequestHeader("POST", "/v1/chat/completions", "application/json", "", 3, 1_900_000_000)
     assert decode_header(encode_header(header)) == header
     for change in (
-        {"method": "post"}, {"route": "v1"}, {"route": "/v1/../x y"}, {"body_length": (1 << 20) + 1},
-        {"traceparent": "x" * 56}, {"expires_at": -1},
+        {"method": "post"}, {"route": "v1"}, {"route": "/v1/../x y"}, {"method": "POST\n"},
+        {"body_length": (1 << 20) + 1}, {"traceparent": "x" * 56}, {"expires_at": -1},
     ):
         with pytest.raises(ProtocolViolation):
             encode_header(msgspec.structs.replace(header, **change))
