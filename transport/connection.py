@@ -17,7 +17,6 @@ belong to one link; a connection is never used on a second one.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -25,53 +24,52 @@ from typing import Final
 from transport.errors import (
     HandshakeTimeout,
     IdentityExpired,
-    IdentityRefused,
     LinkLost,
     LocalMisuse,
     Overloaded,
     PeerRefused,
     ProtocolViolation,
+    TicketRefused,
     TransportError,
 )
 from transport.handshake import (
-    FIRST_BODY_LEN,
     FRAME_HEADER_LEN,
-    SECOND_BODY_MAX,
     Credential,
     FrameType,
     Hint,
-    InitiatorHandshake,
-    JoinOffer,
-    Offer,
-    RenewOffer,
-    ResponderHandshake,
-    SvidOffer,
-    Verify,
-    check_second_length,
-    encode_offer,
+    Split,
 )
-from transport.identity.join import Invitation
 from transport.identity.verify import VerifiedPeer
-from transport.messages import Close, Issued, Message, Spans, Welcome, encode
+from transport.messages import (
+    Close,
+    Issued,
+    Message,
+    Ping,
+    Pong,
+    Spans,
+    Welcome,
+    encode,
+)
 from transport.mux import EdgeMux, GatewayMux, StreamEvent
-from transport.noise import CipherState, Ephemerals
-from transport.primitives import sha256
+from transport.primitives import Secret, sha256
 from transport.records import RecordOpener, RecordSealer
+from transport.tickets import Ticket, derive_tickets
 
 STEP_DEADLINE_S: Final = 10.0  # each handshake step; 5 kB at 1 kB/s passes
 EARLY_FLIGHT: Final = 8 * 1024  # bytes of messages, with their lengths, that may follow record 0 before the welcome
-UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has been verified
 BURST: Final = 64 * 1024
 LINK_ID_INPUT: Final = 64
+IDLE_S: Final = 30.0  # without hearing anything, before a ping
+SILENCE_S: Final = 45.0  # without hearing anything, before the link counts as lost
 QUEUE_HIGH_WATER: Final = 256  # small messages waiting to leave; a shell stops reading above it
 
-_CLOSE_REFUSED: Final = "refused"
+CLOSE_REFUSED: Final = "refused"
 _HINTS: Final = {
     Hint.NOT_SPOKEN_HERE: ("not_spoken_here", "is this the address of a Causeway hop or gateway, of this version?"),
     Hint.OVERLOADED: ("overloaded", "try again in a minute"),
 }
 _CLOSE_TEXT: Final = {
-    _CLOSE_REFUSED: (
+    CLOSE_REFUSED: (
         "the gateway did not accept this identity",
         "the invitation may be used up or expired, or the device revoked; ask the gateway's administrator",
     ),
@@ -127,16 +125,33 @@ class SpansReceived:
 
 
 @dataclass(frozen=True)
+class AckReceived:
+    """Gateway: the edge will not ask again for this answer's bytes before `offset`."""
+
+    request_id: bytes
+    offset: int
+
+
+@dataclass(frozen=True)
 class PeerClosed:
     """An orderly end."""
 
     code: str
 
 
-Event = SignatureNeeded | CredentialReceived | Welcomed | IssuedReceived | SpansReceived | PeerClosed | StreamEvent
+Event = (
+    SignatureNeeded
+    | CredentialReceived
+    | Welcomed
+    | IssuedReceived
+    | SpansReceived
+    | AckReceived
+    | PeerClosed
+    | StreamEvent
+)
 
 
-class _Connection(ABC):
+class Connection(ABC):
     """What both sides share: buffers, deadlines, the record phase, and how it all ends."""
 
     def __init__(self, now: float) -> None:
@@ -147,6 +162,10 @@ class _Connection(ABC):
         self._inbox = bytearray()
         self._events: deque[Event] = deque()
         self._deadline: float | None = now + STEP_DEADLINE_S
+        self._heard = now
+        self._pinged = False
+        self.tickets: list[Ticket] = []  # derived from this session, once it is open
+        self._chaining_key: Secret | None = None
         self._sealer: RecordSealer | None = None
         self._opener: RecordOpener | None = None
         self._link_head = bytearray()  # the edge's first 64 bytes
@@ -160,6 +179,7 @@ class _Connection(ABC):
         """Takes bytes from the link, in order. Raises TransportError; then the connection is closed."""
         if self.phase is Phase.CLOSED:
             return
+        self._heard, self._pinged = now, False
         try:
             if self._opener is None:
                 self._inbox += data
@@ -191,17 +211,32 @@ class _Connection(ABC):
 
     def next_deadline(self) -> float | None:
         """When `handle_time` is due next, if nothing happens before."""
-        return self._deadline if self.phase is not Phase.CLOSED else None
+        if self.phase is Phase.CLOSED or self._deadline is None:
+            return None
+        if self.phase is not Phase.OPEN:
+            return self._deadline
+        return min(self._deadline, self._heard + (SILENCE_S if self._pinged else IDLE_S))
 
     def handle_time(self, now: float) -> None:
-        """Raises HandshakeTimeout, or IdentityExpired when the session's SVIDs have run out; then it is closed."""
-        if self.phase is Phase.CLOSED or self._deadline is None or now < self._deadline:
+        """Pings an idle peer, and ends what has waited too long.
+
+        Raises HandshakeTimeout; IdentityExpired when the session's SVIDs have run out; LinkLost when a peer has been
+        silent through a ping. Then the connection is closed.
+        """
+        due = self.next_deadline()
+        if due is None or now < due:
             return
-        if self.phase is Phase.OPEN:
+        if self.phase is not Phase.OPEN:
+            self._end()
+            raise HandshakeTimeout("the peer made no progress in the handshake", hint="check the address and the link")
+        if self._deadline is not None and now >= self._deadline:
             self.close("expired", now)
             raise IdentityExpired("the session's identity has run out", rule="session lifetime")
-        self._end()
-        raise HandshakeTimeout("the peer made no progress in the handshake", hint="check the address and the link")
+        if self._pinged:
+            self._end()
+            raise LinkLost("the peer has gone silent", hint="the hop or gateway went away; try again")
+        self._pinged = True
+        self._mux.send(Ping())
 
     def close(self, code: str, now: float) -> None:
         """Ends the session in an orderly way, telling the peer if there are keys to tell it under.
@@ -214,12 +249,19 @@ class _Connection(ABC):
             self._send_now(Close(code), now)
         self._end()
 
-    def _start_records(self, ciphers: tuple[CipherState, CipherState], now: float) -> None:
-        self._sealer, self._opener = RecordSealer(ciphers[0], now), RecordOpener(ciphers[1], now)
+    def _start_records(self, split: Split, now: float) -> None:
+        self._sealer, self._opener = RecordSealer(split.sending, now), RecordOpener(split.receiving, now)
+        self._chaining_key = split.chaining_key
 
-    def _open_until(self, *times: float) -> None:
+    def _open(self, peer: VerifiedPeer, not_after: float, now: float) -> None:
+        """The session stands, until `not_after`; both sides derive its tickets."""
         self.phase = Phase.OPEN
-        self._deadline = min(times)
+        self.peer = peer
+        self._deadline = not_after
+        self._heard = now
+        if self._chaining_key is not None:
+            self.tickets = derive_tickets(self._chaining_key, self.session_hash, peer, not_after)
+            self._chaining_key = None
 
     def _send_now(self, message: Message, now: float) -> None:
         if self._sealer is None:
@@ -247,6 +289,8 @@ class _Connection(ABC):
         return kind, body
 
     def _raise_hint(self, code: int) -> None:
+        if code == Hint.UNKNOWN_TICKET and self._resuming:
+            raise TicketRefused("the gateway does not know this ticket")
         if code == Hint.OVERLOADED:
             raise Overloaded("the gateway is overloaded", hint=_HINTS[Hint.OVERLOADED][1])
         reason, hint = _HINTS[Hint.NOT_SPOKEN_HERE]
@@ -288,16 +332,23 @@ class _Connection(ABC):
             for message in messages:
                 if self._opener is None:
                     raise ProtocolViolation("message after close")
-                if isinstance(message, Close):
-                    self._peer_closed(message)
-                else:
-                    self._handle(message)
-                    self._collect_events()
+                match message:
+                    case Close():
+                        self._peer_closed(message)
+                    case Ping():
+                        self._mux.send(Pong())
+                    case Pong():
+                        pass  # having been heard is all it is for
+                    case _:
+                        self._handle(message, now)
+                        self._collect_events()
 
     @property
     def congested(self) -> bool:
         """Whether so many small messages wait to leave that a shell should stop reading."""
         return self._mux.queued > QUEUE_HIGH_WATER
+
+    _resuming = False
 
     @property
     @abstractmethod
@@ -307,231 +358,4 @@ class _Connection(ABC):
     def _handshake_input(self, now: float) -> None: ...
 
     @abstractmethod
-    def _handle(self, message: Message) -> None: ...
-
-
-@dataclass(frozen=True)
-class SvidLogin:
-    """A session that carries requests: `chain` of our SVID, leaf first, and when it ends (unix seconds)."""
-
-    chain: Sequence[bytes]
-    not_after: float
-
-
-@dataclass(frozen=True, eq=False)
-class Joining:
-    """A session that redeems an invitation for `device_spki` and asks for an SVID by `csr`."""
-
-    invitation: Invitation
-    device_spki: bytes
-    csr: bytes
-
-
-@dataclass(frozen=True)
-class Renewing:
-    """A session in which a registered device asks for its next SVID by `csr`."""
-
-    device_spki: bytes
-    csr: bytes
-
-
-class EdgeConnection(_Connection):
-    """The initiator. `verify_gateway` must check chain and role of what the gateway shows."""
-
-    def __init__(
-        self, purpose: SvidLogin | Joining | Renewing, verify_gateway: Verify, ephemerals: Ephemerals, now: float
-    ) -> None:
-        super().__init__(now)
-        self._purpose = purpose
-        self._streams = EdgeMux()
-        kind = FrameType.FULL if isinstance(purpose, SvidLogin) else FrameType.FULL_WITH_ROOT
-        self._handshake = InitiatorHandshake(kind, ephemerals, verify_gateway)
-        self._out += self._handshake.first_frame()
-        self._link_head += self._out[:LINK_ID_INPUT]
-
-    @property
-    def _mux(self) -> EdgeMux:
-        return self._streams
-
-    def request(self, request_id: bytes, header: bytes, body: bytes) -> int:
-        """Queues a request; see `EdgeMux.request`. Allowed from the start: it leaves once the gateway has passed."""
-        if self.phase is Phase.CLOSED or not isinstance(self._purpose, SvidLogin):
-            raise LocalMisuse("this session carries no requests")
-        return self._streams.request(request_id, header, body)
-
-    def cancel(self, stream: int) -> None:
-        self._streams.cancel(stream)
-
-    def consumed(self, stream: int, count: int) -> None:
-        self._streams.consumed(stream, count)
-
-    def send_spans(self, spans: Spans) -> None:
-        self._streams.send(spans)
-
-    def signed(self, signature: bytes, now: float) -> None:
-        """The answer to SignatureNeeded: record 0 leaves, and up to 8 KiB of requests in the same flight."""
-        if self.phase is not Phase.SIGNING or self._sealer is None:
-            raise LocalMisuse("no signature is due")
-        record = self._sealer.seal_record(encode_offer(self._offer(signature)))
-        self.session_hash = sha256(self._handshake.transcript, record)
-        self._out += record
-        self.phase = Phase.ADMISSION
-        self._deadline = now + STEP_DEADLINE_S
-        if isinstance(self._purpose, SvidLogin):
-            self._seal_streams(now, EARLY_FLIGHT)
-
-    def _offer(self, signature: bytes) -> Offer:
-        match self._purpose:
-            case SvidLogin(chain=chain):
-                return SvidOffer(list(chain), signature)
-            case Renewing(device_spki=spki, csr=csr):
-                return RenewOffer(sha256(spki), csr, signature)
-            case Joining(invitation=invitation, device_spki=spki, csr=csr):
-                return JoinOffer(invitation.token_id, invitation.secret.expose(), csr, spki, signature)
-
-    def _handshake_input(self, now: float) -> None:
-        if self.phase is not Phase.HANDSHAKE:
-            raise ProtocolViolation("the gateway spoke out of turn")
-        taken = self._take_frame(0, SECOND_BODY_MAX)
-        if taken is None:
-            return
-        kind, body = taken
-        if kind != self._handshake.kind or self._inbox:
-            raise ProtocolViolation("second handshake frame is not of the type asked for")
-        check_second_length(len(body))
-        self.peer = self._handshake.read_second(body, now)
-        self._start_records(self._handshake.split(), now)
-        self.phase = Phase.SIGNING
-        message = (
-            self._handshake.svid_input(self._purpose.chain[0])
-            if isinstance(self._purpose, SvidLogin)
-            else self._handshake.device_input(self._purpose.device_spki)
-        )
-        self._events.append(SignatureNeeded(message))
-
-    def _record_input(self, now: float) -> None:
-        if self.phase is Phase.SIGNING and self._opener is not None and self._opener.buffered:
-            raise ProtocolViolation("the gateway spoke out of turn")
-        super()._record_input(now)
-
-    def _handle(self, message: Message) -> None:
-        if self.phase is Phase.OPEN:
-            self._streams.receive(message)
-        elif isinstance(message, Welcome) and isinstance(self._purpose, SvidLogin):
-            if self.peer is None:
-                raise LocalMisuse("no gateway was verified")
-            self._open_until(self.peer.not_after, self._purpose.not_after)
-            self._events.append(Welcomed(message))
-        elif isinstance(message, Issued) and not isinstance(self._purpose, SvidLogin):
-            self._end()
-            self._events.append(IssuedReceived(message))
-        else:
-            raise ProtocolViolation("the session did not begin with a welcome")
-
-
-class GatewayConnection(_Connection):
-    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew."""
-
-    def __init__(
-        self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
-        now: float,
-    ) -> None:
-        super().__init__(now)
-        self._chain, self._not_after, self._root = tuple(chain), not_after, root
-        self._verify, self._ephemerals = verify_edge, ephemerals
-        self._streams = GatewayMux()
-        self._handshake: ResponderHandshake | None = None
-        self.credential: Credential | None = None
-
-    @property
-    def _mux(self) -> GatewayMux:
-        return self._streams
-
-    @property
-    def streams(self) -> GatewayMux:
-        """Where answers are written."""
-        return self._streams
-
-    def receive_data(self, data: bytes, now: float) -> None:
-        if len(self._link_head) < LINK_ID_INPUT:
-            self._link_head += data[:LINK_ID_INPUT]
-        super().receive_data(data, now)
-
-    def signed(self, signature: bytes, now: float) -> None:
-        """The answer to SignatureNeeded: frame 2 leaves."""
-        if self.phase is not Phase.SIGNING or self._handshake is None:
-            raise LocalMisuse("no signature is due")
-        with_root = self._handshake.kind is FrameType.FULL_WITH_ROOT
-        self._out += self._handshake.second_frame([*self._chain, *([self._root] if with_root else [])], signature)
-        self._start_records(self._handshake.split(), now)
-        self.phase = Phase.HANDSHAKE
-        self._deadline = now + STEP_DEADLINE_S
-
-    def admit(self, welcome: Welcome, now: float) -> None:
-        """Lets the SVID's holder in. May raise like `receive_data`, for what the edge sent behind record 0."""
-        if self.phase is not Phase.ADMISSION or not isinstance(self.credential, VerifiedPeer):
-            raise LocalMisuse("no SVID waits to be admitted")
-        self.peer = self.credential
-        self._send_now(welcome, now)
-        self._open_until(self._not_after, self.peer.not_after)
-        self.receive_data(b"", now)
-
-    def issue(self, issued: Issued, now: float) -> None:
-        """Answers a join or renewal, and ends the session."""
-        if self.phase is not Phase.ADMISSION or isinstance(self.credential, VerifiedPeer):
-            raise LocalMisuse("no join or renewal waits")
-        self._send_now(issued, now)
-        self._end()
-
-    def refuse(self, now: float) -> None:
-        """Turns the credential down; the peer is told no more than that."""
-        self.close(_CLOSE_REFUSED, now)
-
-    def refuse_unheard(self, hint: Hint) -> None:
-        """Ends a link before any work was done for it, with two unauthenticated bytes."""
-        self._out += bytes([FrameType.HINT, hint])
-        self._end()
-
-    def _handshake_input(self, now: float) -> None:
-        if self.phase is not Phase.HANDSHAKE:
-            raise ProtocolViolation("the edge spoke out of turn")
-        if self._inbox and self._inbox[0] not in (FrameType.FULL, FrameType.FULL_WITH_ROOT):
-            self.refuse_unheard(Hint.NOT_SPOKEN_HERE)
-            raise ProtocolViolation("handshake type is not known")
-        taken = self._take_frame(FIRST_BODY_LEN, FIRST_BODY_LEN)
-        if taken is None:
-            return
-        kind, body = taken
-        if self._inbox:
-            raise ProtocolViolation("the edge spoke out of turn")
-        self._handshake = ResponderHandshake(FrameType(kind), self._ephemerals, self._verify)
-        message = self._handshake.read_first(body, self._chain[0])
-        self.phase = Phase.SIGNING
-        self._events.append(SignatureNeeded(message))
-
-    def _record_input(self, now: float) -> None:
-        if self._opener is None:
-            return
-        if self.phase is Phase.HANDSHAKE and self._handshake is not None:
-            opened = self._opener.next_record()
-            if opened is not None:
-                record, plaintext = opened
-                self.session_hash = sha256(self._handshake.transcript, record)
-                try:
-                    self.credential = self._handshake.read_credential(plaintext, now)
-                except (IdentityRefused, ProtocolViolation):
-                    self._send_now(Close(_CLOSE_REFUSED), now)
-                    raise
-                self.phase = Phase.ADMISSION
-                self._deadline = now + STEP_DEADLINE_S
-                self._events.append(CredentialReceived(self.credential))
-        if self.phase is Phase.OPEN:
-            super()._record_input(now)
-        elif self._opener.buffered > UNVERIFIED_MAX:
-            raise ProtocolViolation("too much was sent before the credential was accepted")
-
-    def _handle(self, message: Message) -> None:
-        if isinstance(message, Spans):
-            self._events.append(SpansReceived(message))
-        else:
-            self._streams.receive(message)
+    def _handle(self, message: Message, now: float) -> None: ...

@@ -28,6 +28,7 @@ from transport.messages import (
     Refuse,
     RequestHeader,
     Resume,
+    decode,
     decode_header,
     encode,
     request_digest,
@@ -113,7 +114,14 @@ class StreamRefused:
 
 
 StreamEvent = (
-    RequestReceived | ResumeRequested | RequestCancelled | StreamWritable | AnswerStarted | AnswerBytes | AnswerEnded | StreamRefused
+    RequestReceived
+    | ResumeRequested
+    | RequestCancelled
+    | StreamWritable
+    | AnswerStarted
+    | AnswerBytes
+    | AnswerEnded
+    | StreamRefused
 )
 
 
@@ -222,26 +230,26 @@ class EdgeMux(_Mux):
         return stream
 
     def early(self, limit: int) -> list[bytes]:
-        """Encoded whole requests and resumes, first come first, of at most `limit` bytes with their lengths.
+        """Encoded whole requests and resumes, in order, of at most `limit` bytes with their lengths.
 
-        What does not fit whole stays for later. Nothing else may be early data (review M6).
+        Ends at the first that does not fit whole, since stream numbers rise on the wire. Nothing else may be early data
+        (review M6).
         """
         out: list[bytes] = []
-        later: deque[Message] = deque()
-        for message in self._queue:
+        while self._queue:
+            encoded, _ = self._queue[0]
+            message = decode(encoded)
             half = self._senders.get(message.stream) if isinstance(message, Open) else None
-            wanted: list[Message] = [message]
-            if isinstance(message, Open | Resume) and (half is None or half.buffered <= BODY_CREDIT):
-                size = len(encode(message)) + (half.buffered + _OVERHEAD if half else 0) + LENGTH_LEN
-                if size <= limit:
-                    if half is not None:
-                        wanted.append(Body(message.stream, *half.take(half.buffered)))
-                        del self._senders[message.stream]
-                    out.extend(encode(part) for part in wanted)
-                    limit -= size
-                    continue
-            later.append(message)
-        self._queue = later
+            size = len(encoded) + LENGTH_LEN + (half.buffered + _OVERHEAD if half is not None else 0)
+            whole = half is None or half.buffered <= BODY_CREDIT
+            if not isinstance(message, Open | Resume) or not whole or size > limit:
+                break
+            self._queue.popleft()
+            out.append(encoded)
+            if half is not None and isinstance(message, Open):
+                out.append(encode(Body(message.stream, *half.take(half.buffered))))
+                del self._senders[message.stream]
+            limit -= size
         return out
 
     def _new_stream(self, progress: Progress | None) -> int:

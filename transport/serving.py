@@ -5,62 +5,65 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from transport.connection import CredentialReceived, Event, GatewayConnection, PeerClosed, SpansReceived
+from transport.connection import AckReceived, CredentialReceived, Event, PeerClosed, SpansReceived
 from transport.errors import LinkLost, StreamEnded
 from transport.handshake import Credential, Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer
 from transport.links.base import Link
 from transport.messages import Issued, RequestHeader, SpanRecord, Welcome
-from transport.mux import RequestCancelled, RequestReceived, StreamWritable
+from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
+from transport.responder import GatewayConnection
 from transport.session import Driver, session_clock
+from transport.tickets import TicketStore
 
 WRITE_HIGH_WATER: Final = 64 * 1024  # answer bytes of one stream that wait before `write` does
 
 
 @dataclass(frozen=True)
 class Responder:
-    """What a gateway brings to every handshake: its SVID of the moment, its root (DER), and how edges are verified."""
+    """What a gateway brings to every handshake: its SVID of the moment, root (DER), how edges are verified, tickets."""
 
     svid: Callable[[], Svid]
     root: Callable[[], bytes]
     verify_edge: Verify
+    tickets: TicketStore
 
 
-class Incoming:
-    """One whole, verified request, and the way to answer it: `begin`, `write`, `end`, or `refuse` at any point."""
+class AnswerStream:
+    """The way to answer one request on one session: `begin`, `write`, `end`, or `refuse` at any point."""
 
-    def __init__(self, session: "GatewaySession", event: RequestReceived) -> None:
-        self._session, self._stream = session, event.stream
-        self.request_id = event.request_id
-        self.header: RequestHeader = event.header
-        self.header_bytes = event.header_bytes
-        self.body = event.body
-        self.digest = event.digest
-        self.cancelled = asyncio.Event()  # nobody waits any more: the edge cancelled, or the session is gone
-        self.writable = asyncio.Event()
+    def __init__(self, session: "GatewaySession", stream: int, request_id: bytes) -> None:
+        self._session, self._stream = session, stream
+        self.request_id = request_id
+        self.cancelled = asyncio.Event()  # the edge wants no more of it
+        self.lost = asyncio.Event()  # the session has ended; the edge may come back on another
+        self._writable = asyncio.Event()
 
-    def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
-        self._session.connection.streams.answer(self._stream, status, content_type, streamed=streamed)
+    def begin(self, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0) -> None:
+        """Begins the answer, or goes on with it at `offset`."""
+        self._session.connection.streams.answer(
+            self._stream, status, content_type, streamed=streamed, generation=generation, offset=offset
+        )
         self._session.wake()
 
     async def write(self, data: bytes) -> None:
         """Waits while more than 64 KiB of this answer wait to leave. Raises StreamEnded."""
         streams = self._session.connection.streams
         while True:
-            if self.cancelled.is_set():
+            if self.cancelled.is_set() or self.lost.is_set():
                 raise StreamEnded("nobody waits for this answer any more")
             if streams.buffered(self._stream) <= WRITE_HIGH_WATER:
                 break
-            self.writable.clear()
-            await self.writable.wait()
+            self._writable.clear()
+            await self._writable.wait()
         streams.write(self._stream, data)
         self._session.wake()
 
-    def end(self) -> None:
-        """Marks the end; length and SHA-256 of all that was written follow the last byte."""
-        self._session.connection.streams.end(self._stream)
+    def end(self, length: int, sha256: bytes) -> None:
+        """Marks the end; length and SHA-256 are of the whole answer, whatever part of it this session carried."""
+        self._session.connection.streams.end(self._stream, length, sha256)
         self._session.settle(self._stream)
 
     def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
@@ -68,9 +71,27 @@ class Incoming:
         self._session.connection.streams.refuse(self._stream, status, code, message[:512], retryable=retryable)
         self._session.settle(self._stream)
 
-    def mark_cancelled(self) -> None:
-        self.cancelled.set()
-        self.writable.set()
+    def wake_writer(self) -> None:
+        self._writable.set()
+
+
+class Incoming(AnswerStream):
+    """One whole, verified request. The same id with the same digest may come again: the journal tells."""
+
+    def __init__(self, session: "GatewaySession", event: RequestReceived) -> None:
+        super().__init__(session, event.stream, event.request_id)
+        self.header: RequestHeader = event.header
+        self.header_bytes = event.header_bytes
+        self.body = event.body
+        self.digest = event.digest
+
+
+class Resumed(AnswerStream):
+    """A request for the rest of an answer: from `offset` of `generation` on."""
+
+    def __init__(self, session: "GatewaySession", event: ResumeRequested) -> None:
+        super().__init__(session, event.stream, event.request_id)
+        self.generation, self.offset = event.generation, event.offset
 
 
 class GatewaySession:
@@ -81,8 +102,9 @@ class GatewaySession:
         self.connection = connection
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
-        self._open: dict[int, Incoming] = {}
-        self._requests: asyncio.Queue[Incoming | None] = asyncio.Queue()  # at most STREAMS_MAX, by the mux's count
+        self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
+        self._open: dict[int, AnswerStream] = {}
+        self._requests: asyncio.Queue[Incoming | Resumed | None] = asyncio.Queue()  # bounded by the mux
 
     @classmethod
     async def accept(cls, link: Link, responder: Responder) -> "GatewaySession":
@@ -90,7 +112,8 @@ class GatewaySession:
         clock = session_clock()
         svid = responder.svid()
         connection = GatewayConnection(
-            svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock()
+            svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),
+            responder.tickets,
         )
         session = cls(Driver(link, connection, svid.key, clock), connection)
         session._driver.on_event = session._on_event
@@ -134,7 +157,7 @@ class GatewaySession:
         self.connection.refuse(self._driver.clock())
         await self.close()
 
-    async def requests(self) -> AsyncIterator[Incoming]:
+    async def requests(self) -> AsyncIterator[Incoming | Resumed]:
         """Whole requests as they come, until the session ends; then raises why, unless it was an orderly end."""
         while (incoming := await self._requests.get()) is not None:
             yield incoming
@@ -161,18 +184,25 @@ class GatewaySession:
             case RequestReceived():
                 self._open[event.stream] = incoming = Incoming(self, event)
                 self._requests.put_nowait(incoming)
+            case ResumeRequested():
+                self._open[event.stream] = resumed = Resumed(self, event)
+                self._requests.put_nowait(resumed)
+            case AckReceived():
+                self.on_ack(event.request_id, event.offset)
             case RequestCancelled():
                 if (found := self._open.pop(event.stream, None)) is not None:
-                    found.mark_cancelled()
+                    found.cancelled.set()
+                    found.wake_writer()
             case StreamWritable():
                 if (found := self._open.get(event.stream)) is not None:
-                    found.writable.set()
+                    found.wake_writer()
             case SpansReceived():
                 self.on_spans(event.spans.spans)
             case PeerClosed():
                 if not self._credential.done():
                     self._credential.set_exception(self._driver.failure or LinkLost("the link ended in the handshake"))
-                for incoming in self._open.values():
-                    incoming.mark_cancelled()
+                for stream in self._open.values():
+                    stream.lost.set()
+                    stream.wake_writer()
                 self._open.clear()
                 self._requests.put_nowait(None)

@@ -7,35 +7,15 @@ The reader owns the time-outs, the writer the back-pressure; both only move byte
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Final, Protocol, Self
+from collections.abc import Callable
+from typing import Final, Protocol
 
-from transport.connection import (
-    EdgeConnection,
-    Event,
-    GatewayConnection,
-    IssuedReceived,
-    Joining,
-    PeerClosed,
-    Phase,
-    Renewing,
-    SignatureNeeded,
-    SvidLogin,
-    Welcomed,
-)
-from transport.errors import LinkLost, RequestRefused, StreamEnded, TransportError
-from transport.handshake import Verify
-from transport.identity.svid import Svid
+from transport.connection import Event, PeerClosed, Phase, SignatureNeeded
+from transport.errors import LinkLost, TransportError
+from transport.initiator import EdgeConnection
 from transport.links.base import Link
-from transport.messages import Issued, SpanRecord, Spans, Welcome
-from transport.mux import (
-    AnswerBytes,
-    AnswerEnded,
-    AnswerStarted,
-    StreamRefused,
-)
-from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
+from transport.responder import GatewayConnection
 
 FLUSH_S: Final = 2.0  # for what a closing connection still has to say
 SEND_STALL_S: Final = 60.0  # one burst of at most 64 KiB takes no longer, or the link has failed
@@ -55,7 +35,7 @@ class Driver:
     """Runs a connection until it ends. `failure` holds why, None after an orderly close."""
 
     def __init__(
-        self, link: Link, connection: EdgeConnection | GatewayConnection, key: SigningKey, clock: Clock
+        self, link: Link, connection: EdgeConnection | GatewayConnection, key: SigningKey | None, clock: Clock
     ) -> None:
         self._link, self._key, self.clock = link, key, clock
         self.connection = connection
@@ -138,7 +118,7 @@ class Driver:
 
     def dispatch(self) -> None:
         while (event := self.connection.next_event()) is not None:
-            if isinstance(event, SignatureNeeded):
+            if isinstance(event, SignatureNeeded) and self._key is not None:
                 self.connection.signed(self._key.sign(event.message), self.clock())
             else:
                 self.on_event(event)
@@ -161,167 +141,3 @@ class Driver:
                 return
             else:
                 await self._output.wait()
-
-
-class RemoteAnswer:
-    """An answer as it arrives at the edge. Iterate once; it is whole only if that ends without an exception."""
-
-    def __init__(self, session: "EdgeSession", stream: int) -> None:
-        self._session, self._stream = session, stream
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._over = False
-        self.status = 0
-        self.content_type = ""
-
-    def put(self, event: Event) -> None:
-        self._events.put_nowait(event)
-
-    async def started(self) -> Self:
-        """Waits for the head. Raises RequestRefused, or why the session ended."""
-        event = await self._next()
-        if not isinstance(event, AnswerStarted):
-            raise StreamEnded("the answer ended before it began")
-        self.status, self.content_type = event.status, event.content_type
-        return self
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while not isinstance(event := await self._next(), AnswerEnded):
-            if isinstance(event, AnswerBytes):
-                yield event.data
-                self._session.consumed(self._stream, len(event.data))
-
-    async def _next(self) -> Event:
-        if self._over:
-            raise StreamEnded("the answer is over")
-        try:
-            event = await self._events.get()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        match event:
-            case StreamRefused():
-                self._over = True
-                raise RequestRefused(
-                    event.message, status=event.status, reason=event.code, retryable=event.retryable
-                )
-            case PeerClosed():
-                self._over = True
-                raise self._session.failure or LinkLost("the session ended before the answer was whole")
-            case AnswerEnded():
-                self._over = True
-        return event
-
-    def cancel(self) -> None:
-        """No more of it is wanted; the gateway is told. Does nothing once it is over."""
-        if not self._over:
-            self._over = True
-            self._session.cancel(self._stream)
-
-
-class EdgeSession:
-    """A session that carries requests, from the edge. For use in one event loop; requests may run side by side."""
-
-    def __init__(self, driver: Driver, connection: EdgeConnection) -> None:
-        self._driver, self._connection = driver, connection
-        self._answers: dict[int, RemoteAnswer] = {}
-        self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
-
-    @classmethod
-    async def open(cls, link: Link, svid: Svid, verify_gateway: Verify) -> "EdgeSession":
-        """Full handshake over a fresh link. Raises TransportError; then the link is closed."""
-        clock = session_clock()
-        login = SvidLogin(svid.chain, svid.not_after)
-        connection = EdgeConnection(login, verify_gateway, SystemEphemerals(), clock())
-        session = cls(Driver(link, connection, svid.key, clock), connection)
-        session._driver.on_event = session._on_event
-        session._driver.start()
-        try:
-            session.welcome = await session._welcomed
-        except BaseException:
-            await session.close()
-            raise
-        return session
-
-    welcome: Welcome
-
-    @property
-    def failure(self) -> TransportError | None:
-        return self._driver.failure
-
-    @property
-    def alive(self) -> bool:
-        return self._connection.phase is Phase.OPEN
-
-    @property
-    def idle(self) -> bool:
-        """Whether no answer is under way."""
-        return not self._answers
-
-    @property
-    def link_id(self) -> str:
-        return self._connection.link_id
-
-    @property
-    def session_hash(self) -> bytes:
-        return self._connection.session_hash
-
-    def request(self, request_id: bytes, header: bytes, body: bytes) -> RemoteAnswer:
-        """Sends a request; `await answer.started()` for its head. Raises Overloaded, or why the session ended."""
-        if not self.alive:
-            raise self.failure or LinkLost("the session has ended", hint="try again")
-        stream = self._connection.request(request_id, header, body)
-        self._answers[stream] = answer = RemoteAnswer(self, stream)
-        self._driver.wake()
-        return answer
-
-    def consumed(self, stream: int, count: int) -> None:
-        self._connection.consumed(stream, count)
-        self._driver.wake()
-
-    def cancel(self, stream: int) -> None:
-        self._answers.pop(stream, None)
-        self._connection.cancel(stream)
-        self._driver.wake()
-
-    def send_spans(self, spans: list[SpanRecord]) -> None:
-        """Hands the edge's own spans of a settled request to the gateway; at most 32."""
-        self._connection.send_spans(Spans(spans))
-        self._driver.wake()
-
-    async def close(self) -> None:
-        await self._driver.close("normal")
-
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case Welcomed():
-                if not self._welcomed.done():
-                    self._welcomed.set_result(event.welcome)
-            case AnswerStarted() | AnswerBytes():
-                if (answer := self._answers.get(event.stream)) is not None:
-                    answer.put(event)
-            case AnswerEnded() | StreamRefused():
-                if (answer := self._answers.pop(event.stream, None)) is not None:
-                    answer.put(event)
-            case PeerClosed():
-                if not self._welcomed.done():
-                    self._welcomed.set_exception(self.failure or LinkLost("the session ended before it began"))
-                for answer in self._answers.values():
-                    answer.put(event)
-                self._answers.clear()
-
-
-async def obtain(link: Link, purpose: Joining | Renewing, device_key: SigningKey, verify_gateway: Verify) -> Issued:
-    """A join or renewal over a fresh link, which it closes. Raises TransportError."""
-    clock = session_clock()
-    connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock())
-    driver = Driver(link, connection, device_key, clock)
-    issued: list[Issued] = []
-    driver.on_event = lambda event: issued.append(event.issued) if isinstance(event, IssuedReceived) else None
-    driver.start()
-    try:
-        await driver.ended.wait()
-    finally:
-        await driver.close("normal")
-    if not issued:
-        raise driver.failure or LinkLost("the session ended before an SVID was issued")
-    return issued[0]

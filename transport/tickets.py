@@ -4,8 +4,8 @@
     ticket i = HKDF-Expand(export, "ticket" || i, 48) = id(16) || psk(32)        i = 0 to 3, one byte
 
 A ticket carries the identity and the expiry of the full handshake it goes back to, so a chain of resumptions ends with
-the SVIDs. Early data is forward secret only once its ticket's secret is gone from both sides: so tickets are used once, are
-dropped with their siblings, and are in no file, backup or shared store that persists.
+the SVIDs. Early data is forward secret only once its ticket's secret is gone from both sides: so tickets are used once,
+are dropped with their siblings, and are in no file, backup or shared store that persists.
 """
 
 from collections import OrderedDict

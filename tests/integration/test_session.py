@@ -11,17 +11,24 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
 from tests.support.memory_link import memory_links
-from transport.connection import Joining
+from transport.edge_session import EdgeSession, obtain
 from transport.errors import IdentityExpired, IdentityRefused, LinkLost, PeerRefused, RequestRefused, StreamEnded
 from transport.handshake import JoinCredential
 from transport.identity.join import Invitation, bundle_from_joined_root
-from transport.identity.svid import make_csr
+from transport.identity.svid import Svid, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.initiator import Joining, SvidLogin
 from transport.links.base import Endpoint, Link, connect, listen
 from transport.messages import Credit, Issued, SpanRecord, Welcome
 from transport.primitives import Secret, SigningKey, sha256
 from transport.serving import GatewaySession, Incoming, Responder
-from transport.session import EdgeSession, obtain
+from transport.tickets import TicketStore
+
+
+async def open_session(link: Link, svid: Svid, ca: Ca) -> EdgeSession:
+    return await EdgeSession(
+        link, SvidLogin(svid.chain, svid.not_after), svid.key, verifier(ca.bundle(), "gateway")
+    ).open()
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Stage:
 
     def responder(self) -> Responder:
         svid = self.ca.issue("gateway/main")
-        return Responder(lambda: svid, lambda: self.ca.root_der, verifier(self.ca.bundle(), "edge"))
+        return Responder(lambda: svid, lambda: self.ca.root_der, verifier(self.ca.bundle(), "edge"), TicketStore())
 
     async def serve(self, link: Link, handle) -> GatewaySession:  # type: ignore[no-untyped-def]
         session = await GatewaySession.accept(link, self.responder())
@@ -49,7 +56,7 @@ class Stage:
         return session
 
     async def dial(self, link: Link) -> EdgeSession:
-        return await EdgeSession.open(link, self.ca.issue("edge/lap-1"), verifier(self.ca.bundle(), "gateway"))
+        return await open_session(link, self.ca.issue("edge/lap-1"), self.ca)
 
 
 async def echo(incoming: Incoming) -> None:
@@ -57,7 +64,7 @@ async def echo(incoming: Incoming) -> None:
     with contextlib.suppress(StreamEnded):
         for start in range(0, len(incoming.body), 30_000):
             await incoming.write(incoming.body[start : start + 30_000])
-        incoming.end()
+        incoming.end(len(incoming.body), sha256(incoming.body))
 
 
 Handler = Callable[[Incoming], Awaitable[None]]
@@ -174,7 +181,7 @@ async def test_lost_link_ends_answers_and_requests_on_both_sides() -> None:
     async def wait(incoming: Incoming) -> None:
         incoming.begin(200, "text/plain", streamed=True)
         await incoming.write(b"begun")
-        await incoming.cancelled.wait()
+        await incoming.lost.wait()
         gone.set()
 
     ours, theirs = memory_links()
@@ -232,7 +239,7 @@ async def test_session_ends_with_its_svid_even_when_the_peer_reads_nothing() -> 
     stage, stuck = Stage(ca), StuckLink(theirs)
     serving = asyncio.create_task(stage.serve(stuck, echo))
     svid = ca.issue("edge/hostile", start=-10, lifetime=13)
-    edge = await EdgeSession.open(ours, svid, verifier(ca.bundle(), "gateway"))
+    edge = await open_session(ours, svid, ca)
     gateway = await serving
     stuck.stick()
     gateway.connection.streams.send(Credit(0, 1))
@@ -253,7 +260,7 @@ async def test_refused_identity_is_told_and_the_link_closed() -> None:
     foreign = Ca()
     accept = asyncio.create_task(GatewaySession.accept(theirs, stage.responder()))
     with pytest.raises(PeerRefused):
-        await EdgeSession.open(ours, foreign.issue("edge/x"), verifier(stage.ca.bundle(), "gateway"))
+        await open_session(ours, foreign.issue("edge/x"), stage.ca)
     with pytest.raises(IdentityRefused):
         await accept
 

@@ -4,19 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.support.ca import Ca
-from transport.connection import (
-    CredentialReceived,
-    EdgeConnection,
-    Event,
-    GatewayConnection,
-    SignatureNeeded,
-    SvidLogin,
-)
+from transport.connection import CredentialReceived, Event, SignatureNeeded
 from transport.handshake import Verify
 from transport.identity.svid import Svid, TrustBundle
 from transport.identity.verify import verify_svid
+from transport.initiator import EdgeConnection, Resumption, SvidLogin
 from transport.messages import RequestHeader, Welcome, encode_header
 from transport.noise import SystemEphemerals
+from transport.primitives import sha256
+from transport.responder import GatewayConnection
+from transport.tickets import Ticket, TicketStore
 
 EPOCH = b"e" * 16
 
@@ -85,18 +82,26 @@ class Pair:
 
 def make_pair(
     ca: Ca | None = None, *, edge_svid: Svid | None = None, gateway_svid: Svid | None = None,
-    gateway_bundle: TrustBundle | None = None, admit: bool = True,
+    gateway_bundle: TrustBundle | None = None, admit: bool = True, tickets: TicketStore | None = None,
+    ticket: Ticket | None = None, early_data: bool = True,
 ) -> Pair:
-    """A fresh pair of one trust domain; pass an SVID to make a side somebody else."""
+    """A fresh pair of one trust domain; pass an SVID to make a side somebody else, a ticket to resume."""
     ca = ca or Ca()
     edge_svid = edge_svid or ca.issue("edge/lap-1")
     gateway_svid = gateway_svid or ca.issue("gateway/main")
     now = ca.now
-    edge = EdgeConnection(
-        SvidLogin(edge_svid.chain, edge_svid.not_after), verifier(ca.bundle(), "gateway"), SystemEphemerals(), now
-    )
+    purpose = Resumption(ticket, early_data) if ticket else SvidLogin(edge_svid.chain, edge_svid.not_after)
+    edge = EdgeConnection(purpose, verifier(ca.bundle(), "gateway"), SystemEphemerals(), now)
     gateway = GatewayConnection(
         gateway_svid.chain, gateway_svid.not_after, ca.root_der, verifier(gateway_bundle or ca.bundle(), "edge"),
-        SystemEphemerals(), now,
+        SystemEphemerals(), now, tickets if tickets is not None else TicketStore(),
     )
     return Pair(edge, gateway, edge_svid, gateway_svid, now, admit)
+
+
+def answer(pair: Pair, stream: int, data: bytes, *, status: int = 200) -> None:
+    """A whole answer, as a gateway gives it."""
+    streams = pair.gateway.streams
+    streams.answer(stream, status, "text/plain", streamed=False)
+    streams.write(stream, data)
+    streams.end(stream, len(data), sha256(data))

@@ -6,18 +6,15 @@ from typing import Any
 
 from tests.support.connection_pair import EPOCH, header, verifier
 from transport import primitives
-from transport.connection import (
-    CredentialReceived,
-    EdgeConnection,
-    GatewayConnection,
-    SignatureNeeded,
-    SvidLogin,
-)
+from transport.connection import CredentialReceived, SignatureNeeded
 from transport.identity.svid import TrustBundle
+from transport.initiator import EdgeConnection, SvidLogin
 from transport.messages import Welcome
 from transport.mux import AnswerBytes, RequestReceived
 from transport.noise import KemKeyPair, KeyPair
-from transport.primitives import Secret, SigningKey
+from transport.primitives import Secret, SigningKey, sha256
+from transport.responder import GatewayConnection
+from transport.tickets import TicketStore
 
 ANSWER = b"the maximum pressure of the P-101 is 6 bar"
 
@@ -86,7 +83,8 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
         SvidLogin(chains["edge"], now + 600), verifier(bundle, "gateway"), recorded.for_edge(), now
     )
     gateway = GatewayConnection(
-        chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), recorded.for_gateway(), now
+        chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), recorded.for_gateway(), now,
+        TicketStore(),
     )
     flights: list[dict[str, str]] = []
     request_header = header(body)
@@ -104,7 +102,7 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
                     assert event.body == body
                     gateway.streams.answer(event.stream, 200, "text/plain", streamed=False)
                     gateway.streams.write(event.stream, ANSWER)
-                    gateway.streams.end(event.stream)
+                    gateway.streams.end(event.stream, len(ANSWER), sha256(ANSWER))
                 elif isinstance(event, AnswerBytes):
                     got += event.data
 

@@ -3,16 +3,12 @@
 import pytest
 
 from tests.support.ca import Ca
-from tests.support.connection_pair import EPOCH, Pair, header, make_pair, verifier
+from tests.support.connection_pair import EPOCH, Pair, answer, header, make_pair, verifier
 from transport.connection import (
     CredentialReceived,
-    EdgeConnection,
-    GatewayConnection,
     IssuedReceived,
-    Joining,
     PeerClosed,
     Phase,
-    Renewing,
     SignatureNeeded,
     SpansReceived,
     Welcomed,
@@ -33,6 +29,7 @@ from transport.handshake import Hint, JoinCredential, RenewCredential
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import make_csr
 from transport.identity.verify import verify_svid
+from transport.initiator import EdgeConnection, Joining, Renewing
 from transport.messages import (
     Answer,
     AnswerData,
@@ -48,6 +45,8 @@ from transport.messages import (
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, RequestCancelled, RequestReceived, StreamRefused
 from transport.noise import SystemEphemerals
 from transport.primitives import Secret, SigningKey, sha256
+from transport.responder import GatewayConnection
+from transport.tickets import TicketStore
 
 
 def answered(pair: Pair) -> bytes:
@@ -106,9 +105,7 @@ def test_request_and_answer_arrive_whole(size: int) -> None:
     pair.pump()
     (request,) = [e for e in pair.gateway_events if isinstance(e, RequestReceived)]
     assert (request.body, request.request_id, request.header.body_length) == (body, b"r" * 16, size)
-    pair.gateway.streams.answer(stream, 200, "text/plain", streamed=False)
-    pair.gateway.streams.write(stream, body)
-    pair.gateway.streams.end(stream)
+    answer(pair, stream, body)
     consumed = 0
     while not any(isinstance(e, AnswerEnded) for e in pair.edge_events):
         pair.pump()
@@ -273,7 +270,7 @@ def test_session_ends_with_the_earlier_svid() -> None:
     ca = Ca()
     pair = make_pair(ca, edge_svid=ca.issue("edge/e", start=-10, lifetime=100))
     pair.pump()
-    assert pair.edge.next_deadline() == pair.gateway.next_deadline() == pytest.approx(pair.edge_svid.not_after)
+    assert pair.edge._deadline == pair.gateway._deadline == pytest.approx(pair.edge_svid.not_after)
     pair.gateway.handle_time(pair.edge_svid.not_after - 1)
     with pytest.raises(IdentityExpired):
         pair.gateway.handle_time(pair.edge_svid.not_after)
@@ -421,7 +418,7 @@ def test_C3_genuine_root_behind_a_rogue_chain_gets_no_secret() -> None:
     pair = joining_pair(rogue, invitation(ours), SigningKey.generate())
     pair.gateway = GatewayConnection(
         pair.gateway_svid.chain, pair.gateway_svid.not_after, ours.root_der, verifier(ours.bundle(), "edge"),
-        SystemEphemerals(), ours.now,
+        SystemEphemerals(), ours.now, TicketStore(),
     )
     with pytest.raises(IdentityRefused):
         pair.pump()
@@ -433,7 +430,8 @@ def test_C3_an_edge_svid_cannot_take_in_others() -> None:
     pair = joining_pair(ca, invitation(ca), SigningKey.generate())
     edge = ca.issue("edge/evil")
     pair.gateway = GatewayConnection(
-        edge.chain, edge.not_after, ca.root_der, verifier(ca.bundle(), "edge"), SystemEphemerals(), ca.now
+        edge.chain, edge.not_after, ca.root_der, verifier(ca.bundle(), "edge"), SystemEphemerals(), ca.now,
+        TicketStore(),
     )
     pair.gateway_svid = edge
     with pytest.raises(IdentityRefused) as caught:

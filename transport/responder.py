@@ -1,0 +1,205 @@
+"""The gateway's side of a connection. See `transport.connection` for how it is driven."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from transport.connection import (
+    CLOSE_REFUSED,
+    LINK_ID_INPUT,
+    STEP_DEADLINE_S,
+    AckReceived,
+    Connection,
+    CredentialReceived,
+    Phase,
+    SignatureNeeded,
+    SpansReceived,
+)
+from transport.errors import IdentityRefused, LocalMisuse, ProtocolViolation, TicketRefused, TransportError
+from transport.handshake import (
+    FIRST_BODY_LEN,
+    RESUME_BODY_MAX,
+    RESUME_BODY_MIN,
+    Credential,
+    FrameType,
+    Hint,
+    ResponderHandshake,
+    ResumedResponder,
+    Verify,
+)
+from transport.identity.verify import VerifiedPeer
+from transport.messages import Ack, Body, Close, Issued, Message, Open, Resume, Spans, Welcome, decode
+from transport.mux import GatewayMux
+from transport.noise import Ephemerals
+from transport.primitives import sha256
+from transport.records import unpack
+from transport.tickets import TICKET_ID_LEN, TicketStore
+
+UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has been verified
+
+
+class GatewayConnection(Connection):
+    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
+
+    `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here.
+    """
+
+    def __init__(
+        self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
+        now: float, tickets: TicketStore,
+    ) -> None:
+        super().__init__(now)
+        self._chain, self._not_after, self._root = tuple(chain), not_after, root
+        self._verify, self._ephemerals = verify_edge, ephemerals
+        self._streams = GatewayMux()
+        self._handshake: ResponderHandshake | None = None
+        self.credential: Credential | None = None
+        self._ticket_store = tickets
+        self._early: list[bytes] = []
+        self._siblings = b""  # of the ticket this session was resumed by, until its first record has authenticated
+
+    @property
+    def _mux(self) -> GatewayMux:
+        return self._streams
+
+    @property
+    def streams(self) -> GatewayMux:
+        """Where answers are written."""
+        return self._streams
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        self._link_head += data[: LINK_ID_INPUT - len(self._link_head)]
+        super().receive_data(data, now)
+
+    def signed(self, signature: bytes, now: float) -> None:
+        """The answer to SignatureNeeded: frame 2 leaves."""
+        if self.phase is not Phase.SIGNING or self._handshake is None:
+            raise LocalMisuse("no signature is due")
+        with_root = self._handshake.kind is FrameType.FULL_WITH_ROOT
+        self._out += self._handshake.second_frame([*self._chain, *([self._root] if with_root else [])], signature)
+        self._start_records(self._handshake.split(), now)
+        self.phase = Phase.HANDSHAKE
+        self._deadline = now + STEP_DEADLINE_S
+
+    def admit(self, welcome: Welcome, now: float) -> None:
+        """Lets the SVID's holder in. May raise like `receive_data`, for what the edge sent behind record 0."""
+        if self.phase is not Phase.ADMISSION or not isinstance(self.credential, VerifiedPeer):
+            raise LocalMisuse("no SVID waits to be admitted")
+        edge = self.credential
+        self._send_now(welcome, now)
+        not_after = edge.not_after if self._resuming else min(self._not_after, edge.not_after)
+        self._open(edge, not_after, now)
+        self._ticket_store.put(self.tickets)
+        try:
+            self._take_early_data(now)
+        except TransportError as error:
+            self._fail(error, now)
+            raise
+        self.receive_data(b"", now)
+
+    def _take_early_data(self, now: float) -> None:
+        """Whole requests and resumes, which the journal does once however often they come; nothing else (M6)."""
+        for encoded in self._early:
+            message = decode(encoded)
+            if not isinstance(message, Open | Body | Resume):
+                raise ProtocolViolation("message may not be early data")
+            self._streams.receive(message)
+            self._collect_events()
+        self._early.clear()
+        if self._streams.incomplete:
+            raise ProtocolViolation("early data holds a part of a request")
+
+    def issue(self, issued: Issued, now: float) -> None:
+        """Answers a join or renewal, and ends the session."""
+        if self.phase is not Phase.ADMISSION or isinstance(self.credential, VerifiedPeer):
+            raise LocalMisuse("no join or renewal waits")
+        self._send_now(issued, now)
+        self._end()
+
+    def refuse(self, now: float) -> None:
+        """Turns the credential down; the peer is told no more than that."""
+        self.close(CLOSE_REFUSED, now)
+
+    def refuse_unheard(self, hint: Hint) -> None:
+        """Ends a link before any work was done for it, with two unauthenticated bytes."""
+        self._out += bytes([FrameType.HINT, hint])
+        self._end()
+
+    def _handshake_input(self, now: float) -> None:
+        if self.phase is not Phase.HANDSHAKE:
+            raise ProtocolViolation("the edge spoke out of turn")
+        if self._inbox and self._inbox[0] == FrameType.RESUME:
+            self._resume_input(now)
+            return
+        if self._inbox and self._inbox[0] not in (FrameType.FULL, FrameType.FULL_WITH_ROOT):
+            self.refuse_unheard(Hint.NOT_SPOKEN_HERE)
+            raise ProtocolViolation("handshake type is not known")
+        taken = self._take_frame(FIRST_BODY_LEN, FIRST_BODY_LEN)
+        if taken is None:
+            return
+        kind, body = taken
+        if self._inbox:
+            raise ProtocolViolation("the edge spoke out of turn")
+        self._handshake = ResponderHandshake(FrameType(kind), self._ephemerals, self._verify)
+        message = self._handshake.read_first(body, self._chain[0])
+        self.phase = Phase.SIGNING
+        self._events.append(SignatureNeeded(message))
+
+    def _resume_input(self, now: float) -> None:
+        taken = self._take_frame(0, RESUME_BODY_MAX)
+        if taken is None:
+            return
+        _, body = taken
+        if len(body) < RESUME_BODY_MIN or self._inbox:
+            raise ProtocolViolation("first handshake message has a bad length")
+        ticket = self._ticket_store.find(body[:TICKET_ID_LEN], now)
+        if ticket is None:
+            self.refuse_unheard(Hint.UNKNOWN_TICKET)
+            raise TicketRefused("the edge resumes by a ticket that is not known here")
+        handshake = ResumedResponder(ticket, self._ephemerals)
+        early = handshake.read_first(body[TICKET_ID_LEN:])
+        siblings = self._ticket_store.consume(ticket.id)
+        if siblings is None:
+            self.refuse_unheard(Hint.UNKNOWN_TICKET)
+            raise TicketRefused("the edge resumes by a ticket that has been used")
+        self._early, self._siblings = unpack(early), siblings
+        self._resuming = True
+        self._out += handshake.second_frame()
+        self.session_hash = handshake.transcript
+        self._start_records(handshake.split(), now)
+        self.credential = ticket.peer
+        self.phase = Phase.ADMISSION
+        self._deadline = now + STEP_DEADLINE_S
+        self._events.append(CredentialReceived(ticket.peer))
+
+    def _record_input(self, now: float) -> None:
+        if self._opener is None:
+            return
+        if self.phase is Phase.HANDSHAKE and self._handshake is not None:
+            opened = self._opener.next_record()
+            if opened is not None:
+                record, plaintext = opened
+                self.session_hash = sha256(self._handshake.transcript, record)
+                try:
+                    self.credential = self._handshake.read_credential(plaintext, now)
+                except (IdentityRefused, ProtocolViolation):
+                    self._send_now(Close(CLOSE_REFUSED), now)
+                    raise
+                self.phase = Phase.ADMISSION
+                self._deadline = now + STEP_DEADLINE_S
+                self._events.append(CredentialReceived(self.credential))
+        if self.phase is Phase.OPEN:
+            super()._record_input(now)
+        elif self._opener.buffered > UNVERIFIED_MAX:
+            raise ProtocolViolation("too much was sent before the credential was accepted")
+
+    def _handle(self, message: Message, now: float) -> None:
+        if self._siblings:
+            self._ticket_store.forget(self._siblings)
+            self._siblings = b""
+        match message:
+            case Spans():
+                self._events.append(SpansReceived(message))
+            case Ack():
+                self._events.append(AckReceived(message.request_id, message.offset))
+            case _:
+                self._streams.receive(message)
