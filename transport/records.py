@@ -27,6 +27,7 @@ CONTROL_BLOCK: Final = 64
 BURST_FLOOR: Final = 512
 _POWERS_UP_TO: Final = 4_096
 _REKEY: Final = encode(Rekey())
+REKEY_ROOM: Final = LENGTH_LEN + len(_REKEY)  # what every cell keeps free
 
 
 def padded_length(length: int, *, control: bool) -> int:
@@ -127,6 +128,31 @@ class RecordSealer:
         self._used.records += 1
         self._used.bytes += len(plaintext)
         return header + self._cipher.encrypt(header, plaintext)
+
+    def seal_cell(self, messages: Sequence[bytes], size: int, now: float) -> bytes:
+        """One record of exactly `size` plaintext bytes, perhaps padding alone. A rekey that is due rides in it.
+
+        Raises LocalMisuse if encoded `messages` with their lengths take more than `size` - REKEY_ROOM bytes.
+        """
+        content = b"".join(len(message).to_bytes(LENGTH_LEN, "big") + message for message in messages)
+        if len(content) > size - REKEY_ROOM:
+            raise LocalMisuse("messages do not fit a cell")
+        rekey = (
+            self._used.records >= REKEY_RECORDS
+            or self._used.bytes >= REKEY_BYTES
+            or now - self._used.since >= REKEY_SECONDS
+        )
+        if rekey:
+            content += len(_REKEY).to_bytes(LENGTH_LEN, "big") + _REKEY
+        record = self.seal_record(content.ljust(size, b"\0"))
+        if rekey:
+            self._cipher.rekey()
+            self._used = _Usage(now)
+        return record
+
+    def stop_padding(self) -> None:
+        """From the next burst on nothing is padded."""
+        self._padding = False
 
     def _seal(self, plaintext: bytes, now: float) -> bytes:
         record = self.seal_record(plaintext)
