@@ -12,6 +12,7 @@ is no way to set a nonce, and a cipher without a key cannot be called.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from struct import Struct
 from typing import Final, Protocol, TypeVar
 
 from transport import primitives
@@ -38,8 +39,8 @@ class KemKeyPair(Protocol):
 
 
 class Aead(Protocol):
-    def seal(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes: ...
-    def open(self, nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes: ...
+    def seal(self, nonce: bytes, plaintext: bytes, associated: bytes, /) -> bytes: ...
+    def open(self, nonce: bytes, ciphertext: bytes, associated: bytes, /) -> bytes: ...
 
 
 class Ephemerals(Protocol):
@@ -104,18 +105,20 @@ class CipherState:
         self._aead = suite.aead(self._key)
 
     def encrypt(self, associated: bytes, plaintext: bytes) -> bytes:
-        if self._n >= _NONCE_LIMIT:
+        n = self._n
+        if n >= _NONCE_LIMIT:
             raise LocalMisuse("nonces are exhausted")
-        sealed = self._aead.seal(self._suite.nonce(self._n), plaintext, associated)
-        self._n += 1
+        sealed = self._aead.seal(self._suite.nonce(n), plaintext, associated)
+        self._n = n + 1
         return sealed
 
     def decrypt(self, associated: bytes, ciphertext: bytes) -> bytes:
         """Raises DecryptFailed."""
-        if self._n >= _NONCE_LIMIT:
+        n = self._n
+        if n >= _NONCE_LIMIT:
             raise ProtocolViolation("nonces are exhausted")
-        plaintext = self._aead.open(self._suite.nonce(self._n), ciphertext, associated)
-        self._n += 1
+        plaintext = self._aead.open(self._suite.nonce(n), ciphertext, associated)
+        self._n = n + 1
         return plaintext
 
     def rekey(self) -> None:
@@ -367,10 +370,7 @@ def _need(value: T | None) -> T:
     return value
 
 
-def gcm_nonce(counter: int) -> bytes:
-    """Four zero bytes and the counter, big-endian (section 12.3)."""
-    return counter.to_bytes(12, "big")
-
+gcm_nonce: Final[Callable[[int], bytes]] = Struct(">4xQ").pack  # four zero bytes, the counter big-endian (section 12.3)
 
 PRODUCT_SUITE: Final = Suite(
     name="P256+MLKEM768_AESGCM_SHA256",

@@ -8,7 +8,7 @@ repeated or altered record fails, and after a failure the opener is dead: keys b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from struct import Struct
 from typing import Final
 
 from transport.errors import LocalMisuse, ProtocolViolation
@@ -28,6 +28,7 @@ BURST_FLOOR: Final = 512
 _POWERS_UP_TO: Final = 4_096
 _REKEY: Final = encode(Rekey())
 REKEY_ROOM: Final = LENGTH_LEN + len(_REKEY)  # what every cell keeps free
+_length_bytes: Final = Struct(">H").pack
 
 
 def padded_length(length: int, *, control: bool) -> int:
@@ -75,38 +76,30 @@ def pad(plaintexts: Sequence[bytes], *, control: bool) -> list[bytes]:
 def unpack(plaintext: bytes) -> list[bytes]:
     """The encoded messages of a record, perhaps none. Raises ProtocolViolation for a cut one, or padding not zero."""
     messages: list[bytes] = []
-    view = memoryview(plaintext)
     position = 0
-    while position < len(view):
-        length = int.from_bytes(view[position : position + LENGTH_LEN], "big")
+    while position < len(plaintext):
+        length = int.from_bytes(plaintext[position : position + LENGTH_LEN], "big")
         if length == 0:
             break
         position += LENGTH_LEN
-        if length > len(view) - position:
+        if length > len(plaintext) - position:
             raise ProtocolViolation("message is cut short")
-        messages.append(bytes(view[position : position + length]))
+        messages.append(plaintext[position : position + length])
         position += length
     if plaintext.count(0, position) != len(plaintext) - position:
         raise ProtocolViolation("padding is not zero")
     return messages
 
 
-@dataclass
-class _Usage:
-    """What one key has done, and since when."""
-
-    since: float
-    records: int = 0
-    bytes: int = 0
-
-
 class RecordSealer:
     """Seals bursts of messages in one direction. `now` in unix seconds that never fall."""
+
+    __slots__ = ("_bytes", "_cipher", "_padding", "_records", "_since")
 
     def __init__(self, cipher: CipherState, now: float, *, padding: bool = True) -> None:
         self._cipher = cipher
         self._padding = padding
-        self._used = _Usage(now)
+        self._since, self._records, self._bytes = now, 0, 0  # what the key has done, and since when
 
     def seal_burst(self, messages: Sequence[bytes], now: float, *, control: bool = False) -> bytes:
         """All records of one burst of encoded messages; `control` says that they are flow control alone.
@@ -118,15 +111,18 @@ class RecordSealer:
         plaintexts = pack(messages)
         if self._padding:
             plaintexts = pad(plaintexts, control=control)
-        return b"".join(self._seal(plaintext, now) for plaintext in plaintexts)
+        if len(plaintexts) == 1:
+            return self._seal(plaintexts[0], now)
+        return b"".join([self._seal(plaintext, now) for plaintext in plaintexts])
 
     def seal_record(self, plaintext: bytes) -> bytes:
         """One record of exactly these bytes; for record 0, whose padding the handshake decides."""
-        if not 0 < len(plaintext) <= RECORD_PLAINTEXT_MAX:
+        length = len(plaintext)
+        if not 0 < length <= RECORD_PLAINTEXT_MAX:
             raise LocalMisuse("record plaintext has a bad length")
-        header = (len(plaintext) + TAG_LEN).to_bytes(LENGTH_LEN, "big")
-        self._used.records += 1
-        self._used.bytes += len(plaintext)
+        header = _length_bytes(length + TAG_LEN)
+        self._records += 1
+        self._bytes += length
         return header + self._cipher.encrypt(header, plaintext)
 
     def seal_cell(self, messages: Sequence[bytes], size: int, now: float) -> bytes:
@@ -137,17 +133,13 @@ class RecordSealer:
         content = b"".join(len(message).to_bytes(LENGTH_LEN, "big") + message for message in messages)
         if len(content) > size - REKEY_ROOM:
             raise LocalMisuse("messages do not fit a cell")
-        rekey = (
-            self._used.records >= REKEY_RECORDS
-            or self._used.bytes >= REKEY_BYTES
-            or now - self._used.since >= REKEY_SECONDS
-        )
+        rekey = self._records >= REKEY_RECORDS or self._bytes >= REKEY_BYTES or now - self._since >= REKEY_SECONDS
         if rekey:
             content += len(_REKEY).to_bytes(LENGTH_LEN, "big") + _REKEY
         record = self.seal_record(content.ljust(size, b"\0"))
         if rekey:
             self._cipher.rekey()
-            self._used = _Usage(now)
+            self._since, self._records, self._bytes = now, 0, 0
         return record
 
     def stop_padding(self) -> None:
@@ -156,12 +148,11 @@ class RecordSealer:
 
     def _seal(self, plaintext: bytes, now: float) -> bytes:
         record = self.seal_record(plaintext)
-        used = self._used
-        if used.records >= REKEY_RECORDS or used.bytes >= REKEY_BYTES or now - used.since >= REKEY_SECONDS:
+        if self._records >= REKEY_RECORDS or self._bytes >= REKEY_BYTES or now - self._since >= REKEY_SECONDS:
             # The notice is a record of its own, the last one under the old key.
             record += self.seal_record(pad(pack([_REKEY]), control=True)[0])
             self._cipher.rekey()
-            self._used = _Usage(now)
+            self._since, self._records, self._bytes = now, 0, 0
         return record
 
 
@@ -171,52 +162,68 @@ class RecordOpener:
     After any exception it is dead: the key is dropped, and every later call raises LocalMisuse.
     """
 
+    __slots__ = ("_at", "_buffer", "_bytes", "_cipher", "_records", "_since")
+
     def __init__(self, cipher: CipherState, now: float) -> None:
         self._cipher: CipherState | None = cipher
-        self._used = _Usage(now)
-        self._buffer = bytearray()
+        self._since, self._records, self._bytes = now, 0, 0
+        self._buffer, self._at = b"", 0  # what was fed, and how far it has been opened
 
     @property
     def buffered(self) -> int:
-        return len(self._buffer)
+        return len(self._buffer) - self._at
 
     def feed(self, data: bytes) -> None:
-        self._buffer += data
+        # Mostly nothing is left over: then the bytes are taken as they are, without a copy.
+        self._buffer = self._buffer[self._at :] + data if self._buffer else data
+        self._at = 0
 
-    def next_record(self) -> tuple[bytes, bytes] | None:
-        """(record as sent, plaintext), or None until a whole record is there.
+    def next_plaintext(self) -> bytes | None:
+        """What is inside the next whole record; None until it is there.
 
         Raises ProtocolViolation for a bad length or a key used beyond twice its limits, DecryptFailed for a bad tag.
         """
-        if self._cipher is None:
+        cipher = self._cipher
+        if cipher is None:
             raise LocalMisuse("this direction has ended")
-        if len(self._buffer) < LENGTH_LEN:
+        buffer, start = self._buffer, self._at + LENGTH_LEN
+        if len(buffer) < start:
             return None
-        length = int.from_bytes(self._buffer[:LENGTH_LEN], "big")
-        cipher, self._cipher = self._cipher, None  # stays dead if anything below raises
+        header = buffer[start - LENGTH_LEN : start]
+        length = header[0] << 8 | header[1]
+        end = start + length
+        self._cipher = None  # stays dead if anything below raises
         if not RECORD_MIN <= length <= RECORD_MAX:
             raise ProtocolViolation("record length is out of bounds")
-        if len(self._buffer) < LENGTH_LEN + length:
+        if len(buffer) < end:
+            self._buffer, self._at = buffer[start - LENGTH_LEN :], 0  # what was opened is not kept meanwhile
             self._cipher = cipher
             return None
-        record = bytes(self._buffer[: LENGTH_LEN + length])
-        del self._buffer[: LENGTH_LEN + length]
-        used = self._used
-        used.records += 1
-        used.bytes += length - TAG_LEN
-        if used.records > 2 * REKEY_RECORDS or used.bytes > 2 * REKEY_BYTES:
+        if len(buffer) == end:
+            self._buffer, self._at = b"", 0
+        else:
+            self._at = end
+        self._records += 1
+        self._bytes += length - TAG_LEN
+        if self._records > 2 * REKEY_RECORDS or self._bytes > 2 * REKEY_BYTES:
             raise ProtocolViolation("peer did not rekey in time")
-        plaintext = cipher.decrypt(record[:LENGTH_LEN], record[LENGTH_LEN:])
+        plaintext = cipher.decrypt(header, buffer[start:end])
         self._cipher = cipher
-        return record, plaintext
+        return plaintext
+
+    def next_record(self) -> tuple[bytes, bytes] | None:
+        """(record as sent, plaintext), or None; raises as `next_plaintext` does."""
+        ahead = self._buffer[self._at :]
+        plaintext = self.next_plaintext()
+        return None if plaintext is None else (ahead[: LENGTH_LEN + len(plaintext) + TAG_LEN], plaintext)
 
     def next_messages(self, now: float) -> list[Message] | None:
         """The messages of the next whole record, perhaps none; `Rekey` is carried out here and not returned."""
-        opened = self.next_record()
-        if opened is None:
+        plaintext = self.next_plaintext()
+        if plaintext is None:
             return None
         cipher, self._cipher = self._cipher, None
-        messages = [decode(message) for message in unpack(opened[1])]
+        messages = [decode(message) for message in unpack(plaintext)]
         for message in messages[:-1]:
             if isinstance(message, Rekey):
                 raise ProtocolViolation("rekey is not the last message of its record")
@@ -228,9 +235,9 @@ class RecordOpener:
 
     def _rekey(self, now: float) -> None:
         cipher, self._cipher = self._cipher, None
-        if self._used.bytes < REKEY_FLOOR_BYTES and now - self._used.since < REKEY_FLOOR_SECONDS:
+        if self._bytes < REKEY_FLOOR_BYTES and now - self._since < REKEY_FLOOR_SECONDS:
             raise ProtocolViolation("peer rekeys too often")
         if cipher is not None:
             cipher.rekey()
-        self._used = _Usage(now)
+        self._since, self._records, self._bytes = now, 0, 0
         self._cipher = cipher
