@@ -32,7 +32,7 @@ TIERS = {"quick": 60, "full": 8 * 60, "ci": 15 * 60, "long": 60 * 60}  # seconds
 
 # `-v` undoes the `-q` of pyproject.toml, so that progress and the usual closing line show; `-rs` says each skip aloud.
 PYTEST = [str(BIN / "python"), "-m", "pytest", "-v", "-rs", "--durations=5", "--durations-min=1"]
-QUICK_TESTS = ["unit", "vectors", "properties", "contract", "architecture"]
+QUICK_TESTS = ["unit", "vectors", "properties", "fuzz", "contract", "architecture"]
 FULL_TESTS = ["cli", "integration", "faults", "interop"]
 LONG_TESTS = ["properties", "contract"]
 

@@ -29,7 +29,7 @@ _Count = Annotated[int, Meta(ge=0, le=1 << 50)]
 class HopNote(Struct, frozen=True):
     """What a hop says about a tunnel, in a text frame: link id, Unix milliseconds, bytes from and to the edge."""
 
-    link: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    link: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     start_ms: _Time
     end_ms: _Time
     up: _Count

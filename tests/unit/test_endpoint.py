@@ -25,8 +25,8 @@ def test_endpoints_that_are_endpoints(text: str) -> None:
 
 @pytest.mark.parametrize("text", [
     "", "tcp", "tcp:", "tcp:host", "tcp:host:", "tcp:host:http", "tcp:host:65536", "tcp:host:-1", "tcp::1", "tcp:::1:2",
-    "tcp:a b:1", "udp:h:1", "unix:", "unix:" + "a" * 108, "unix:a\0b", "ws://h", "wss:h", "wss://", "wss://h:99999",
-    "wss://user@h", "wss://h:1#x y", "https://h", "ble:NAME", "tcp:h:١",
+    "tcp:a b:1", "udp:h:1", "unix:", "unix:" + "a" * 108, "unix:a\0b", "unix:\ud800", "ws://h", "wss:h", "wss://",
+    "wss://h:99999", "wss://user@h", "wss://h:1#x y", "https://h", "ble:NAME", "tcp:h:١",
 ])
 def test_what_is_no_endpoint(text: str) -> None:
     with pytest.raises(BadInput) as caught:

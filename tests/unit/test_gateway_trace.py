@@ -99,6 +99,10 @@ def test_a_hop_s_note_as_hops_write_it() -> None:
     assert note == HopNote(LINK, 1.5, 2.0, 3, 4)
 
 
+def test_a_link_id_is_sixteen_digits_and_nothing_behind_them() -> None:
+    assert parse_note(f'{{"link":"{LINK}\\n","start_ms":1.5,"end_ms":2.0,"up":3,"down":4}}') is None
+
+
 @given(st.text(max_size=100))
 def test_no_note_breaks_anything(text: str) -> None:
     assert parse_note(text) is None

@@ -118,7 +118,11 @@ def _is_port(port: str) -> bool:
 
 
 def _is_path(address: str) -> bool:
-    return 0 < len(address.encode(errors="surrogateescape")) <= UNIX_PATH_MAX and "\0" not in address
+    try:
+        encoded = address.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte of a file name
+        return False
+    return 0 < len(encoded) <= UNIX_PATH_MAX and b"\0" not in encoded
 
 
 def _is_url(address: str) -> bool:

@@ -1,0 +1,468 @@
+"""What is fuzzed: every decoder of bytes or text that somebody else wrote, as a table of functions of one input.
+
+A target returns when its input was taken or refused with a documented error; whatever else it raises is a finding.
+Inputs come from a deterministic world: fixed ephemerals where it matters, so that one input always takes one path.
+"""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+
+from relay.gateway.trace import parse_note
+from store import keys, sealed
+from store.errors import StoreCorrupt, WrongKey
+from tests.support.ca import Ca
+from tests.support.connection_pair import EPOCH, header, verifier
+from transport import handshake
+from transport.connection import Connection, CredentialReceived, SignatureNeeded
+from transport.errors import BadInput, IdentityRefused, LocalMisuse, ProtocolViolation, TransportError
+from transport.handshake import FrameType, GatewayHello, ResponderHandshake, ResumedResponder, ResumingInitiator
+from transport.identity.join import Invitation
+from transport.identity.svid import SpiffeId, key_of, load_certificate, make_csr, parse_csr, spiffe_id_of
+from transport.identity.verify import verify_svid
+from transport.initiator import EdgeConnection, Joining, Resumption, SvidLogin
+from transport.links.base import Endpoint
+from transport.messages import (
+    Ack,
+    Answer,
+    AnswerData,
+    Body,
+    Cancel,
+    Close,
+    Credit,
+    End,
+    Issued,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    Refuse,
+    Rekey,
+    RequestHeader,
+    Resume,
+    SpanRecord,
+    Spans,
+    Welcome,
+    decode,
+    decode_canonical,
+    decode_header,
+    encode,
+    encode_header,
+    request_digest,
+)
+from transport.mux import AnswerBytes, RequestReceived, ResumeRequested
+from transport.noise import SystemEphemerals
+from transport.primitives import Secret, SigningKey, sha256
+from transport.records import RECORD_PLAINTEXT_MAX, RecordSealer, pack, pad, unpack
+from transport.responder import GatewayConnection
+from transport.tickets import Ticket, TicketStore
+
+NOW = 1_790_000_000.0
+BETWEEN = b"\n--\n"  # between two flights of one input
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` is given each input; `seeds` are inputs to start from; `max_len` in bytes."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Iterable[bytes]]
+    max_len: int
+
+
+class World:
+    """Identities and tickets that every connection target shares. Made once: it costs some milliseconds."""
+
+    def __init__(self) -> None:
+        self.ca = Ca(now=NOW)
+        self.edge, self.gateway = self.ca.issue("edge/lap-1"), self.ca.issue("gateway/main")
+        bundle = self.ca.bundle()
+        self.verify_edge, self.verify_gateway = verifier(bundle, "edge"), verifier(bundle, "gateway")
+        self.edge_peer = self.verify_edge(self.edge.chain, NOW)
+        self.gateway_peer = self.verify_gateway(self.gateway.chain, NOW)
+        self.device = SigningKey.generate()
+        self.csr = make_csr(self.device)
+        self.invitation = Invitation(
+            sha256(self.ca.root_der), b"tokentok", Secret(b"s" * 16), "field.example", "edge/lap-1", ("tcp:h:1",)
+        )
+        self.responder = ResponderHandshake(FrameType.FULL, SystemEphemerals(), self.verify_edge)
+        first = EdgeConnection(
+            SvidLogin(self.edge.chain, self.edge.not_after), self.verify_gateway, SystemEphemerals(), NOW
+        ).data_to_send(NOW)
+        self.responder.read_first(first[3:], self.gateway.chain[0])
+        self.folder = Path(tempfile.mkdtemp(prefix="causeway-fuzz-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def ticket(self, *, edge_side: bool) -> Ticket:
+        peer = self.gateway_peer if edge_side else self.edge_peer
+        return Ticket(b"t" * 16, Secret(b"p" * 32), peer, NOW + 3_000)
+
+    def gateway_connection(self, tickets: TicketStore | None = None) -> GatewayConnection:
+        return GatewayConnection(
+            self.gateway.chain, self.gateway.not_after, self.ca.root_der, self.verify_edge, SystemEphemerals(), NOW,
+            tickets if tickets is not None else TicketStore(),
+        )
+
+    def edge_connection(self, kind: int) -> EdgeConnection:
+        login = SvidLogin(self.edge.chain, self.edge.not_after)
+        joining = Joining(self.invitation, self.device.public.spki, self.csr)
+        purpose = (login, joining, Resumption(self.ticket(edge_side=True)))[kind % 3]
+        return EdgeConnection(purpose, self.verify_gateway, SystemEphemerals(), NOW)
+
+
+world = functools.cache(World)
+refusals = functools.partial(contextlib.suppress)
+
+
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """What bytes from a peer may cause. LocalMisuse is not among it: that would be our fault, not the peer's."""
+    try:
+        yield
+    except LocalMisuse:
+        raise
+    except TransportError:
+        pass
+
+
+# --- messages and records -------------------------------------------------------------------------------------------
+
+_HEADER = header(b"body")
+_SPAN = SpanRecord("0" * 32, "1" * 16, "", "edge.request", "edge", 1.0, 2.5, {"model": "m", "n": 1, "x": 0.5})
+FROM_EDGE: tuple[Message, ...] = (
+    Open(0, b"r" * 16, _HEADER, request_digest(_HEADER, b"body")), Body(0, 0, b"body"), Credit(0, 300_000), Cancel(0),
+    Spans([_SPAN]), Rekey(), Close("normal"), Resume(1, b"s" * 16, 2, 77), Ack(b"r" * 16, 12), Ping(), Pong(),
+)
+FROM_GATEWAY: tuple[Message, ...] = (
+    Answer(0, 0, 200, "text/plain", True), AnswerData(0, 0, b"answer"), End(0, 6, sha256(b"answer")),
+    Refuse(1, 404, "unknown_request", "there is no such request", False), Credit(0, 9_000),
+    Welcome(EPOCH, "spiffe://field.example/hop/pi", 1), Issued("spiffe://a/edge/b", [b"c"], [b"d"], 1, 1),
+)
+
+
+def run_message(data: bytes) -> None:
+    with refusals(ProtocolViolation):
+        assert encode(decode(data)) == data
+
+
+def run_header(data: bytes) -> None:
+    with refusals(ProtocolViolation):
+        assert encode_header(decode_header(data)) == data
+
+
+def run_unpack(data: bytes) -> None:
+    with refusals(ProtocolViolation):
+        packed = b"".join(len(m).to_bytes(2, "big") + m for m in unpack(data))
+        assert data.startswith(packed) and not any(data[len(packed) :])
+
+
+def records_of(*messages: Message) -> bytes:
+    return pack([encode(message) for message in messages])[0]
+
+
+# --- handshake payloads ---------------------------------------------------------------------------------------------
+
+
+def run_hello(data: bytes) -> None:
+    """Frame 2's payload, as the edge reads it after its tag has passed."""
+    with refusals(ProtocolViolation, IdentityRefused):
+        hello = decode_canonical(
+            handshake._hello_decoder, handshake.unpad_payload(_padded(data)), handshake.PAYLOAD_MAX
+        )
+        peer = world().verify_gateway(hello.chain, NOW)
+        peer.key.verify(hello.signature, b"x")
+
+
+def run_credential(data: bytes) -> None:
+    """Record 0's plaintext, as the gateway reads it."""
+    for payload in (data, _padded(data)):
+        with refusals(ProtocolViolation, IdentityRefused):
+            world().responder.read_credential(payload, NOW)
+
+
+def _padded(data: bytes) -> bytes:
+    return handshake.pad_payload(data[: handshake.PAYLOAD_MAX - 2])
+
+
+def hello_seeds() -> Iterable[bytes]:
+    yield msgspec.msgpack.encode(GatewayHello(list(world().gateway.chain), bytes(64)))
+
+
+def credential_seeds() -> Iterable[bytes]:
+    w = world()
+    yield msgspec.msgpack.encode(handshake.SvidOffer(list(w.edge.chain), bytes(64)))
+    yield msgspec.msgpack.encode(handshake.RenewOffer(bytes(32), w.csr, bytes(64)))
+    yield msgspec.msgpack.encode(handshake.JoinOffer(b"tokentok", bytes(16), w.csr, w.device.public.spki, bytes(64)))
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+def flights(data: bytes) -> list[bytes]:
+    return data.split(BETWEEN)[:8]
+
+
+def _edge_application(core: EdgeConnection) -> None:
+    while (event := core.next_event()) is not None:
+        if isinstance(event, SignatureNeeded):
+            core.signed(world().edge.key.sign(event.message), NOW)
+        elif isinstance(event, AnswerBytes):
+            core.consumed(event.stream, len(event.data))
+
+
+def _gateway_application(core: GatewayConnection) -> None:
+    while (event := core.next_event()) is not None:
+        if isinstance(event, SignatureNeeded):
+            core.signed(world().gateway.key.sign(event.message), NOW)
+        elif isinstance(event, CredentialReceived):
+            if isinstance(event.credential, handshake.JoinCredential | handshake.RenewCredential):
+                core.refuse(NOW)
+            else:
+                core.admit(Welcome(EPOCH, "", 1), NOW)
+        elif isinstance(event, RequestReceived):
+            core.streams.answer(event.stream, 200, "text/plain", streamed=False)
+            core.streams.write(event.stream, event.body)
+            core.streams.end(event.stream, len(event.body), sha256(event.body))
+        elif isinstance(event, ResumeRequested):
+            core.streams.refuse(event.stream, 404, "unknown_request", "there is no such request", retryable=False)
+
+
+def _drive(core: EdgeConnection | GatewayConnection, data: bytes) -> None:
+    core.receive_data(data, NOW)
+    if isinstance(core, EdgeConnection):
+        _edge_application(core)
+    else:
+        _gateway_application(core)
+    core.data_to_send(NOW)
+    check_bounds(core)
+
+
+def check_bounds(core: Connection) -> None:
+    if core._opener is not None:
+        assert core._opener.buffered <= 96 * 1024
+    assert len(core._inbox) <= 32 * 1024
+
+
+def run_gateway_frames(data: bytes) -> None:
+    """Raw bytes into a gateway that knows one ticket."""
+    store = TicketStore()
+    store.put([world().ticket(edge_side=False)])
+    core = world().gateway_connection(store)
+    with peer_errors():
+        for flight in flights(data):
+            _drive(core, flight)
+
+
+def run_edge_frames(data: bytes) -> None:
+    """Raw bytes into an edge that has sent its first frame; the first byte says of which kind."""
+    core = world().edge_connection(data[0] if data else 0)
+    core.data_to_send(NOW)
+    with peer_errors():
+        for flight in flights(data[1:]):
+            _drive(core, flight)
+
+
+def _sealed(sealer: RecordSealer, data: bytes) -> bytes:
+    return b"".join(
+        sealer.seal_record(data[at : at + RECORD_PLAINTEXT_MAX]) for at in range(0, len(data), RECORD_PLAINTEXT_MAX)
+    )
+
+
+def run_gateway_session(data: bytes) -> None:
+    """What an authenticated edge may send: early data first, then record plaintexts."""
+    store, ticket = TicketStore(), world().ticket(edge_side=False)
+    store.put([ticket])
+    core, edge = world().gateway_connection(store), ResumingInitiator(ticket, SystemEphemerals())
+    early, *rest = flights(data)
+    with peer_errors():
+        core.receive_data(edge.first_frame(early[: handshake.EARLY_MAX]), NOW)
+        second = core.data_to_send(NOW)
+        edge.read_second(second[3 : 3 + handshake.RESUMED_SECOND_LEN])
+        _gateway_application(core)
+        sealer = RecordSealer(edge.split().sending, NOW)
+        for flight in rest:
+            _drive(core, _sealed(sealer, flight))
+
+
+def run_edge_session(data: bytes) -> None:
+    """What an authenticated gateway may send to an edge that has one request and one resume open."""
+    gateway = ResumedResponder(world().ticket(edge_side=False), SystemEphemerals())
+    core = world().edge_connection(2)
+    core.request(b"r" * 16, _HEADER, b"body")
+    core.request(b"q" * 16, header(bytes(20_000)), bytes(20_000))
+    with peer_errors():
+        gateway.read_first(core.data_to_send(NOW)[3 + 16 :])
+        second = gateway.second_frame()
+        sealer = RecordSealer(gateway.split().sending, NOW)
+        core.receive_data(second, NOW)
+        for flight in flights(data):
+            _drive(core, _sealed(sealer, flight))
+
+
+def gateway_frame_seeds() -> Iterable[bytes]:
+    w = world()
+    for kind in range(3):
+        yield w.edge_connection(kind).data_to_send(NOW)
+    early = pad([records_of(*FROM_EDGE[:2])], control=False)[0]
+    yield ResumingInitiator(w.ticket(edge_side=True), SystemEphemerals()).first_frame(early)
+    yield b"GET / HTTP/1.1\r\n"
+
+
+def edge_frame_seeds() -> Iterable[bytes]:
+    w = world()
+    for kind in range(3):
+        store = TicketStore()
+        store.put([w.ticket(edge_side=False)])
+        gateway = w.gateway_connection(store)
+        gateway.receive_data(w.edge_connection(kind).data_to_send(NOW), NOW)
+        _gateway_application(gateway)
+        yield bytes([kind]) + gateway.data_to_send(NOW)
+    yield b"\0\0\2"
+    yield b"\2\0\3"
+
+
+def gateway_session_seeds() -> Iterable[bytes]:
+    yield BETWEEN.join([records_of(*FROM_EDGE[:2]), records_of(*FROM_EDGE[2:5]), records_of(FROM_EDGE[5])])
+    yield BETWEEN.join([b"", records_of(*FROM_EDGE[:2], FROM_EDGE[8]), records_of(FROM_EDGE[7], FROM_EDGE[9])])
+    yield BETWEEN.join([records_of(FROM_EDGE[7]), records_of(*FROM_EDGE[9:], FROM_EDGE[6])])
+
+
+def edge_session_seeds() -> Iterable[bytes]:
+    yield BETWEEN.join([records_of(FROM_GATEWAY[5]), records_of(*FROM_GATEWAY[:3]), records_of(*FROM_GATEWAY[3:5])])
+    yield BETWEEN.join([records_of(FROM_GATEWAY[5], FROM_GATEWAY[0]), records_of(Rekey())])
+    yield records_of(Close("refused"))
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def run_invitation(data: bytes) -> None:
+    text = _text(data)
+    with refusals(BadInput):
+        assert Invitation.parse(text).encode() == text.strip().lower()
+
+
+def run_endpoint(data: bytes) -> None:
+    text = _text(data)
+    with refusals(BadInput):
+        endpoint = Endpoint.parse(text)
+        assert Endpoint.parse(str(endpoint)) == endpoint
+        if endpoint.scheme != "unix":
+            host, port = endpoint.host_port()
+            assert host and 0 <= port <= 65_535
+
+
+def run_spiffe_id(data: bytes) -> None:
+    text = _text(data)
+    with refusals(BadInput):
+        assert str(SpiffeId.parse(text)) == text
+
+
+def _text(data: bytes) -> str:
+    """Any text a Python string can hold, lone surrogates too: JSON can carry them."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def run_csr(data: bytes) -> None:
+    with refusals(ProtocolViolation):
+        parse_csr(data)
+
+
+def run_certificate(data: bytes) -> None:
+    with refusals(IdentityRefused):
+        certificate = load_certificate(data)
+        with refusals(IdentityRefused):
+            spiffe_id_of(certificate)
+        key_of(certificate)
+    w = world()
+    with refusals(IdentityRefused):
+        verify_svid((data, *w.edge.chain[1:]), w.ca.bundle(), role="edge", now=NOW)
+
+
+def run_note(data: bytes) -> None:
+    note = parse_note(_text(data))
+    assert note is None or (re.fullmatch("[0-9a-f]{16}", note.link) and note.up >= 0 and note.down >= 0)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _cheap(passphrase: keys.Passphrase, cost: keys.KdfCost, salt: bytes) -> bytes:
+    return hashlib.sha256(passphrase.expose() + cost.encode() + salt).digest()
+
+
+def run_sealed_file(data: bytes) -> None:
+    path = world().folder / "sealed"
+    path.write_bytes(data)
+    with mock.patch.object(sealed, "stretch", _cheap), refusals(StoreCorrupt, WrongKey):
+        sealed.open_file(path, keys.Passphrase("x"), purpose="p")
+
+
+def run_key_file(data: bytes) -> None:
+    """As it is, and with a checksum that fits, so that what lies behind the checksum is reached."""
+    path = world().folder / "keys"
+    for content in (data, data + hashlib.sha256(data).digest()):
+        path.write_bytes(content)
+        with mock.patch.object(keys, "stretch", _cheap), refusals(StoreCorrupt, WrongKey):
+            keys.unlock_key(path, keys.Passphrase("x"))
+
+
+def file_seeds(name: str) -> Iterable[bytes]:
+    path = world().folder / f"seed-{name}"
+    path.unlink(missing_ok=True)
+    if name == "sealed":
+        with mock.patch.object(sealed, "stretch", _cheap):
+            sealed.seal_file(path, b"plaintext", keys.Passphrase("x"), purpose="p")
+        yield path.read_bytes()
+    else:
+        with mock.patch.object(keys, "stretch", _cheap):
+            keys.create_key(path, keys.Passphrase("x"))
+        yield path.read_bytes()[:-32]
+
+
+TARGETS: dict[str, Target] = {
+    "message": Target(run_message, lambda: (encode(m) for m in (*FROM_EDGE, *FROM_GATEWAY)), 4_096),
+    "header": Target(
+        run_header,
+        lambda: [_HEADER, encode_header(RequestHeader("GET", "/v1/models", "", "00-" + "a" * 32 + "-01", 0, 1))], 2_100,
+    ),
+    "unpack": Target(
+        run_unpack, lambda: [records_of(*FROM_EDGE), pad([records_of(Ping())], control=True)[0]], 2_048,
+    ),
+    "hello": Target(run_hello, hello_seeds, 4_096),
+    "credential": Target(run_credential, credential_seeds, 4_096),
+    "gateway_frames": Target(run_gateway_frames, gateway_frame_seeds, 4_096),
+    "edge_frames": Target(run_edge_frames, edge_frame_seeds, 8_192),
+    "gateway_session": Target(run_gateway_session, gateway_session_seeds, 4_096),
+    "edge_session": Target(run_edge_session, edge_session_seeds, 4_096),
+    "invitation": Target(run_invitation, lambda: [world().invitation.encode().encode()], 1_024),
+    "endpoint": Target(
+        run_endpoint,
+        lambda: [b"tcp:[::1]:7443", b"unix:/run/c.sock", b"wss://gw.example:8443/v1/tunnel", b"unix:/\xed\xa0\x80"],
+        256,
+    ),
+    "spiffe_id": Target(run_spiffe_id, lambda: [b"spiffe://field.example/edge/lap-1"], 2_100),
+    "csr": Target(run_csr, lambda: [world().csr], 1_100),
+    "certificate": Target(run_certificate, lambda: [world().edge.chain[0], world().ca.root_der], 2_100),
+    "note": Target(
+        run_note,
+        lambda: [
+            b'{"link":"0011223344556677%b","start_ms":1.0,"end_ms":2.0,"up":3,"down":4}' % end for end in (b"", b"\\n")
+        ], 1_024,
+    ),
+    "sealed_file": Target(run_sealed_file, lambda: file_seeds("sealed"), 1_024),
+    "key_file": Target(run_key_file, lambda: file_seeds("keys"), 1_024),
+}
