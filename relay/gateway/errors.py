@@ -10,6 +10,7 @@
      +-- AuthorityExpired   fault identity  the online intermediate certificate has run out
      +-- AuditUnavailable   fault local     the audit record could not be written, so nothing may happen
      +-- ProviderFailure    fault provider  the provider refused, failed, was too slow or answered garbage
+     +-- JournalFull        fault policy    too much of a device's answers waits to be fetched
 
 A request that a check ends is not an error but a `Refusal` (relay.gateway.pipeline).
 """
@@ -87,3 +88,10 @@ class ProviderFailure(GatewayError):
         self.kind = kind
         self.status = status
         self.again = again
+
+
+class JournalFull(GatewayError):
+    """An answer was cut because nobody fetched it, or others before it."""
+
+    code = "journal_full"
+    fault = "policy"

@@ -1,0 +1,487 @@
+"""What makes a dropped link harmless: each request is carried out once, and its answer waits until it has arrived.
+
+A request is known by (SPIFFE ID, enrolment, request id). Claiming it is on stable storage before the pipeline runs; the
+pipeline then writes into the `Call`, whoever listens. Streams of sessions are readers of the call: the newest is the
+only one, and begins where the device says. The answer is on stable storage before its end is told, and stays until the
+device acknowledges the whole of it or the request expires; the outcome stays until then in any case.
+
+    claim --> running --> answered --> (acknowledged: bytes gone, outcome kept) --> expired: forgotten
+                 |------> refused     by the provider, for want of room, cancelled, interrupted by a restart
+                 '------> released    nobody can have accepted it: as if it had never come
+
+What becomes of a running call is decided by its row, in one statement: the first outcome stays, so that a cancellation
+that comes too late changes nothing. A running row without a call in memory belongs to a process that is gone.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.gateway.errors import JournalFull
+from relay.gateway.pipeline import Refusal
+from relay.gateway.state import calls
+from relay.gateway.state.calls import Key, Owner, Row, Writer
+from store.database import Database
+from store.errors import StoreError
+from transport.errors import ProtocolViolation
+from transport.identity.verify import LEEWAY_S
+from transport.messages import REQUEST_LIFETIME_MAX_S
+from transport.primitives import random_bytes
+
+KEPT_BEYOND_S: Final = 3_600  # a row outlives its request, so that a clock set back within that calls nobody twice
+READ_MAX: Final = 64 * 1024
+_log = logging.getLogger(__name__)
+
+CONFLICT: Final = Refusal(409, "id_conflict", "this request id was used for another request")
+UNKNOWN: Final = Refusal(404, "unknown_request", "nothing is known of this request")
+EXPIRED: Final = Refusal(410, "request_expired", "the request is past the time its sender set for it")
+FULL: Final = Refusal(
+    429, "journal_full", "too many requests of this device run, or too much of their answers waits to be fetched",
+    retryable=True,
+)
+CANCELLED: Final = Refusal(499, "cancelled", "the device cancelled the request")
+INTERRUPTED: Final = Refusal(*calls.INTERRUPTED)
+SUPERSEDED: Final = Refusal(409, "superseded", "a newer stream took over this answer")
+ACKNOWLEDGED: Final = Refusal(410, "acknowledged", "the device has acknowledged this answer; it is no longer kept")
+
+
+@dataclass(frozen=True)
+class JournalLimits:
+    """Per identity: calls that run, requests on record, answer bytes kept. Per call: bytes in memory, bytes written at
+    a time, seconds to wait for room before an answer is cut.
+    """
+
+    live: int = 32
+    rows: int = 1_000
+    kept: int = 16 << 20
+    memory: int = 1 << 20
+    batch: int = 64 << 10
+    pause_s: float = 60.0
+
+
+class CallRefused(Exception):
+    """To a reader: there is no answer, or no more of it."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True)
+class Head:
+    status: int
+    content_type: str
+    streamed: bool
+
+
+class _Pulse:
+    """Wakes everyone who waits at this moment."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def give(self) -> None:
+        self._event, event = asyncio.Event(), self._event
+        event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class _Usage:
+    """What one identity takes of its limits."""
+
+    def __init__(self, rows: int = 0, kept: int = 0) -> None:
+        self.live, self.rows, self.kept = 0, rows, kept
+        self.freed = _Pulse()
+
+    def free(self, count: int) -> None:
+        self.kept -= count
+        self.freed.give()
+
+
+class Call:
+    """One request that was accepted: where its answer is written (a `Sink` of the pipeline), and what came of it."""
+
+    def __init__(self, journal: "Journal", key: Key, row: Row, usage: _Usage) -> None:
+        """Use `Journal.claim` and `find`."""
+        self.key, self.digest, self.generation, self.expires = key, row.digest, row.generation, row.expires
+        self.number, self.usage = row.number, usage
+        self.length, self.sha256 = row.length, row.sha256
+        self.head: Head | None = None
+        self.refusal: Refusal | None = None
+        self.whole = row.state == "answered"
+        self.released = False  # as if it had never come; only those who read it already are told why
+        self.trace_id = ""  # of the run that made it
+        if self.whole:
+            self.head = Head(row.status, row.content_type, bool(row.streamed))
+        if row.state == "refused":
+            self.refusal = Refusal(row.status, row.code, row.message)
+        self.task: asyncio.Task[None] | None = None
+        self.reader: Reader | None = None
+        self.changed = _Pulse()
+        self._journal = journal
+        self._called = False
+        self._hash = hashlib.sha256()
+        self._memory = bytearray()  # the answer from `_start` on
+        self._start = self._stored = row.length  # and up to where it is in the database
+
+    @property
+    def over(self) -> bool:
+        return self.whole or self.refusal is not None
+
+    @property
+    def in_memory(self) -> int:
+        """Answer bytes held here."""
+        return len(self._memory)
+
+    # --- the pipeline's side ----------------------------------------------------------------------------------------
+
+    async def calling(self) -> None:
+        self._called = True
+
+    async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
+        self.head = Head(status, content_type, streamed)
+        self.changed.give()
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the identity has no room, and with it the reading from the provider. Raises JournalFull after
+        `pause_s` of that, StoreError.
+        """
+        limits = self._journal.limits
+        for start in range(0, len(data), limits.batch):
+            piece = data[start : start + limits.batch]
+            await self._journal.reserve(self.usage, len(piece))
+            self._memory += piece
+            self._hash.update(piece)
+            self.length += len(piece)
+            self.changed.give()
+            if self.length - self._stored >= limits.batch:
+                await self._store()
+            self.trim()
+
+    async def end(self) -> None:
+        """The answer is whole. On stable storage, with all of its bytes, before any reader hears of it."""
+        assert self.head is not None
+        head, parts = (self.head.status, self.head.content_type, self.head.streamed), self._unstored()
+        length, sha256 = self.length, self._hash.digest()
+        if await self._journal.writer.run(
+            lambda connection: calls.answered(connection, self.number, parts, head, length, sha256)
+        ):
+            self.sha256, self.whole, self._stored = sha256, True, length
+            self._ended()
+
+    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
+        """Ends the call without an answer. It is forgotten if nobody can have accepted it, else that is its outcome."""
+        if not self._called or (retryable and self.head is None):
+            if await self._journal.writer.run(lambda connection: calls.release(connection, self.number)):
+                self.usage.rows -= 1
+                self.released = True
+                self.give_up(Refusal(status, code, message, retryable))
+        else:
+            await self.settle(Refusal(status, code, message))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def settle(self, refusal: Refusal) -> bool:
+        """Makes that the outcome, on stable storage; False if there was one already."""
+        status, code, message, length = refusal.status, refusal.code, refusal.message, self.length
+        won = await self._journal.writer.run(
+            lambda connection: calls.refused(connection, self.number, status, code, message, length)
+        )
+        if won:
+            self.give_up(refusal)
+        return won
+
+    def give_up(self, refusal: Refusal) -> None:
+        """Ends the call in memory alone, with that for its readers."""
+        if not self.over:
+            self.refusal = refusal
+            self._forget()
+            self.usage.free(self.length)
+            self._ended()
+
+    async def part(self, offset: int) -> bytes:
+        """Some bytes from `offset` on, from memory or the database; empty if they are kept no more."""
+        if offset >= self._start:
+            at = offset - self._start
+            return bytes(self._memory[at : at + READ_MAX])
+        return (await self._journal.read_part(self.number, offset))[:READ_MAX]
+
+    def trim(self) -> None:
+        """Keeps in memory what is nowhere else, and what the reader comes to next if that is not too much."""
+        wanted = self._stored if self.reader is None else self.reader.offset
+        keep_from = min(self._stored, max(wanted, self.length - self._journal.limits.memory))
+        if keep_from > self._start:
+            del self._memory[: keep_from - self._start]
+            self._start = keep_from
+
+    def erased(self) -> None:
+        """Its bytes have gone from the database."""
+        self._forget()
+        self.changed.give()
+
+    def _forget(self) -> None:
+        self._memory.clear()
+        self._start = self._stored = self.length
+
+    async def _store(self) -> None:
+        parts = self._unstored()
+        await self._journal.writer.run(lambda connection: calls.append(connection, self.number, parts))
+        self._stored = self.length
+
+    def _unstored(self) -> list[tuple[int, bytes]]:
+        data = bytes(self._memory[self._stored - self._start :])
+        return [(self._stored, data)] if data else []
+
+    def _ended(self) -> None:
+        self.usage.live -= 1
+        self.changed.give()
+        self._journal.let_go(self)
+
+
+class Reader:
+    """One stream's place in an answer. The newest reader of a call is its only one; older ones are told so."""
+
+    def __init__(self, call: Call, offset: int) -> None:
+        """Use `Journal.read`."""
+        self.call, self.offset = call, offset
+
+    async def head(self) -> Head:
+        """Raises CallRefused, as does `next`."""
+        while True:
+            self._check()
+            if self.call.head is not None:
+                return self.call.head
+            await self.call.changed.wait()
+
+    async def next(self) -> bytes:
+        """The next bytes, at most 64 KiB, as soon as there are any; empty once that was the whole answer."""
+        while True:
+            self._check()
+            if self.offset < self.call.length:
+                data = await self.call.part(self.offset)
+                self._check()
+                if not data:
+                    raise CallRefused(ACKNOWLEDGED)
+                self.offset += len(data)
+                self.call.trim()
+                return data
+            if self.call.whole:
+                return b""
+            await self.call.changed.wait()
+
+    def close(self) -> None:
+        if self.call.reader is self:
+            self.call.reader = None
+            self.call.trim()
+            self.call._journal.let_go(self.call)
+
+    def _check(self) -> None:
+        if self.call.reader is not self:
+            raise CallRefused(SUPERSEDED)
+        if self.call.refusal is not None:
+            raise CallRefused(self.call.refusal)
+
+
+class Journal:
+    """Owns the tables of 0003_journal.sql. Await `load` before anything else, `close` at the end."""
+
+    def __init__(
+        self, database: Database, *, limits: JournalLimits | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.limits = limits or JournalLimits()
+        self.writer = Writer(database)
+        self._database = database
+        self._clock = clock
+        self._epoch = b""
+        self._usage: dict[Owner, _Usage] = {}
+        self._calls: dict[Key, Call] = {}  # that run or are being read
+        self._opening: dict[Key, asyncio.Task[Call | None]] = {}
+
+    async def load(self) -> None:
+        """Ends what an earlier process left running, as interrupted. Raises StoreError."""
+        self._epoch, usage = await self.writer.run(calls.start)
+        self._usage = {owner: _Usage(rows, kept) for owner, rows, kept in usage}
+
+    @property
+    def epoch(self) -> bytes:
+        """16 random bytes, other ones whenever this journal may have forgotten something."""
+        return self._epoch
+
+    @property
+    def running(self) -> set[asyncio.Task[None]]:
+        """The calls that are under way, whether somebody reads them or not."""
+        return {call.task for call in self._calls.values() if call.task is not None and not call.over}
+
+    async def claim(
+        self, key: Key, digest: bytes, expires_at: int, run: Callable[[Call], Coroutine[Any, Any, None]]
+    ) -> Call | Refusal:
+        """The call of a request; if it is a new one, `run` carries it out in a task of its own, once.
+
+        `digest` is of the whole request and binds the id to it; `expires_at` in unix seconds. What is returned is on
+        stable storage. Refuses with CONFLICT, EXPIRED or FULL. Raises StoreError: then nobody was called.
+        """
+        latest = int(self._clock() + REQUEST_LIFETIME_MAX_S + LEEWAY_S)
+        call = await self._open(key, lambda: self._claim(key, digest, min(expires_at, latest), run))
+        if call is None:
+            return FULL
+        if call.digest != digest:
+            return CONFLICT
+        return EXPIRED if self._late(call) else call
+
+    async def find(self, key: Key) -> Call | None:
+        """The call of a request that was claimed and has not expired. Raises StoreError."""
+        call = await self._open(key, lambda: self._find(key))
+        return None if call is None or self._late(call) else call
+
+    def read(self, call: Call, offset: int) -> Reader:
+        """A reader of the answer from `offset` on, at most its length; replaces the one there was."""
+        if not call.released:
+            call = self._calls.setdefault(call.key, call)
+        call.reader = Reader(call, offset)
+        call.changed.give()
+        return call.reader
+
+    async def ack(self, key: Key, offset: int) -> None:
+        """The device has everything before `offset` for good: a whole answer's bytes go, its outcome stays.
+
+        Cumulative and idempotent; nothing for an unknown request. Raises ProtocolViolation beyond the answer.
+        """
+        call = await self.find(key)
+        if call is None:
+            return
+        if offset > call.length:
+            raise ProtocolViolation("acknowledgement goes beyond the answer")
+        if call.whole and offset == call.length:
+            call.usage.free(await self.writer.run(lambda connection: calls.erase(connection, call.number)))
+            call.erased()
+
+    async def cancel(self, key: Key) -> bool:
+        """Ends a running call, on stable storage first and then at the provider; False if it was over or unknown."""
+        call = await self.find(key)
+        if call is None or call.over or not await call.settle(CANCELLED):
+            return False
+        if call.task is not None:
+            call.task.cancel()
+        return True
+
+    async def delete_identity(self, owner: Owner) -> None:
+        """Forgets everything of one holder of a name, who is revoked or replaced; its calls end at the provider."""
+        opening = [task for key, task in self._opening.items() if key.owner == owner]
+        if opening:
+            await asyncio.wait(opening)
+        for call in [call for call in self._calls.values() if call.key.owner == owner]:
+            call.give_up(UNKNOWN)
+            if call.task is not None:
+                call.task.cancel()
+        await self.writer.run(lambda connection: calls.delete_owner(connection, owner))
+        self._usage.pop(owner, None)
+
+    @property
+    def owners(self) -> list[Owner]:
+        """Everyone of whom something may be on record."""
+        return list(self._usage)
+
+    async def sweep(self) -> None:
+        """Forgets what has expired. Raises StoreError."""
+        before = int(self._clock()) - KEPT_BEYOND_S
+        for owner, rows, kept in await self.writer.run(lambda connection: calls.sweep(connection, before)):
+            if (usage := self._usage.get(owner)) is not None:
+                usage.rows -= rows
+                usage.free(kept)
+
+    async def close(self) -> None:
+        """Ends what runs. Its rows stay as they are, and the next process says that it was interrupted."""
+        running = self.running
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        await self.writer.close()
+
+    # --- for calls --------------------------------------------------------------------------------------------------
+
+    async def reserve(self, usage: _Usage, count: int) -> None:
+        """Counts bytes against an identity's limit. Raises JournalFull if there is no room for `pause_s`."""
+        if usage.kept + count > self.limits.kept:
+            try:
+                async with asyncio.timeout(self.limits.pause_s):
+                    while usage.kept + count > self.limits.kept:
+                        await usage.freed.wait()
+            except TimeoutError:
+                raise JournalFull("the answer was cut: too much of this device's answers waits to be fetched") from None
+        usage.kept += count
+
+    async def read_part(self, number: int, offset: int) -> bytes:
+        return await self._database.run(lambda connection: calls.part(connection, number, offset), read_only=True)
+
+    def let_go(self, call: Call) -> None:
+        """Forgets a call in memory once it is over and nobody reads it."""
+        if call.over and (call.reader is None or call.released) and self._calls.get(call.key) is call:
+            del self._calls[call.key]
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _late(self, call: Call) -> bool:
+        return self._clock() > call.expires + LEEWAY_S
+
+    async def _open(self, key: Key, work: Callable[[], Coroutine[Any, Any, Call | None]]) -> Call | None:
+        """One at a time for a key, so that a row is never read between its commit and its call's being here."""
+        while (busy := self._opening.get(key)) is not None:
+            await asyncio.wait({busy})
+        if (call := self._calls.get(key)) is not None:
+            return call
+        task = self._opening[key] = asyncio.create_task(work())
+        task.add_done_callback(lambda _: self._opened(key))
+        return await asyncio.shield(task)  # what has begun is finished, whoever waits for it
+
+    def _opened(self, key: Key) -> None:
+        del self._opening[key]
+
+    async def _find(self, key: Key) -> Call | None:
+        row = await self._database.run(lambda connection: calls.find(connection, key), read_only=True)
+        return None if row is None else self._known(key, row)
+
+    async def _claim(
+        self, key: Key, digest: bytes, expires: int, run: Callable[[Call], Coroutine[Any, Any, None]]
+    ) -> Call | None:
+        usage, limits = self._usage.setdefault(key.owner, _Usage()), self.limits
+        room = usage.live < limits.live and usage.rows < limits.rows and usage.kept < limits.kept
+        usage.live, usage.rows = usage.live + room, usage.rows + room
+        new = False
+        try:
+            generation = int.from_bytes(random_bytes(4), "big") >> 1
+            row, new = await self.writer.run(
+                lambda connection: calls.claim(connection, key, digest, expires, generation, room)
+            )
+        finally:
+            if not new:
+                usage.live, usage.rows = usage.live - room, usage.rows - room
+        if row is None:
+            return None
+        if not new:
+            return self._known(key, row)
+        call = self._calls[key] = Call(self, key, row, usage)
+        call.task = asyncio.create_task(self._run(call, run))
+        return call
+
+    def _known(self, key: Key, row: Row) -> Call:
+        call = Call(self, key, row, self._usage.setdefault(key.owner, _Usage()))
+        if row.state == "running":  # and nobody runs it: its outcome could not be written
+            call.refusal = INTERRUPTED
+        return call
+
+    async def _run(self, call: Call, run: Callable[[Call], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await run(call)
+        except StoreError as error:
+            _log.error("an answer could not be journalled: %s", error)
+        except Exception as error:  # the text could quote a prompt
+            _log.error("a request failed in the gateway: %s", type(error).__name__)
+        finally:
+            call.give_up(INTERRUPTED)

@@ -1,0 +1,211 @@
+"""The rows of the journal: statements, and one writer that commits for many callers at once.
+
+Everything here is a function of a connection; what the rows mean is said in `relay.gateway.journal`, which owns them.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from store.database import Connection, Database
+
+T = TypeVar("T")
+Owner = tuple[str, int]  # SPIFFE ID and enrolment number: a new holder of a name is another owner
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names a request. Two devices cannot have one key, whatever ids they choose (review H7)."""
+
+    spiffe_id: str
+    enrolment: int
+    request_id: bytes
+
+    @property
+    def owner(self) -> Owner:
+        return self.spiffe_id, self.enrolment
+
+
+@dataclass(frozen=True)
+class Row:
+    number: int
+    digest: bytes
+    expires: int
+    generation: int
+    state: str
+    status: int
+    content_type: str
+    streamed: int
+    length: int
+    sha256: bytes
+    kept: int
+    code: str
+    message: str
+
+
+_COLUMNS: Final = (
+    "number, digest, expires, generation, state, status, content_type, streamed, length, sha256, kept, code, message"
+)
+
+INTERRUPTED: Final = (
+    409, "interrupted",
+    "the gateway stopped while this request was under way; it may have been carried out, and is not repeated",
+)
+
+
+class Writer:
+    """Runs pieces of work in order; what comes while a transaction is under way shares the next one.
+
+    So a claim costs a wait for the disk, but a hundred at once do not cost a hundred waits.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """`work` must not raise by itself: it shares its transaction. Committed once this returns. Raises StoreError.
+
+        Cancelling the caller does not stop it.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, done))
+        if self._task is None:
+            self._task = asyncio.create_task(self._write())
+        return await done
+
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._commit(batch)
+        finally:
+            self._task = None
+
+    async def _commit(self, batch: Sequence[tuple[Callable[[Connection], Any], asyncio.Future[Any]]]) -> None:
+        try:
+            results = await self._database.run(lambda connection: [work(connection) for work, _ in batch])
+        except Exception as error:
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        for (_, done), result in zip(batch, results, strict=True):
+            if not done.done():
+                done.set_result(result)
+
+
+def start(connection: Connection) -> tuple[bytes, list[tuple[Owner, int, int]]]:
+    """What a new process finds: (epoch, [(owner, rows, answer bytes)]). Calls that were under way have ended with the
+    process that made them: their outcome is not known, and nobody makes them again.
+    """
+    connection.execute("DELETE FROM answer_parts WHERE call IN (SELECT number FROM calls WHERE state = 'running')")
+    connection.execute(
+        "UPDATE calls SET state = 'refused', status = ?, code = ?, message = ? WHERE state = 'running'", INTERRUPTED
+    )
+    row = connection.execute("SELECT epoch FROM journal").fetchone()
+    assert row is not None
+    usage = connection.execute(
+        "SELECT spiffe_id, enrolment, count(*), sum(kept) FROM calls GROUP BY spiffe_id, enrolment"
+    ).fetchall()
+    return bytes(row[0]), [((str(one[0]), int(one[1])), int(one[2]), int(one[3])) for one in usage]
+
+
+def find(connection: Connection, key: Key) -> Row | None:
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM calls WHERE spiffe_id = ? AND enrolment = ? AND request_id = ?",  # noqa: S608
+        (key.spiffe_id, key.enrolment, key.request_id),
+    ).fetchone()
+    return None if row is None else Row(*row)
+
+
+def claim(
+    connection: Connection, key: Key, digest: bytes, expires: int, generation: int, room: bool
+) -> tuple[Row | None, bool]:
+    """(the row that was there, False), else (a new running one, True) if there is `room`."""
+    known = find(connection, key)
+    if known is not None or not room:
+        return known, False
+    connection.execute(
+        "INSERT INTO calls (spiffe_id, enrolment, request_id, digest, expires, generation) VALUES (?, ?, ?, ?, ?, ?)",
+        (key.spiffe_id, key.enrolment, key.request_id, digest, expires, generation),
+    )
+    return find(connection, key), True
+
+
+def release(connection: Connection, number: int) -> bool:
+    """Forgets a running call: nobody can have accepted it."""
+    return connection.execute("DELETE FROM calls WHERE number = ? AND state = 'running'", (number,)).rowcount > 0
+
+
+def append(connection: Connection, number: int, parts: Sequence[tuple[int, bytes]]) -> None:
+    """Adds (offset, bytes) to the answer of a call, unless the call is over."""
+    connection.executemany(
+        "INSERT INTO answer_parts SELECT number, ?, ? FROM calls WHERE number = ? AND state = 'running'",
+        [(offset, data, number) for offset, data in parts],
+    )
+
+
+def answered(
+    connection: Connection, number: int, parts: Sequence[tuple[int, bytes]], head: tuple[int, str, bool], length: int,
+    sha256: bytes,
+) -> bool:
+    """Ends a running call with a whole answer; False if it had ended before."""
+    append(connection, number, parts)
+    return connection.execute(
+        "UPDATE calls SET state = 'answered', status = ?, content_type = ?, streamed = ?, length = ?, kept = ?,"
+        " sha256 = ? WHERE number = ? AND state = 'running'",
+        (*head, length, length, sha256, number),
+    ).rowcount > 0
+
+
+def refused(connection: Connection, number: int, status: int, code: str, message: str, length: int) -> bool:
+    """Ends a running call without an answer; what there was of it goes. False if it had ended before."""
+    ended = connection.execute(
+        "UPDATE calls SET state = 'refused', status = ?, code = ?, message = ?, length = ?"
+        " WHERE number = ? AND state = 'running'",
+        (status, code, message, length, number),
+    ).rowcount > 0
+    if ended:
+        connection.execute("DELETE FROM answer_parts WHERE call = ?", (number,))
+    return ended
+
+
+def erase(connection: Connection, number: int) -> int:
+    """Forgets the bytes of an answer and keeps its outcome; how many bytes went."""
+    row = connection.execute("SELECT kept FROM calls WHERE number = ?", (number,)).fetchone()
+    connection.execute("DELETE FROM answer_parts WHERE call = ?", (number,))
+    connection.execute("UPDATE calls SET kept = 0 WHERE number = ?", (number,))
+    return int(row[0]) if row else 0
+
+
+def part(connection: Connection, number: int, offset: int) -> bytes:
+    """Some bytes of an answer from `offset` on, empty if they are not there."""
+    row = connection.execute(
+        "SELECT start, data FROM answer_parts WHERE call = ? AND start <= ? ORDER BY start DESC LIMIT 1",
+        (number, offset),
+    ).fetchone()
+    return b"" if row is None else bytes(row[1])[offset - int(row[0]):]
+
+
+def sweep(connection: Connection, before: int) -> list[tuple[Owner, int, int]]:
+    """Deletes calls that are over and expired before then: [(owner, rows, answer bytes)] of what went."""
+    rows = connection.execute(
+        "SELECT spiffe_id, enrolment, count(*), sum(kept) FROM calls"
+        " WHERE expires < ? AND state != 'running' GROUP BY spiffe_id, enrolment",
+        (before,),
+    ).fetchall()
+    if rows:
+        connection.execute("DELETE FROM calls WHERE expires < ? AND state != 'running'", (before,))
+    return [((str(one[0]), int(one[1])), int(one[2]), int(one[3])) for one in rows]
+
+
+def delete_owner(connection: Connection, owner: Owner) -> None:
+    connection.execute("DELETE FROM calls WHERE spiffe_id = ? AND enrolment = ?", owner)
