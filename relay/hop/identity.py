@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -85,6 +85,12 @@ class _Sealed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     trust_domain: str = ""
     roots: list[bytes] = []
     sequence: int = 0
+
+    def __repr__(self) -> str:  # it holds the keys
+        return "<Sealed>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import GatewayAnswer, HopMisuse, JoinRefused
-from relay.hop.identity import FILE, HopHome, HopIdentity, base_url, join, renew
+from relay.hop.identity import FILE, HopHome, HopIdentity, _Sealed, base_url, join, renew
 from relay.hop.pipe import PipeLimits, link_id
 from store.errors import WrongKey
 from store.keys import Passphrase
@@ -20,6 +20,7 @@ from tests.support.joining_gateway import JoiningGateway
 from transport.errors import IdentityExpired, IdentityRefused, LinkLost
 from transport.links.base import Endpoint, Link, connect
 from transport.links.websocket import WebSocketLink
+from transport.primitives import SigningKey
 
 LIMIT = 20.0
 
@@ -195,6 +196,12 @@ async def test_renewal_needs_only_the_device_key_and_never_takes_an_older_bundle
     gateway.path = "hop/other"
     with pytest.raises(GatewayAnswer, match="another identity"):
         await renew(home, renewed, gateway.url)
+
+
+def test_what_the_sealed_file_holds_does_not_show() -> None:
+    key = SigningKey.generate().to_pkcs8().expose()
+    held = _Sealed(1, "https://gw", key, 1, key)
+    assert repr(key)[2:-1] not in f"{held!r} {held} {held.__rich_repr__()}"
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
