@@ -27,9 +27,9 @@ from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from store.errors import StoreError
-from transport.errors import IdentityRefused, LinkLost, ProtocolViolation
-from transport.identity.join import DEVICE_LABEL, https_transcript, signed_input
-from transport.identity.tls import peer_of
+from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
+from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
+from transport.identity.tls import own_leaf_of, peer_of
 from transport.links.websocket import accept_websocket
 from transport.primitives import Secret, VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
 
@@ -133,33 +133,44 @@ def make_app(
     async def nonce(_: web.Request) -> web.Response:
         return _json(200, {"nonce": _pack(nonces.give())})
 
-    def proven(nonce_text: str, signature: str, key: VerifyKey) -> None:
-        """Raises _Refused unless the device signed a fresh nonce of ours, which is used up by that."""
-        given = _unpack(nonce_text)
-        if not nonces.fresh(given):
+    def proven(
+        request: web.Request, operation: HttpsOperation, body: _JoinBody | _RenewBody, subject: bytes,
+        device_key: Callable[[], VerifyKey],
+    ) -> VerifyKey:
+        """The device's key, which signed exactly this with a fresh nonce of ours on this connection.
+
+        The nonce is looked at first and costs nothing to refuse. Raises _Refused, IdentityRefused, ProtocolViolation.
+        """
+        given, leaf = _unpack(body.nonce), own_leaf_of(request.transport)
+        if leaf is None or not nonces.fresh(given):
             raise _Refused(403, "nonce", "the nonce is not valid; ask for a new one")
-        key.verify(_unpack(signature), signed_input(DEVICE_LABEL, https_transcript(given), sha256(key.spki)))
+        try:
+            h = https_transcript(operation, given, _unpack(body.csr), subject, leaf)
+        except BadInput:
+            raise _Refused(400, "bad_request", "the request is not valid") from None
+        key = device_key()
+        key.verify(_unpack(body.signature), signed_input(DEVICE_LABEL, h, sha256(key.spki)))
         if not nonces.use(given):
             raise _Refused(503, "overloaded", "try again later")
+        return key
 
     async def join(request: web.Request) -> web.Response:
         body = await _body(request, _JoinBody)
+        token_id, secret, spki = _unpack(body.token_id), Secret(_unpack(body.secret)), _unpack(body.device_key)
         try:
-            key = VerifyKey.from_spki(_unpack(body.device_key))
-            proven(body.nonce, body.signature, key)
+            proven(request, HttpsOperation.JOIN, body, token_id, lambda: VerifyKey.from_spki(spki))
         except (IdentityRefused, ProtocolViolation) as error:
             await audit.append("join.refused", reason=str(error), peer=request.remote)
             raise _Refused(403, "invitation", "the gateway does not accept this") from None
-        token_id, secret = _unpack(body.token_id), Secret(_unpack(body.secret))
         return _json(200, _issued(authority, await enrolment.join(
-            token_id, secret, _unpack(body.csr), key.spki, roles=JOIN_ROLES
+            token_id, secret, _unpack(body.csr), spki, roles=JOIN_ROLES
         )))
 
     async def renew(request: web.Request) -> web.Response:
         body = await _body(request, _RenewBody)
         device_id = _unpack(body.device_id)
         try:
-            proven(body.nonce, body.signature, enrolment.device_key(device_id))
+            proven(request, HttpsOperation.RENEW, body, device_id, lambda: enrolment.device_key(device_id))
         except IdentityRefused as refusal:
             await audit.append("renew.refused", reason=refusal.rule, device=device_id.hex(), peer=request.remote)
             raise _Refused(403, "refused", "the gateway does not accept this") from None

@@ -172,6 +172,21 @@ async def test_a_gateway_that_is_down_is_a_lost_link(home: HopHome) -> None:
     assert caught.value.hint
 
 
+async def test_the_invited_root_must_be_in_the_bundle_that_comes_with_a_joining(
+    gateway: JoiningGateway, home: HopHome
+) -> None:
+    """Otherwise whoever answers could move the hop to a root of its own at once."""
+    other = Ca()
+    gateway.issuer, gateway.issued_roots = other, [other.root_der]
+    with pytest.raises(IdentityRefused) as caught:
+        await join(home, gateway.invitation(), gateway.url)
+    assert caught.value.rule == "root hash"
+    with pytest.raises(HopMisuse, match="not joined"):
+        home.load()
+    gateway.issued_roots = [other.root_der, gateway.ca.root_der]
+    assert len((await join(home, gateway.invitation(), gateway.url)).bundle.roots) == 2  # more roots are fine
+
+
 @pytest.mark.parametrize("text", ["", "gw", "http://gw", "https://", "https://gw/path", "https://a b", "https://gw:x"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(HopMisuse):
