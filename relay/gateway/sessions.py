@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment, Joined
@@ -68,8 +69,8 @@ class Sessions:
 
     def __init__(
         self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, pipeline: Pipeline,
-        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, limits: SessionLimits, epoch: bytes,
-        clock: Callable[[], float] = time.time,
+        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, refusals: Refusals, limits: SessionLimits,
+        epoch: bytes, clock: Callable[[], float] = time.time,
     ) -> None:
         """`epoch`: 16 random bytes, new whenever what a gateway remembers of requests is new."""
         self._authority = authority
@@ -78,6 +79,7 @@ class Sessions:
         self._traces = traces
         self._telemetry = telemetry
         self._audit = audit
+        self._refusals = refusals
         self._limits = limits
         self._epoch = epoch
         self._clock = clock
@@ -144,7 +146,7 @@ class Sessions:
         except TimeoutError:
             _log.info("handshake on %s was not finished in time", link.peer)
         except IdentityRefused as refusal:
-            await self._audit.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
+            await self._refusals.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
         finally:
             self._handshaking -= 1
         return None
@@ -173,7 +175,7 @@ class Sessions:
                 try:
                     credential.verify(self._enrolment.device_key(credential.device_id))
                 except IdentityRefused as refusal:
-                    await self._audit.append(
+                    await self._refusals.append(
                         "renew.refused", reason=refusal.rule, device=credential.device_id.hex(), via=via
                     )
                     raise
@@ -198,7 +200,7 @@ class Sessions:
                 "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id
             )
         except IdentityRefused as refusal:
-            await self._audit.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
+            await self._refusals.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
             await session.refuse()
             return
         except AuditUnavailable:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority, Issued
 from store.database import Connection, Database
@@ -56,11 +57,13 @@ class Enrolment:
     """Owns the tables of 0001_identity.sql. Await `load` before anything else."""
 
     def __init__(
-        self, database: Database, authority: Authority, audit: AuditLog, *, clock: Callable[[], float] = time.time
+        self, database: Database, authority: Authority, audit: AuditLog, *, refusals: Refusals | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._authority = authority
         self._audit = audit
+        self._refusals = refusals or Refusals(audit, clock=clock)
         self._clock = clock
         self._by_enrolment: dict[int, Registration] = {}
         self._by_device: dict[bytes, int] = {}  # active registrations only
@@ -163,8 +166,8 @@ class Enrolment:
             raise await self._refused("join", "device key used as SVID key", token=token, via=via)
         device_id = sha256(device_spki)
 
-        def work(connection: Connection) -> tuple[str, int, str]:
-            """("", enrolment, id) or (reason, 0, id)."""
+        def look(connection: Connection) -> tuple[str, int, str]:
+            """(reason, 0, id) if it is refused, ("", enrolment, id) if it is bound already, ("", 0, id) if not yet."""
             row = connection.execute(
                 "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment FROM invitations WHERE token_id = ?",
                 (token_id,),
@@ -185,26 +188,35 @@ class Enrolment:
                 if current is None or current[0] != "active":
                     return "registration has ended", 0, identity
                 return "", int(row[4]), identity
+            return "", 0, identity
+
+        def work(connection: Connection) -> tuple[str, int, str]:
+            reason, enrolment, identity = look(connection)
+            if reason or enrolment:
+                return reason, enrolment, identity
             connection.execute(
                 "UPDATE registrations SET status = 'replaced'"
                 " WHERE status = 'active' AND (spiffe_id = ? OR device_id = ?)",
                 (identity, device_id),
             )
-            enrolment = connection.execute(
+            made = connection.execute(
                 "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen)"
                 " VALUES (?, ?, ?, 'active', ?, ?)",
                 (identity, device_id, device_spki, now, now),
             ).lastrowid
-            assert enrolment is not None
+            assert made is not None
             connection.execute(
                 "UPDATE invitations SET device_id = ?, enrolment = ? WHERE token_id = ?",
-                (device_id, enrolment, token_id),
+                (device_id, made, token_id),
             )
-            return "", enrolment, identity
+            return "", made, identity
 
-        # Intent before effect: were the audit full, nothing may be bound.
-        await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
-        reason, enrolment, identity = await self._database.run(work)
+        # Whoever has no invitation costs no record of an attempt.
+        reason, enrolment, identity = await self._database.run(look, read_only=True)
+        if not reason:
+            # Intent before effect: were the audit full, nothing may be bound.
+            await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
+            reason, enrolment, identity = await self._database.run(work)
         if reason:
             raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
         if enrolment not in self._by_enrolment:
@@ -308,7 +320,7 @@ class Enrolment:
         return Joined(issued, enrolment)
 
     async def _refused(self, event: str, reason: str, **fields: str) -> EnrolmentRefused:
-        await self._audit.append(f"{event}.refused", reason=reason, **fields)
+        await self._refusals.append(f"{event}.refused", reason=reason, **fields)
         return EnrolmentRefused("the gateway does not issue an identity for this", reason=reason)
 
 
