@@ -23,6 +23,8 @@ from transport.primitives import Secret, VerifyKey, random_bytes, same_bytes, sh
 
 INVITATION_MAX_S: Final = 3_600
 IDLE_MAX_S: Final = 90 * 86_400
+LIVE_MAX: Final = 8  # certificates of one device at a time; it needs two
+PRUNE_EVERY_S: Final = 60
 SEEN_EVERY_S: Final = 300  # `last_seen` is a day's matter; not every session needs a write
 ORDINARY_ROLES: Final = ("edge", "hop", "workload")
 PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs to be asked for explicitly
@@ -68,6 +70,8 @@ class Enrolment:
         self._by_enrolment: dict[int, Registration] = {}
         self._by_device: dict[bytes, int] = {}  # active registrations only
         self._serials: dict[int, tuple[int, int]] = {}  # serial: (enrolment, not after)
+        self._latest: dict[int, list[int]] = {}  # enrolment: its serials, oldest first, those under way included
+        self._pruned = 0.0
 
     async def load(self) -> None:
         """Reads registrations and unexpired serials into memory."""
@@ -81,7 +85,7 @@ class Enrolment:
                     "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen"
                     " FROM registrations ORDER BY enrolment"
                 ).fetchall(),
-                connection.execute("SELECT serial, enrolment, not_after FROM serials").fetchall(),
+                connection.execute("SELECT serial, enrolment, not_after FROM serials ORDER BY rowid").fetchall(),
             )
 
         rows, serials = await self._database.run(work)
@@ -93,9 +97,12 @@ class Enrolment:
                 int(str(enrolment)), str(spiffe_id), bytes(device_id),  # type: ignore[call-overload]
                 VerifyKey.from_spki(spki), str(status), int(str(created)), int(str(last_seen)),
             ))
-        self._serials = {
-            int(str(serial), 16): (int(str(enrolment)), int(str(end))) for serial, enrolment, end in serials
-        }
+        self._serials.clear()
+        self._latest.clear()
+        for text, enrolment, end in serials:
+            serial, holder = int(str(text), 16), int(str(enrolment))
+            self._serials[serial] = (holder, int(str(end)))
+            self._make_room(holder, serial)
 
     def registrations(self) -> list[Registration]:
         """All of them, oldest first."""
@@ -305,8 +312,12 @@ class Enrolment:
             f"{event}.issued", id=registration.id, enrolment=enrolment, serial=serial, not_after=end, via=via
         )
 
+        self._prune(now)
+        dropped = self._make_room(enrolment, issued.serial)
+
         def work(connection: Connection) -> None:
             connection.execute("DELETE FROM serials WHERE not_after < ?", (int(now) - 120,))
+            connection.executemany("DELETE FROM serials WHERE serial = ?", [(f"{one:x}",) for one in dropped])
             connection.execute("INSERT INTO serials VALUES (?, ?, ?)", (serial, enrolment, end))
             connection.execute(
                 "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (int(now), enrolment)
@@ -314,10 +325,30 @@ class Enrolment:
 
         await self._database.run(work)
         self._by_enrolment[enrolment] = replace(self._by_enrolment[enrolment], last_seen=int(now))
-        if len(self._serials) > 2 * max(1024, len(self._by_enrolment)):
-            self._serials = {one: kept for one, kept in self._serials.items() if kept[1] >= now - 120}
-        self._serials[issued.serial] = (enrolment, end)
+        if issued.serial in self._latest.get(enrolment, ()):  # else so many more have been issued in the meantime
+            self._serials[issued.serial] = (enrolment, end)
         return Joined(issued, enrolment)
+
+    def _make_room(self, enrolment: int, serial: int) -> list[int]:
+        """Enters the newest serial of a device and takes out the oldest above the limit, which are returned."""
+        latest = self._latest.setdefault(enrolment, [])
+        latest.append(serial)
+        dropped, self._latest[enrolment] = latest[:-LIVE_MAX], latest[-LIVE_MAX:]
+        for one in dropped:
+            self._serials.pop(one, None)
+        return dropped
+
+    def _prune(self, now: float) -> None:
+        """Forgets serials that have run out: now and then, since it looks at all of them."""
+        if 0 <= now - self._pruned < PRUNE_EVERY_S:
+            return
+        self._pruned = now
+        for serial, (enrolment, end) in list(self._serials.items()):
+            if end < now - 120:
+                del self._serials[serial]
+                self._latest[enrolment].remove(serial)
+                if not self._latest[enrolment]:
+                    del self._latest[enrolment]
 
     async def _refused(self, event: str, reason: str, **fields: str) -> EnrolmentRefused:
         await self._refusals.append(f"{event}.refused", reason=reason, **fields)
