@@ -350,6 +350,40 @@ async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: 
         await asyncio.gather(*(link.close() for link in (silent, third, *held)))
 
 
+async def dial(running: Running, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection from an address of its own; every one in 127.0.0.0/8 is this machine's."""
+    return await asyncio.open_connection(*running.endpoint.host_port(), local_addr=(host, 0))
+
+
+async def test_one_address_does_not_take_every_link(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url, max_links=8) as running:
+        strangers = [await dial(running, "127.0.0.1") for _ in range(7)]
+        gone = [asyncio.ensure_future(reader.read()) for reader, _ in strangers]
+        while sum(one.done() for one in gone) < 3:  # noqa: ASYNC110 - the fixture's time-out is the limit
+            await asyncio.sleep(0)
+        assert any("taken by 127.0.0.1" in line for line in running.lines)
+        reader, writer = await dial(running, "127.0.0.2")
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        assert sum(one.done() for one in gone) == 3
+        for _, one in (*strangers, (reader, writer)):
+            one.close()
+        await asyncio.gather(*gone)
+
+
+async def test_a_socket_stands_for_many_edges(gateway: JoiningGateway, home: HopHome, tmp_path: Path) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url, f"unix:{tmp_path / 's'}", max_links=8) as running:
+        held = [await running.connect() for _ in range(6)]
+        for link in held:
+            await link.send(b"x")
+            assert await read(link, 1) == b"x"
+        seventh = await running.connect()
+        assert await seventh.receive() == b""
+        await asyncio.gather(*(link.close() for link in (seventh, *held)))
+
+
 async def test_stopping_ends_what_runs_and_frees_the_address(gateway: JoiningGateway, home: HopHome) -> None:
     joined = await join(home, gateway.invitation(), gateway.url)
     async with Running(home, joined, gateway.url) as running:
