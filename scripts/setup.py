@@ -4,8 +4,9 @@ Run by the system's python3 (3.11 or later) and made of the standard library alo
 `scripts/demo` and `scripts/test` both call it; it may be run any number of times and is instant when nothing changed.
 
 The one slow part is llama-cpp-python, which is compiled from its source package (about 4 minutes on two cores). It
-starts first and runs beside everything else; pip keeps the result in its own wheel cache of this user, so that another
-clone takes seconds. Progress goes to standard error: step, percent and time left.
+starts first and runs beside everything else. The built wheel is kept in this user's cache, so that another clone takes
+seconds: pip's own wheel cache would do, but pip before 23.1 does not use it where hashes are required. Progress goes to
+standard error: step, percent and time left.
 
 Exit codes: 0 ready, 1 a step failed (its last lines are shown), 2 something must be installed by hand first.
 """
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +33,7 @@ STAMP = VENV / "causeway-setup.json"  # what the venv was made from; written las
 BEGUN = VENV / "causeway-setup.begun"  # there while a set-up runs; found at the start, the last one was cut off
 STAGE = VENV / "causeway-stage"  # split locks, built wheels and logs of the running set-up
 SLOW = "llama-cpp-python"
+MEASURED = (SLOW, "packages")  # steps that report how far they are; of the others only the usual time is known
 INPUTS = ("requirements.lock", "requirements-models.lock", "pyproject.toml", "scripts/setup.py")
 
 # What the compiler run and venv need, as the command to look for and the Debian package that brings it.
@@ -79,6 +82,41 @@ def split_lock(text: str) -> tuple[str, str]:
     return "".join(rest), "".join(slow)
 
 
+def wheel_cache(slow_lock: str) -> Path:
+    """Where the compiled wheel of this lock entry is kept for this user; the folder need not exist.
+
+    llama.cpp is compiled for the very processor it is built on, so a home that several machines share holds several.
+    """
+    processor = next(
+        (line for line in read("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features"))), ""
+    )
+    build = {
+        name: value for name, value in os.environ.items() if name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "CC", "CXX")
+    }
+    made_of = json.dumps([slow_lock, sysconfig.get_platform(), processor, sorted(build.items())])
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if base.startswith("/") else Path.home() / ".cache"
+    return folder / "causeway" / "wheels" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def keep(wheel: Path, folder: Path) -> None:
+    """Copies a built wheel into the cache; a cache that cannot be written only costs time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = folder / f"{wheel.name}.{os.getpid()}.part"
+        shutil.copyfile(wheel, part)
+        part.replace(folder / wheel.name)
+    except OSError as error:
+        say(f"could not keep the compiled wheel: {error.strerror}")
+
+
 # --- progress -----------------------------------------------------------------------------------------------
 
 
@@ -120,7 +158,7 @@ class Progress:
         left = {}
         for step, weight in self._weights.items():
             done, since = self._done[step], self._since.get(step)
-            if since is not None and 0.03 < done < 1.0:
+            if since is not None and step in MEASURED and 0.03 < done < 1.0:
                 left[step] = (now - since) / done * (1.0 - done)  # by its own pace so far
             else:
                 left[step] = weight * (1.0 - done)
@@ -130,8 +168,8 @@ class Progress:
     def line(self) -> str:
         with self._lock:
             now = time.monotonic()
-            begun = [step for step in self._weights if step in self._since]
-            step = begun[-1] if begun else next(iter(self._weights))
+            running = [step for step in self._weights if step in self._since and self._done[step] < 1.0]
+            step = running[-1] if running else next(iter(self._weights))
             at = list(self._weights).index(step) + 1
             total = sum(self._weights.values()) or 1.0
             percent = 100.0 * sum(self._weights[s] * self._done[s] for s in self._weights) / total
@@ -315,12 +353,18 @@ def set_up() -> None:
         (STAGE / "rest.lock").write_text(rest)
         (STAGE / "slow.lock").write_text(slow)
         wheels = STAGE / "wheels"
-        progress.report(SLOW, 0.0, "llama.cpp: looking for a cached build")
-        build = start(
-            SLOW,
-            pip("wheel", "-v", "--no-deps", "--require-hashes", "-r", str(STAGE / "slow.lock"), "-w", str(wheels)),
-            on_slow,
-        )
+        cache = wheel_cache(slow)
+        kept = sorted(cache.glob("*.whl"))
+        build = None
+        if kept:
+            progress.finish(SLOW)
+        else:
+            progress.report(SLOW, 0.0, "llama.cpp: looking for a cached build")
+            build = start(
+                SLOW,
+                pip("wheel", "-v", "--no-deps", "--require-hashes", "-r", str(STAGE / "slow.lock"), "-w", str(wheels)),
+                on_slow,
+            )
 
         # The lock also names packages of other systems, which pip skips: about one in eight.
         expected = 0.87 * len(re.findall(r"(?m)^[a-z0-9][a-z0-9._-]*==", rest))
@@ -346,12 +390,15 @@ def set_up() -> None:
 
         progress.report("project", 0.1, "the project itself")
         start("project", pip("install", "--no-deps", "--no-build-isolation", "-e", ".")).wait()
-        progress.report("project", 0.5, "waiting for llama.cpp")
-        build.wait()
-        progress.finish(SLOW)
+        if build is not None:
+            progress.report("project", 0.5, "waiting for llama.cpp")
+            build.wait()
+            progress.finish(SLOW)
+            kept = sorted(wheels.glob("*.whl"))
+            for wheel in kept:
+                keep(wheel, cache)
         # The wheel comes from the source package whose hash the lock holds; its own hash differs between machines.
-        built = [str(path) for path in sorted(wheels.glob("*.whl"))]
-        start("install-llama", pip("install", "--no-deps", "--no-index", *built)).wait()
+        start("install-llama", pip("install", "--no-deps", "--no-index", *map(str, kept))).wait()
         progress.finish("project")
         STAMP.write_text(json.dumps({"fingerprint": fingerprint()}) + "\n")
         BEGUN.unlink()

@@ -13,6 +13,9 @@
 `now` is in unix seconds and must never fall during a connection. After a TransportError from `receive_data` or
 `handle_time` the connection is closed: what `data_to_send` still returns may be sent, then the link is closed. Keys
 belong to one link; a connection is never used on a second one.
+
+Padding and ticks are those of `transport.pacing`: `next_deadline` holds the next tick while something is due at it, and
+the first `data_to_send` at or after the tick gives what is.
 """
 
 from abc import ABC, abstractmethod
@@ -44,6 +47,8 @@ from transport.messages import (
     Close,
     Issued,
     Message,
+    Padding,
+    Part,
     Ping,
     Pong,
     Spans,
@@ -51,8 +56,9 @@ from transport.messages import (
     encode,
 )
 from transport.mux import EdgeMux, GatewayMux, StreamEvent
+from transport.pacing import BUCKET_CELL, CONSTANT_CELL, CONSTANT_ROOM, Joiner, TickClock
 from transport.primitives import Secret, sha256
-from transport.records import RecordOpener, RecordSealer
+from transport.records import LENGTH_LEN, RecordOpener, RecordSealer
 from transport.tickets import Ticket, derive_tickets
 
 STEP_DEADLINE_S: Final = 10.0  # each handshake step; 5 kB at 1 kB/s passes
@@ -169,6 +175,8 @@ class Connection(ABC):
         self._sealer: RecordSealer | None = None
         self._opener: RecordOpener | None = None
         self._link_head = bytearray()  # the edge's first 64 bytes
+        self._ticks = TickClock(now)  # starts again with the session
+        self._joiner = Joiner()
 
     @property
     def link_id(self) -> str:
@@ -201,7 +209,12 @@ class Connection(ABC):
     def data_to_send(self, now: float) -> bytes:
         """Bytes for the link, at most about one burst a call; b"" when nothing is due."""
         if self.phase is Phase.OPEN:
-            self._seal_streams(now, BURST)
+            if self._mux.padding is Padding.CONSTANT:
+                if self._ticks.due(now):
+                    self._seal_cell(now)
+            else:
+                self._seal_streams(now, BURST)
+                self._seal_tick(now)
         out = bytes(self._out)
         self._out.clear()
         return out
@@ -215,10 +228,15 @@ class Connection(ABC):
             return None
         if self.phase is not Phase.OPEN:
             return self._deadline
-        return min(self._deadline, self._heard + (SILENCE_S if self._pinged else IDLE_S))
+        tick = self._ticks.deadline
+        return min(self._deadline, self._silence_at, *([] if tick is None else [tick]))
+
+    @property
+    def _silence_at(self) -> float:
+        return self._heard + (SILENCE_S if self._pinged else IDLE_S)
 
     def handle_time(self, now: float) -> None:
-        """Pings an idle peer, and ends what has waited too long.
+        """Notes a tick, pings an idle peer, and ends what has waited too long. Output may be due afterwards.
 
         Raises HandshakeTimeout; IdentityExpired when the session's SVIDs have run out; LinkLost when a peer has been
         silent through a ping. Then the connection is closed.
@@ -232,6 +250,9 @@ class Connection(ABC):
         if self._deadline is not None and now >= self._deadline:
             self.close("expired", now)
             raise IdentityExpired("the session's identity has run out", rule="session lifetime")
+        self._ticks.reach(now)
+        if now < self._silence_at:
+            return
         if self._pinged:
             self._end()
             raise LinkLost("the peer has gone silent", hint="the hop or gateway went away; try again")
@@ -241,10 +262,12 @@ class Connection(ABC):
     def close(self, code: str, now: float) -> None:
         """Ends the session in an orderly way, telling the peer if there are keys to tell it under.
 
-        Small messages that wait leave first, and up to one burst of stream data with them.
+        Small messages that wait leave first, and up to one burst of stream data with them; in mode `constant`, what
+        fits a cell.
         """
-        if self.phase is Phase.OPEN:
+        if self.phase is Phase.OPEN and self._mux.padding is not Padding.CONSTANT:
             self._seal_streams(now, BURST)
+            self._seal_cells(now, BURST)
         if self.phase in (Phase.OPEN, Phase.ADMISSION):
             self._send_now(Close(code), now)
         self._end()
@@ -259,6 +282,9 @@ class Connection(ABC):
         self.peer = peer
         self._deadline = not_after
         self._heard = now
+        self._ticks = TickClock(now)
+        if self._mux.padding is Padding.CONSTANT:
+            self._ticks.arm(now)
         if self._chaining_key is not None:
             self.tickets = derive_tickets(self._chaining_key, self.session_hash, peer, not_after)
             self._chaining_key = None
@@ -266,7 +292,12 @@ class Connection(ABC):
     def _send_now(self, message: Message, now: float) -> None:
         if self._sealer is None:
             raise LocalMisuse("there are no keys yet")
-        self._out += self._sealer.seal_burst([encode(message)], now)
+        encoded = encode(message)
+        if self._mux.padding is Padding.CONSTANT:
+            cell = [*self._mux.cell(CONSTANT_ROOM - LENGTH_LEN - len(encoded)), encoded]
+            self._out += self._sealer.seal_cell(cell, CONSTANT_CELL, now)
+        else:
+            self._out += self._sealer.seal_burst([encoded], now)
 
     def _take_frame(self, length_ok: int, limit: int) -> tuple[int, bytes] | None:
         """(type, body) of a whole frame; `length_ok` > 0 wants exactly that length. Hints are dealt with here."""
@@ -320,6 +351,33 @@ class Connection(ABC):
             self._out += self._sealer.seal_burst(messages, now, control=control)
         self._collect_events()
 
+    def _seal_cell(self, now: float) -> None:
+        """Mode `constant`: the one record of this tick."""
+        if self._sealer is not None:
+            self._out += self._sealer.seal_cell(self._mux.cell(), CONSTANT_CELL, now)
+        self._collect_events()
+        self._ticks.used()
+        self._ticks.arm(now)
+
+    def _seal_tick(self, now: float) -> None:
+        """Mode `bucket`: if a tick is due, its cells, over several calls if there are many; else waits for one."""
+        if self._ticks.due(now) and not self._seal_cells(now, BURST):
+            if self._sealer is not None:
+                for _ in range(self._mux.dummies()):
+                    self._out += self._sealer.seal_cell([], BUCKET_CELL, now)
+            self._ticks.used()
+        if self._mux.cells_due:
+            self._ticks.arm(now)
+
+    def _seal_cells(self, now: float, limit: int) -> bool:
+        """Whether more might wait."""
+        cells = self._mux.cells(limit)
+        if self._sealer is not None:
+            for cell in cells:
+                self._out += self._sealer.seal_cell(cell, BUCKET_CELL, now)
+        self._collect_events()
+        return len(cells) * BUCKET_CELL >= limit
+
     def _collect_events(self) -> None:
         self._events.extend(self._mux.events)
         self._mux.events.clear()
@@ -332,15 +390,22 @@ class Connection(ABC):
             for message in messages:
                 if self._opener is None:
                     raise ProtocolViolation("message after close")
-                match message:
+                whole: Message | None = message
+                if isinstance(message, Part) and self.phase is Phase.OPEN:
+                    whole = self._joiner.add(message)
+                elif self._joiner.busy and not isinstance(message, Close):
+                    raise ProtocolViolation("message between parts")
+                match whole:
+                    case None:
+                        pass
                     case Close():
-                        self._peer_closed(message)
+                        self._peer_closed(whole)
                     case Ping():
                         self._mux.send(Pong())
                     case Pong():
                         pass  # having been heard is all it is for
                     case _:
-                        self._handle(message, now)
+                        self._handle(whole, now)
                         self._collect_events()
 
     @property

@@ -9,7 +9,7 @@ from transport.errors import LinkLost, RequestRefused, StreamEnded, TransportErr
 from transport.handshake import Verify
 from transport.initiator import EdgeConnection, Joining, Renewing, Resumption, SvidLogin
 from transport.links.base import Link
-from transport.messages import Issued, SpanRecord, Spans, Welcome
+from transport.messages import Issued, Padding, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, StreamRefused
 from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
@@ -77,15 +77,18 @@ class EdgeSession:
     """A session that carries requests, from the edge. For use in one event loop; requests may run side by side.
 
     Made over a fresh link; requests may be queued before `open`, and then travel in its first flight where they may.
+    `padding` is for both directions; a session that is closed right behind an answer loses the cells that would hide
+    that answer's length.
     """
 
     welcome: Welcome
 
     def __init__(
-        self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify
+        self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify,
+        padding: Padding = Padding.BUCKET,
     ) -> None:
         clock = session_clock()
-        self._connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock())
+        self._connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock(), padding)
         self._driver = Driver(link, self._connection, key, clock)
         self._driver.on_event = self._on_event
         self._answers: dict[int, RemoteAnswer] = {}

@@ -28,7 +28,7 @@ from transport.handshake import (
     encode_offer,
 )
 from transport.identity.join import Invitation
-from transport.messages import Ack, Issued, Message, Spans, Welcome
+from transport.messages import Ack, Issued, Message, Pace, Padding, Spans, Welcome
 from transport.mux import EdgeMux
 from transport.noise import Ephemerals
 from transport.primitives import sha256
@@ -74,12 +74,17 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 
 
 class EdgeConnection(Connection):
-    """The initiator. `verify_gateway` must check chain and role of what the gateway shows."""
+    """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
 
-    def __init__(self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float) -> None:
+    def __init__(
+        self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,
+        padding: Padding = Padding.BUCKET,
+    ) -> None:
         super().__init__(now)
         self._purpose = purpose
         self._streams = EdgeMux()
+        if padding is not Padding.BUCKET and isinstance(purpose, SvidLogin | Resumption):
+            self._streams.pace(padding)
         self._handshake: InitiatorHandshake | ResumingInitiator
         if isinstance(purpose, Resumption):
             self._handshake = ResumingInitiator(purpose.ticket, ephemerals)
@@ -101,6 +106,8 @@ class EdgeConnection(Connection):
     def _early_data(self) -> bytes:
         if not isinstance(self._purpose, Resumption) or not self._purpose.early_data:
             return b""
+        if self._streams.padding is Padding.CONSTANT:
+            return b""  # its length would show
         messages = self._streams.early(EARLY_FLIGHT)
         return pad(pack(messages), control=False)[0] if messages else b""
 
@@ -146,7 +153,18 @@ class EdgeConnection(Connection):
         self.phase = Phase.ADMISSION
         self._deadline = now + STEP_DEADLINE_S
         if isinstance(self._purpose, SvidLogin):
-            self._seal_streams(now, EARLY_FLIGHT)
+            self._tell_pace(now)
+            if self._streams.padding is not Padding.CONSTANT:
+                self._seal_streams(now, EARLY_FLIGHT)
+
+    def _tell_pace(self, now: float) -> None:
+        """The first message of all, unless the mode is the one that sessions begin in."""
+        if self._sealer is None or self._streams.padding is Padding.BUCKET:
+            return
+        self._sealer.stop_padding()  # of bursts; cells have their own way
+        self._streams.send_first(Pace(self._streams.padding))
+        if self._streams.padding is Padding.CONSTANT:
+            self._seal_cell(now)
 
     def _offer(self, signature: bytes) -> Offer:
         match self._purpose:
@@ -205,6 +223,7 @@ class EdgeConnection(Connection):
             self._events.append(Welcomed(message))
         elif isinstance(message, Welcome) and isinstance(self._purpose, Resumption):
             self._open(self._purpose.ticket.peer, self._purpose.ticket.not_after, now)
+            self._tell_pace(now)
             self._events.append(Welcomed(message))
         elif isinstance(message, Issued) and isinstance(self._purpose, Joining | Renewing):
             self._end()

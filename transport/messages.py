@@ -5,6 +5,7 @@ out byte for byte when encoded again is refused, so duplicate or non-minimal for
 """
 
 import hashlib
+from enum import Enum
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -198,6 +199,27 @@ class Pong(_Message, frozen=True, tag=17):
     """The answer to `Ping`."""
 
 
+class Padding(Enum):
+    """How much of sizes and times a session hides; `transport.pacing` says how, and what it costs."""
+
+    OFF = "off"
+    BUCKET = "bucket"
+    CONSTANT = "constant"
+
+
+class Pace(_Message, frozen=True, tag=18):
+    """Edge, as its first message only: the padding mode of both directions from here on."""
+
+    mode: Padding
+
+
+class Part(_Message, frozen=True, tag=19):
+    """Either side: a piece of an encoded message that is too long for a cell; `more` pieces follow, or it is whole."""
+
+    more: bool
+    data: Data
+
+
 Message = (
     Open
     | Body
@@ -216,6 +238,8 @@ Message = (
     | Ack
     | Ping
     | Pong
+    | Pace
+    | Part
 )
 # Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
 CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong)

@@ -1,12 +1,14 @@
 """Many requests on one session: numbers, credit, fairness, cancellation. Sans-IO, no clock. docs/SPEC.md section 7.
 
 Both sides keep a queue of small messages, which go first, and send stream data round robin, so that one long answer
-does not hold up a short one. A message for a stream that was never opened ends the session.
+does not hold up a short one. A message for a stream that was never opened ends the session. What leaves as a burst and
+what in cells is told by the padding mode (`transport.pacing`); when a tick is, the connection knows.
 """
 
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from transport.errors import LocalMisuse, Overloaded, ProtocolViolation
@@ -25,6 +27,7 @@ from transport.messages import (
     End,
     Message,
     Open,
+    Padding,
     Refuse,
     RequestHeader,
     Resume,
@@ -33,12 +36,23 @@ from transport.messages import (
     encode,
     request_digest,
 )
+from transport.pacing import (
+    BUCKET_CELL,
+    BUCKET_ROOM,
+    CONSTANT_ROOM,
+    ROOM_FLOOR,
+    data_room,
+    fill,
+    rung,
+    split,
+)
 from transport.records import LENGTH_LEN
 from transport.stream import ANSWER_CREDIT, BODY_CREDIT, BodyBuffer, Progress, ReceiveHalf, SendHalf
 
 BODIES_MAX: Final = 4 * REQUEST_BODY_MAX  # bytes of unfinished request bodies a gateway holds for one session
 _OVERHEAD: Final = MESSAGE_MAX - DATA_MAX + LENGTH_LEN  # around the bytes of a data message, at most
 _FLOOR: Final = 256  # a smaller rest of a record is left to padding
+TAILS_MAX: Final = 2 * STREAMS_MAX  # answers that are over and still get dummy cells; the oldest lose theirs
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,17 @@ StreamEvent = (
 )
 
 
+@dataclass
+class _Paced:
+    """A streamed answer in `bucket`: what waits for a tick besides its data, and how many cells it has taken."""
+
+    waiting: deque[bytes] = field(default_factory=deque)
+    cells: int = 0
+
+    def send(self, message: Message) -> None:
+        self.waiting.extend(split(encode(message), BUCKET_ROOM))
+
+
 class _Mux(ABC):
     """What both sides share: the queue of small messages and the round robin over sending halves."""
 
@@ -132,10 +157,39 @@ class _Mux(ABC):
         self.events: deque[StreamEvent] = deque()
         self._queue: deque[tuple[bytes, bool]] = deque()  # encoded, and whether it is flow control
         self._senders: dict[int, SendHalf] = {}  # insertion order is the order of turns
+        self._paced: dict[int, _Paced] = {}  # likewise; these leave in cells of their own
+        self.padding = Padding.BUCKET
 
     def send(self, message: Message) -> None:
         """Queues a small message ahead of all stream data. Raises BadInput if it is too long for a record."""
-        self._queue.append((encode(message), isinstance(message, CONTROL)))
+        self._queue.extend(self._split(encode(message), isinstance(message, CONTROL)))
+
+    def send_first(self, message: Message) -> None:
+        """Queues a message ahead of everything; for one that begins a session."""
+        self._queue.appendleft((encode(message), False))
+
+    def pace(self, padding: Padding) -> None:
+        """Changes the padding mode. Whatever waits goes the new way, small messages first."""
+        self.padding = padding
+        waiting = list(self._queue)
+        waiting += [(encoded, False) for paced in self._paced.values() for encoded in paced.waiting]
+        self._queue = deque(part for entry in waiting for part in self._split(*entry))
+        self._paced.clear()
+
+    def _split(self, encoded: bytes, control: bool) -> list[tuple[bytes, bool]]:
+        if self.padding is not Padding.CONSTANT:
+            return [(encoded, control)]
+        return [(part, control) for part in split(encoded, CONSTANT_ROOM)]
+
+    def cell(self, room: int = CONSTANT_ROOM) -> list[bytes]:
+        """Mode `constant`: encoded messages for one cell, at most `room` bytes with their lengths; perhaps none."""
+        return fill(room, self._next_for_cell)
+
+    def _next_for_cell(self, room: int) -> bytes | None:
+        if self._queue:
+            return self._queue.popleft()[0] if len(self._queue[0][0]) + LENGTH_LEN <= room else None
+        message = self._next_data(room, cell=True)
+        return None if message is None else encode(message)
 
     def burst(self, limit: int) -> tuple[list[bytes], bool]:
         """(encoded messages for one burst of at most `limit` bytes, whether they are flow control alone)."""
@@ -150,7 +204,7 @@ class _Mux(ABC):
                     break
                 encoded, control = self._queue.popleft()
             else:
-                message = self._next_data(min(room, limit) - _OVERHEAD)
+                message = self._next_data(min(room, limit))
                 if message is None:
                     break
                 encoded, control = encode(message), False
@@ -161,19 +215,26 @@ class _Mux(ABC):
             limit -= size
         return out, only_control
 
-    def _next_data(self, room: int) -> Message | None:
-        if room < _FLOOR:
+    def _next_data(self, room: int, *, cell: bool = False) -> Message | None:
+        """Data or an end, in at most `room` bytes with its length, of the next stream whose turn it is."""
+        if room < (ROOM_FLOOR if cell else _OVERHEAD + _FLOOR):
             return None
         for stream, half in list(self._senders.items()):
-            if half.sendable:
-                offset, data = half.take(min(room, DATA_MAX))
-                self._senders[stream] = self._senders.pop(stream)  # to the end of the turns
-                return self._data_message(stream, offset, data)
-            if half.drained:
-                del self._senders[stream]
-                last = self._last_message(stream, half)
-                if last is not None:
-                    return last
+            if stream not in self._paced:
+                size = data_room(stream, half.offset, room) if cell else min(room - _OVERHEAD, DATA_MAX)
+                message = self._advance(stream, half, size)
+                if message is not None:
+                    return message
+        return None
+
+    def _advance(self, stream: int, half: SendHalf, size: int) -> Message | None:
+        if half.sendable:
+            offset, data = half.take(size)
+            self._senders[stream] = self._senders.pop(stream)  # to the end of the turns
+            return self._data_message(stream, offset, data)
+        if half.drained:
+            del self._senders[stream]
+            return self._last_message(stream, half)
         return None
 
     def _grant(self, message: Credit) -> None:
@@ -184,7 +245,20 @@ class _Mux(ABC):
     @property
     def queued(self) -> int:
         """Small messages that wait to leave."""
-        return len(self._queue)
+        return len(self._queue) + sum(len(paced.waiting) for paced in self._paced.values())
+
+    @property
+    def cells_due(self) -> bool:
+        """Mode `bucket`: whether anything waits for a tick."""
+        return False
+
+    def cells(self, limit: int) -> list[list[bytes]]:
+        """Mode `bucket`: messages for cells, each of at most BUCKET_ROOM bytes; about `limit` bytes of cells."""
+        return []
+
+    def dummies(self) -> int:
+        """Mode `bucket`: how many padding-only cells end this tick; to be asked once a tick, after its cells."""
+        return 0
 
     @abstractmethod
     def _data_message(self, stream: int, offset: int, data: bytes) -> Message: ...
@@ -350,6 +424,8 @@ class GatewayMux(_Mux):
         self._ungranted: deque[int] = deque()  # streams whose bodies have had no credit beyond the first
         self._answering: set[int] = set()
         self._ends: dict[int, End] = {}
+        self._tails: list[int] = []  # dummy cells that answers which are over still get
+        self._new_tails: list[int] = []  # the same, from the next tick on
 
     def answer(
         self, stream: int, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0
@@ -357,7 +433,12 @@ class GatewayMux(_Mux):
         """Begins an answer, or goes on with it at `offset`. Does nothing, like the three below, once it is over."""
         if stream in self._answering and stream not in self._senders:
             self._senders[stream] = SendHalf(ANSWER_CREDIT, offset)
-            self.send(Answer(stream, generation, status, content_type, streamed))
+            head = Answer(stream, generation, status, content_type, streamed)
+            if streamed and self.padding is Padding.BUCKET:
+                self._paced[stream] = _Paced()
+                self._paced[stream].send(head)
+            else:
+                self.send(head)
 
     def write(self, stream: int, data: bytes) -> None:
         half = self._senders.get(stream)
@@ -375,7 +456,59 @@ class GatewayMux(_Mux):
         """Ends a stream without (the rest of) an answer."""
         if stream in self._answering:
             self._over(stream)
-            self.send(Refuse(stream, status, code, message, retryable))
+            refusal = Refuse(stream, status, code, message, retryable)
+            if stream in self._paced:
+                self._paced[stream].send(refusal)
+            else:
+                self.send(refusal)
+
+    def pace(self, padding: Padding) -> None:
+        super().pace(padding)
+        self._tails.clear()
+        self._new_tails.clear()
+
+    @property
+    def cells_due(self) -> bool:
+        return bool(self._tails or self._new_tails) or self._next_paced() is not None
+
+    def _next_paced(self) -> int | None:
+        for stream, paced in self._paced.items():
+            half = self._senders.get(stream)
+            if paced.waiting or (half is not None and (half.sendable or half.drained)):
+                return stream
+        return None
+
+    def cells(self, limit: int) -> list[list[bytes]]:
+        out: list[list[bytes]] = []
+        while len(out) * BUCKET_CELL < limit and (stream := self._next_paced()) is not None:
+            paced = self._paced.pop(stream)
+            self._paced[stream] = paced  # to the end of the turns
+            turn = [fill(BUCKET_ROOM, partial(self._next_of, stream))]
+            while paced.waiting:  # the parts of a message stay together
+                turn.append(fill(BUCKET_ROOM, partial(self._next_of, stream)))
+            paced.cells += len(turn)
+            out += turn
+            if stream not in self._senders:
+                del self._paced[stream]
+                if tail := rung(paced.cells) - paced.cells:
+                    self._new_tails.append(tail)
+        return out
+
+    def _next_of(self, stream: int, room: int) -> bytes | None:
+        waiting, half = self._paced[stream].waiting, self._senders.get(stream)
+        if waiting:
+            return waiting.popleft() if len(waiting[0]) + LENGTH_LEN <= room else None
+        if half is None or room < ROOM_FLOOR:
+            return None
+        message = self._advance(stream, half, data_room(stream, half.offset, room))
+        return None if message is None else encode(message)
+
+    def dummies(self) -> int:
+        count = len(self._tails)
+        left = [tail - 1 for tail in self._tails] + self._new_tails
+        self._tails = [tail for tail in left if tail][-TAILS_MAX:]
+        self._new_tails = []
+        return count
 
     def buffered(self, stream: int) -> int:
         """Answer bytes that wait to leave; the caller stops writing while there are many."""

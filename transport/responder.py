@@ -27,7 +27,7 @@ from transport.handshake import (
     Verify,
 )
 from transport.identity.verify import VerifiedPeer
-from transport.messages import Ack, Body, Close, Issued, Message, Open, Resume, Spans, Welcome, decode
+from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
 from transport.mux import GatewayMux
 from transport.noise import Ephemerals
 from transport.primitives import sha256
@@ -56,6 +56,7 @@ class GatewayConnection(Connection):
         self._ticket_store = tickets
         self._early: list[bytes] = []
         self._siblings = b""  # of the ticket this session was resumed by, until its first record has authenticated
+        self._paced = False  # whether the moment for `pace` has passed
 
     @property
     def _mux(self) -> GatewayMux:
@@ -196,10 +197,23 @@ class GatewayConnection(Connection):
         if self._siblings:
             self._ticket_store.forget(self._siblings)
             self._siblings = b""
+        first, self._paced = not self._paced, True
         match message:
+            case Pace() if first:
+                self._set_pace(message.mode, now)
             case Spans():
                 self._events.append(SpansReceived(message))
             case Ack():
                 self._events.append(AckReceived(message.request_id, message.offset))
             case _:
                 self._streams.receive(message)
+
+    def _set_pace(self, padding: Padding, now: float) -> None:
+        if padding is self._streams.padding:
+            return
+        self._streams.pace(padding)
+        if self._sealer is not None:
+            self._sealer.stop_padding()  # of bursts; cells have their own way
+        self._ticks.used()
+        if padding is Padding.CONSTANT:
+            self._ticks.arm(now)

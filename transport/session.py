@@ -54,6 +54,9 @@ class Driver:
     def wake(self) -> None:
         """To be called after anything that may have made output, or moved the deadline."""
         self._output.set()
+        self._keep_time()
+
+    def _keep_time(self) -> None:
         deadline = self.connection.next_deadline()
         if self._timer is not None and deadline is not None:
             due = asyncio.get_running_loop().time() + max(0.0, deadline - self.clock())
@@ -103,6 +106,7 @@ class Driver:
                     data = await self._link.receive()
             except TimeoutError:
                 self.connection.handle_time(self.clock())
+                self.dispatch()  # a ping, or what waited for a tick
                 continue
             except LinkLost:
                 with contextlib.suppress(LinkLost):
@@ -128,6 +132,7 @@ class Driver:
         while True:
             self._output.clear()
             data = self.connection.data_to_send(self.clock())
+            self._keep_time()  # something may wait for the next tick now
             while (event := self.connection.next_event()) is not None:
                 self.on_event(event)
             if data:

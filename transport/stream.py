@@ -45,6 +45,11 @@ class SendHalf:
         self._limit = max(self._limit, limit)
 
     @property
+    def offset(self) -> int:
+        """Of the byte that leaves next."""
+        return self._sent
+
+    @property
     def sendable(self) -> bool:
         return self.buffered > 0 and self._sent < self._limit
 

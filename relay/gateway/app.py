@@ -13,16 +13,18 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
 from relay.gateway.control import ControlServer
-from relay.gateway.errors import ConfigError, SetupRefused
+from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
@@ -40,6 +42,7 @@ from transport.primitives import Secret, random_bytes
 AUDIT_FILE: Final = "audit.jsonl"
 SPANS_FILE: Final = "spans.jsonl"
 ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
+FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +137,8 @@ async def serve(
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}")
         identity = OwnIdentity(authority, config.name, clock=clock)
-        enrolment = Enrolment(database, authority, audit, clock=clock)
+        refusals = Refusals(audit, clock=clock)
+        enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
         upstream = OpenAiUpstream(
@@ -150,7 +154,7 @@ async def serve(
         limits = config.limits
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, pipeline=pipeline, traces=traces,
-            telemetry=tracing, audit=audit, epoch=random_bytes(16), clock=clock,
+            telemetry=tracing, audit=audit, refusals=refusals, epoch=random_bytes(16), clock=clock,
             limits=SessionLimits(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session
             ),
@@ -158,8 +162,10 @@ async def serve(
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(context, identity))
         stack.push_async_callback(_ended, rotation)
+        gate = Gate(HttpsLimits())
         https_app = make_app(
-            authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, audit=audit, clock=clock
+            authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
+            clock=clock,
         )
         session = https = health = ""
         if config.session is not None:
@@ -167,17 +173,20 @@ async def serve(
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await listen_https(stack, https_app, config.https, context)
+            https = await listen_https(stack, https_app, config.https, context, gate)
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
         control = ControlServer(config.directory, Admin(enrolment, traces))
         await control.start()
         stack.push_async_callback(control.close)
+        counting = asyncio.create_task(_count_refusals(refusals))
+        stack.push_async_callback(_ended, counting)
         await audit.append("gateway.started", id=own_id)
         ready(Ready(own_id, session, https, health))
         await stop.wait()
         await sessions.drain(limits.drain_s)
+        await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
 
 
@@ -198,6 +207,13 @@ async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
         if current is not loaded:
             load_svid(context, current)
             loaded = current
+
+
+async def _count_refusals(refusals: Refusals) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        with contextlib.suppress(AuditUnavailable):  # the log has said so; the counts wait
+            await refusals.flush()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

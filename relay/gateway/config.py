@@ -42,7 +42,7 @@ class Provider(_Section, frozen=True, kw_only=True):
     base_url: str
     key_file: str | None = None
     key_env: str | None = None
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$")] = "openai"
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "openai"
     connect_s: Seconds = 10.0
     first_byte_s: Seconds = 120.0
     idle_s: Seconds = 60.0
@@ -68,7 +68,7 @@ class Allow(_Section, frozen=True, kw_only=True):
 
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "main"
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     listen: Listen = Listen()
     provider: Provider
     limits: Limits = Limits()

@@ -5,6 +5,7 @@ and who renews may have an expired one; they are proven by an invitation and by 
 A tunnel needs the SVID of a hop. Health is plain HTTP on a loopback listener of its own.
 """
 
+import asyncio
 import base64
 import binascii
 import logging
@@ -20,16 +21,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, GatewayError
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from store.errors import StoreError
-from transport.errors import IdentityRefused, LinkLost, ProtocolViolation
-from transport.identity.join import DEVICE_LABEL, https_transcript, signed_input
-from transport.identity.tls import peer_of
+from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
+from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
+from transport.identity.tls import own_leaf_of, peer_of
 from transport.links.websocket import accept_websocket
 from transport.primitives import Secret, VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
 
@@ -39,6 +41,8 @@ BODY_MAX: Final = 16_384
 NONCE_S: Final = 60
 USED_MAX: Final = 65_536
 _log = logging.getLogger(__name__)
+_quiet = logging.getLogger(f"{__name__}.server")  # what the server would say about strangers' bytes, with tracebacks
+_quiet.disabled = True
 T = TypeVar("T")
 
 
@@ -121,11 +125,12 @@ class _TunnelNotes:
 
 
 def make_app(
-    *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, audit: AuditLog,
-    clock: Callable[[], float] = time.time,
+    *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
+    gate: Gate, clock: Callable[[], float] = time.time,
 ) -> web.Application:
-    """The application behind the TLS listener."""
+    """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
+    body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
         return _json(200, _bundle_of(authority))
@@ -133,35 +138,46 @@ def make_app(
     async def nonce(_: web.Request) -> web.Response:
         return _json(200, {"nonce": _pack(nonces.give())})
 
-    def proven(nonce_text: str, signature: str, key: VerifyKey) -> None:
-        """Raises _Refused unless the device signed a fresh nonce of ours, which is used up by that."""
-        given = _unpack(nonce_text)
-        if not nonces.fresh(given):
+    def proven(
+        request: web.Request, operation: HttpsOperation, body: _JoinBody | _RenewBody, subject: bytes,
+        device_key: Callable[[], VerifyKey],
+    ) -> VerifyKey:
+        """The device's key, which signed exactly this with a fresh nonce of ours on this connection.
+
+        The nonce is looked at first and costs nothing to refuse. Raises _Refused, IdentityRefused, ProtocolViolation.
+        """
+        given, leaf = _unpack(body.nonce), own_leaf_of(request.transport)
+        if leaf is None or not nonces.fresh(given):
             raise _Refused(403, "nonce", "the nonce is not valid; ask for a new one")
-        key.verify(_unpack(signature), signed_input(DEVICE_LABEL, https_transcript(given), sha256(key.spki)))
+        try:
+            h = https_transcript(operation, given, _unpack(body.csr), subject, leaf)
+        except BadInput:
+            raise _Refused(400, "bad_request", "the request is not valid") from None
+        key = device_key()
+        key.verify(_unpack(body.signature), signed_input(DEVICE_LABEL, h, sha256(key.spki)))
         if not nonces.use(given):
             raise _Refused(503, "overloaded", "try again later")
+        return key
 
     async def join(request: web.Request) -> web.Response:
-        body = await _body(request, _JoinBody)
+        body = await _body(request, _JoinBody, body_s)
+        token_id, secret, spki = _unpack(body.token_id), Secret(_unpack(body.secret)), _unpack(body.device_key)
         try:
-            key = VerifyKey.from_spki(_unpack(body.device_key))
-            proven(body.nonce, body.signature, key)
+            proven(request, HttpsOperation.JOIN, body, token_id, lambda: VerifyKey.from_spki(spki))
         except (IdentityRefused, ProtocolViolation) as error:
-            await audit.append("join.refused", reason=str(error), peer=request.remote)
+            await refusals.append("join.refused", reason=str(error), peer=request.remote)
             raise _Refused(403, "invitation", "the gateway does not accept this") from None
-        token_id, secret = _unpack(body.token_id), Secret(_unpack(body.secret))
         return _json(200, _issued(authority, await enrolment.join(
-            token_id, secret, _unpack(body.csr), key.spki, roles=JOIN_ROLES
+            token_id, secret, _unpack(body.csr), spki, roles=JOIN_ROLES
         )))
 
     async def renew(request: web.Request) -> web.Response:
-        body = await _body(request, _RenewBody)
+        body = await _body(request, _RenewBody, body_s)
         device_id = _unpack(body.device_id)
         try:
-            proven(body.nonce, body.signature, enrolment.device_key(device_id))
+            proven(request, HttpsOperation.RENEW, body, device_id, lambda: enrolment.device_key(device_id))
         except IdentityRefused as refusal:
-            await audit.append("renew.refused", reason=refusal.rule, device=device_id.hex(), peer=request.remote)
+            await refusals.append("renew.refused", reason=refusal.rule, device=device_id.hex(), peer=request.remote)
             raise _Refused(403, "refused", "the gateway does not accept this") from None
         return _json(200, _issued(authority, await enrolment.renew(device_id, _unpack(body.csr), roles=JOIN_ROLES)))
 
@@ -172,10 +188,11 @@ def make_app(
                 raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
             number = enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:
-            await audit.append(
+            await refusals.append(
                 "tunnel.refused", reason=refusal.rule, id="" if peer is None else str(peer.id), peer=request.remote
             )
             raise _Refused(403, "refused", "the gateway does not accept this") from None
+        gate.settled(request.protocol)
         await enrolment.seen(number)
         hop = str(peer.id)
         notes = _TunnelNotes(hop, traces)
@@ -205,21 +222,31 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
 
 
 async def listen_https(
-    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None
+    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None,
+    gate: Gate | None = None,
 ) -> str:
     """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    gate = gate or Gate(HttpsLimits())
+    # The time for keep-alive runs from the start, so it is that for the head of the first request as well.
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=2.0, logger=_quiet,
+        keepalive_timeout=gate.limits.idle_s, lingering_time=min(1.0, gate.limits.body_s),
+    )
     await runner.setup()
+    make = runner.server
+    assert make is not None
     stack.push_async_callback(runner.cleanup)
     host, port = address
     try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
+        server = await asyncio.get_running_loop().create_server(lambda: Connection(gate, make, context), host, port)
     except OSError as error:
         raise LinkLost(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}",
             hint="choose another address, or end what uses it",
         ) from None
-    bound = runner.addresses[0][1]
+    stack.callback(gate.close)
+    stack.callback(server.close)  # first of these three
+    bound = server.sockets[0].getsockname()[1]
     return f"{f'[{host}]' if ':' in host else host}:{bound}"
 
 
@@ -231,7 +258,10 @@ async def _neutral(
     try:
         return await handler(request)
     except _Refused as refusal:
-        return _error(refusal.status, refusal.code, str(refusal))
+        answer = _error(refusal.status, refusal.code, str(refusal))
+        if refusal.status == 408:
+            answer.force_close()
+        return answer
     except EnrolmentRefused:
         code = "invitation" if request.path == "/v1/join" else "refused"
         return _error(403, code, "the gateway does not accept this")
@@ -242,11 +272,21 @@ async def _neutral(
         return _error(503, "unavailable", "try again later")
     except web.HTTPException as error:
         return _error(error.status, "bad_request" if error.status < 500 else "unavailable", "not possible")
+    except (OSError, web.RequestPayloadError):  # it went away in the middle; nobody will read this answer
+        return _error(400, "bad_request", "the request is not whole")
+    except Exception as error:  # no traceback: its values could be an invitation's
+        _log.error("%s failed with %s", request.path, type(error).__name__)
+        return _error(500, "unavailable", "not possible")
 
 
-async def _body(request: web.Request, kind: type[T]) -> T:
+async def _body(request: web.Request, kind: type[T], seconds: float) -> T:
     try:
-        return msgspec.json.decode(await request.read(), type=kind)
+        async with asyncio.timeout(seconds):
+            data = await request.read()
+    except TimeoutError:
+        raise _Refused(408, "timeout", "the request came too slowly") from None
+    try:
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise _Refused(400, "bad_request", "the request is not valid") from None
 

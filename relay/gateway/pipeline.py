@@ -124,6 +124,7 @@ class Sink(Protocol):
 
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
                              retryable=True)
+_UNRECORDED: Final = Refusal(503, "audit_unavailable", "the gateway cannot record the outcome; the provider was called")
 _INTERNAL: Final = Refusal(500, "internal_error", "the gateway failed; its log says more under the trace id")
 
 
@@ -153,9 +154,7 @@ class Pipeline:
         ) as span:
             context.trace_id = trace_id_of(span)
             try:
-                refusal = await self._run(context, sink)
-            except AuditUnavailable:
-                refusal = _AUDIT_DOWN
+                refusal = await self._admit(context) or await self._answer(context, sink)
             finally:
                 _describe(span, context)
             if refusal is not None:
@@ -163,16 +162,29 @@ class Pipeline:
                 span.set_attribute(names.HTTP_STATUS, refusal.status)
                 await sink.refuse(refusal.status, refusal.code, refusal.message, retryable=refusal.retryable)
 
-    async def _run(self, context: RequestContext, sink: Sink) -> Refusal | None:
-        """None once the answer has been delivered whole, else why not. Audited either way, before it returns."""
-        for check in self._checks:
-            refusal = await check.check(context)
-            if refusal is not None:
-                await self._record("request.refused", context, code=refusal.code, status=refusal.status)
-                return refusal
+    async def _admit(self, context: RequestContext) -> Refusal | None:
+        """None once every check has passed and the intent is on record. Nobody has been called until then."""
+        try:
+            for check in self._checks:
+                refusal = await check.check(context)
+                if refusal is not None:
+                    await self._record("request.refused", context, code=refusal.code, status=refusal.status)
+                    return refusal
+            await self._record("request.intent", context, bytes_in=len(context.body))
+        except AuditUnavailable:
+            return _AUDIT_DOWN
+        return None
+
+    async def _answer(self, context: RequestContext, sink: Sink) -> Refusal | None:
+        """None once the answer has been delivered whole and that is on record, else why not."""
+        try:
+            return await self._attempt(context, sink)
+        except AuditUnavailable:
+            return _UNRECORDED  # asking again would call the provider again
+
+    async def _attempt(self, context: RequestContext, sink: Sink) -> Refusal | None:
         target = context.target
         assert target is not None  # authorise refuses unknown routes
-        await self._record("request.intent", context, bytes_in=len(context.body))
         try:
             await self._deliver(context, self._answerers[target.operation], sink)
         except AuditUnavailable:

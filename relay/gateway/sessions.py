@@ -1,7 +1,9 @@
 """Encrypted sessions, from an accepted link to requests in the pipeline.
 
 Whoever has not shown who they are costs little and waits behind a cap; a part of it is kept for tunnels of hops, which
-are authenticated themselves. Outward every refusal looks the same; the audit has the reason.
+are authenticated themselves, and no hop and no address may have more than a share of it. A device that is known has a
+few sessions at a time, of which a new one ends the oldest. Outward every refusal looks the same; the audit has the
+reason.
 """
 
 import asyncio
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.trace import TraceStore
+from relay.places import Places, source_of_link
 from store.errors import StoreError
 from transport.errors import IdentityRefused, LinkLost, TransportError
 from transport.handshake import FrameType, Hint, JoinCredential, RenewCredential
@@ -37,11 +41,17 @@ class SessionLimits:
     handshakes: int = 64
     handshake_s: float = 15.0
     requests: int = 32  # at once on one session
+    per_device: int = 4  # sessions of one enrolment
 
     @property
     def direct_handshakes(self) -> int:
         """Links that come straight from anywhere leave a quarter of the places to tunnels."""
         return max(1, self.handshakes * 3 // 4)
+
+    @property
+    def handshakes_per_source(self) -> int:
+        """One hop's strangers, or one address's, do not keep out those of others."""
+        return max(1, self.handshakes // 4)
 
 
 class StreamSink:
@@ -68,8 +78,8 @@ class Sessions:
 
     def __init__(
         self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, pipeline: Pipeline,
-        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, limits: SessionLimits, epoch: bytes,
-        clock: Callable[[], float] = time.time,
+        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, refusals: Refusals, limits: SessionLimits,
+        epoch: bytes, clock: Callable[[], float] = time.time,
     ) -> None:
         """`epoch`: 16 random bytes, new whenever what a gateway remembers of requests is new."""
         self._authority = authority
@@ -78,6 +88,7 @@ class Sessions:
         self._traces = traces
         self._telemetry = telemetry
         self._audit = audit
+        self._refusals = refusals
         self._limits = limits
         self._epoch = epoch
         self._clock = clock
@@ -86,7 +97,8 @@ class Sessions:
             root=lambda: authority.root,
             verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
         )
-        self._handshaking = 0
+        self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
+        self._of_device: dict[int, list[tuple[GatewaySession, str]]] = {}  # by enrolment, oldest first, with their via
         self._links = 0
         self._live: set[GatewaySession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,12 +114,16 @@ class Sessions:
         but cancellation.
         """
         cap = self._limits.handshakes if via else self._limits.direct_handshakes
-        if self._draining or self._handshaking >= cap or self._links >= self._limits.sessions:
+        source = via or source_of_link(link.peer)
+        if (
+            self._draining or self._handshaking.taken >= cap or self._links >= self._limits.sessions
+            or not self._handshaking.take(source)
+        ):
             await self._turn_away(link)
             return
         self._links += 1
         try:
-            session = await self._handshake(link, via)
+            session = await self._handshake(link, via, source)
             if session is not None:
                 known(session.link_id)
                 await self._run(session, via, settled)
@@ -136,17 +152,17 @@ class Sessions:
             pass
         await link.close()
 
-    async def _handshake(self, link: Link, via: str) -> GatewaySession | None:
-        self._handshaking += 1
+    async def _handshake(self, link: Link, via: str, source: str) -> GatewaySession | None:
+        """Leaves the place of `source` in any case."""
         try:
             async with asyncio.timeout(self._limits.handshake_s):
                 return await GatewaySession.accept(link, self._responder)
         except TimeoutError:
             _log.info("handshake on %s was not finished in time", link.peer)
         except IdentityRefused as refusal:
-            await self._audit.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
+            await self._refusals.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
         finally:
-            self._handshaking -= 1
+            self._handshaking.leave(source)
         return None
 
     async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:
@@ -173,7 +189,7 @@ class Sessions:
                 try:
                     credential.verify(self._enrolment.device_key(credential.device_id))
                 except IdentityRefused as refusal:
-                    await self._audit.append(
+                    await self._refusals.append(
                         "renew.refused", reason=refusal.rule, device=credential.device_id.hex(), via=via
                     )
                     raise
@@ -198,7 +214,7 @@ class Sessions:
                 "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id
             )
         except IdentityRefused as refusal:
-            await self._audit.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
+            await self._refusals.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
             await session.refuse()
             return
         except AuditUnavailable:
@@ -207,9 +223,13 @@ class Sessions:
         claims: set[asyncio.Task[None]] = set()  # spans being stored
         session.on_spans = lambda spans: self._take_spans(str(peer.id), spans, claims)
         session.admit(Welcome(self._epoch, via, self._authority.bundle.sequence))
-        await self._enrolment.seen(enrolment)
+        mine = self._of_device.setdefault(enrolment, [])
+        mine.append((session, via))
         tasks: set[asyncio.Task[None]] = set()
         try:
+            await self._enrolment.seen(enrolment)
+            while len(mine) > self._limits.per_device:
+                await self._displace(str(peer.id), enrolment, *mine.pop(0))
             async for incoming in session.requests():
                 if self._draining:
                     incoming.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
@@ -218,10 +238,19 @@ class Sessions:
                 else:
                     self._start(self._request(session, incoming, peer, enrolment, via, settled), tasks)
         finally:
+            if (session, via) in mine:
+                mine.remove((session, via))
+            if not mine and self._of_device.get(enrolment) is mine:
+                del self._of_device[enrolment]
             # Requests whose session is gone are cancelled by their own watch; here they only come to their end.
             if tasks or claims:
                 await asyncio.wait(tasks | claims)
             await self._audit.append("session.closed", id=str(peer.id), via=via, link=session.link_id)
+
+    async def _displace(self, device: str, enrolment: int, session: GatewaySession, via: str) -> None:
+        """Ends the oldest session of a device that has opened too many; whoever opened the newest waits for no peer."""
+        await self._audit.append("session.displaced", id=device, enrolment=enrolment, via=via, link=session.link_id)
+        self._start(session.close("overloaded"), set())
 
     async def _request(
         self, session: GatewaySession, incoming: Incoming, peer: VerifiedPeer, enrolment: int, via: str,

@@ -4,6 +4,7 @@ Spans from outside are claims of whoever sent them, and are kept apart by sender
 that a request of its own used, and a hop's note counts only for the very tunnel it came over.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Final
@@ -45,9 +46,10 @@ _kept_note = msgspec.msgpack.Decoder(HopNote)
 def parse_note(text: str) -> HopNote | None:
     """A hop's note, None for anything else; a hop cannot break anything by it."""
     try:
-        return _note.decode(text)
+        note = _note.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return None
+    return note if math.isfinite(note.start_ms) and math.isfinite(note.end_ms) else None
 
 
 class TraceStore:
@@ -65,6 +67,7 @@ class TraceStore:
     async def add_from_edge(self, device: str, spans: Sequence[SpanRecord]) -> int:
         """Keeps an edge's spans of traces that it used itself; returns how many were kept."""
         kept = 0
+        spans = [span for span in spans if _finite(span)]
         for trace_id in {span.trace_id for span in spans}:
             used = await self._database.run(
                 lambda connection, trace_id=trace_id: connection.execute(  # type: ignore[misc]
@@ -139,6 +142,12 @@ def _prune(connection: Connection, now: int) -> None:
     before = max(now - KEPT_MS, int(row[0]) if row else 0)
     for table in ("spans", "traces", "tunnels"):
         connection.execute(f"DELETE FROM {table} WHERE seen_ms < ?", (before,))  # noqa: S608 - names of our own
+
+
+def _finite(span: SpanRecord) -> bool:
+    """Bounds alone let NaN through, which has no place in an order and none in JSON."""
+    values = (span.start_ms, span.end_ms, *span.attributes.values())
+    return all(math.isfinite(value) for value in values if isinstance(value, float))
 
 
 def _claimed(span: SpanRecord, device: str) -> SpanRecord:

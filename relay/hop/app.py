@@ -10,6 +10,7 @@ from typing import Final
 from relay.hop.errors import HopError
 from relay.hop.identity import HopHome, HopIdentity, renew
 from relay.hop.pipe import Pipe, PipeLimits
+from relay.places import Places, source_of_link
 from store.errors import StoreError
 from transport.errors import LinkLost, TransportError
 from transport.identity.tls import client_context
@@ -23,12 +24,23 @@ CHECK_S: Final = 60.0  # a laptop that slept must notice that its SVID has run o
 
 @dataclass(frozen=True)
 class HopLimits:
-    """`max_links` at once; `first_s`: how long a stranger may hold a place without sending a byte."""
+    """`max_links` at once, of which one address has `per_source` and a unix socket, which may stand for many edges,
+    three quarters; `first_s`: how long a stranger may hold a place without sending a byte.
+    """
 
     max_links: int = 64
     first_s: float = 10.0
     connect_s: float = 15.0
     pipe: PipeLimits = field(default_factory=PipeLimits)
+
+    @property
+    def per_source(self) -> int:
+        """A quarter, but a small hop may serve one place alone."""
+        return max(4, self.max_links // 4)
+
+    @property
+    def per_socket(self) -> int:
+        return max(4, self.max_links * 3 // 4)
 
 
 class Hop:
@@ -44,7 +56,7 @@ class Hop:
         self._limits, self._report, self._clock = limits, report, clock
         self._tls = client_context(identity.bundle, identity.svid)
         self._renewing = asyncio.Lock()
-        self._links = 0
+        self._places = Places(limits.max_links, limits.per_source)
         self._last_report = ""
 
     @property
@@ -66,16 +78,19 @@ class Hop:
             await asyncio.gather(freshness, *(one.close() for one in listeners), return_exceptions=True)
 
     async def _on_link(self, edge: Link) -> None:
-        if self._links >= self._limits.max_links:
-            self._tell(f"all {self._limits.max_links} links are taken; one more was turned away")
+        source = source_of_link(edge.peer)
+        if not self._places.take(source, share=self._limits.per_socket if edge.peer.startswith("unix:") else None):
+            if self._places.taken >= self._limits.max_links:
+                self._tell(f"all {self._limits.max_links} links are taken; one more was turned away")
+            else:
+                self._tell(f"all links that one source may have are taken by {source}; one more was turned away")
             return
-        self._links += 1
         try:
             await self._serve(edge)
         except (TransportError, StoreError, HopError) as error:
             self._tell(f"no tunnel: {error}" + (f" ({error.hint})" if error.hint else ""))
         finally:
-            self._links -= 1
+            self._places.leave(source)
 
     async def _serve(self, edge: Link) -> None:
         try:

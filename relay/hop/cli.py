@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from transport.identity.join import Invitation
     from transport.links.base import Endpoint
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry links of edges to the gateway, blindly.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Carry links of edges to the gateway, blindly.",
+)
 
 _HOME = typer.Option("--home", help="Folder of this hop's sealed identity.", envvar="CAUSEWAY_HOP_HOME")
 _PASSPHRASE = typer.Option(

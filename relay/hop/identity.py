@@ -10,10 +10,11 @@ import binascii
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -23,10 +24,17 @@ from store.errors import StoreMissing
 from store.keys import Passphrase
 from store.sealed import open_file, seal_file
 from transport.errors import BadInput, IdentityRefused, LinkLost
-from transport.identity.join import DEVICE_LABEL, Invitation, bundle_from_joined_root, https_transcript, signed_input
+from transport.identity.join import (
+    DEVICE_LABEL,
+    HttpsOperation,
+    Invitation,
+    bundle_from_joined_root,
+    https_transcript,
+    signed_input,
+)
 from transport.identity.svid import Svid, TrustBundle, make_csr
-from transport.identity.tls import client_context, refusal_in, unverified_context
-from transport.identity.verify import verify_svid
+from transport.identity.tls import client_context, peer_of, refusal_in, unverified_context
+from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.links.base import Endpoint
 from transport.primitives import Secret, SigningKey, sha256
 
@@ -85,6 +93,12 @@ class _Sealed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     trust_domain: str = ""
     roots: list[bytes] = []
     sequence: int = 0
+
+    def __repr__(self) -> str:  # it holds the keys
+        return "<Sealed>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -185,13 +199,15 @@ async def join(
         raise HopMisuse(f"the invitation is not one for a hop but for {invitation.role_path}",
                         hint="ask for an invitation made by `relay gateway invite hop/NAME`")
     device_key = await asyncio.to_thread(home.device_key, gateway)  # seals: 0.2 s of key derivation
-    public = await _call(unverified_context(), "GET", f"{gateway}/v1/bundle", None, _Bundle)
+    async with _talking(unverified_context(), gateway) as stranger:
+        public = await stranger.call("GET", "/v1/bundle", None, _Bundle)
     named = [der for der in _unpack_all(public.roots) if sha256(der) == invitation.root_sha256]
     bundle = bundle_from_joined_root(invitation, named)
     key = SigningKey.generate()
     body = {"token_id": pack(invitation.token_id), "secret": pack(invitation.secret.expose()),
             "device_key": pack(device_key.public.spki)}
-    issued = await _obtain(client_context(bundle), gateway, "/v1/join", body, device_key, key)
+    async with _talking(client_context(bundle), gateway) as server:
+        issued = await _obtain(server, HttpsOperation.JOIN, invitation.token_id, body, device_key, key)
     identity = _identity(issued, key, bundle, device_key, gateway, clock())
     if identity.svid.id != invitation.id:
         raise GatewayAnswer("the gateway issued another identity than the one invited")
@@ -204,8 +220,10 @@ async def renew(
 ) -> HopIdentity:
     """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`."""
     key = SigningKey.generate()
-    body = {"device_id": pack(sha256(identity.device_key.public.spki))}
-    issued = await _obtain(client_context(identity.bundle), gateway, "/v1/renew", body, identity.device_key, key)
+    device_id = sha256(identity.device_key.public.spki)
+    body = {"device_id": pack(device_id)}
+    async with _talking(client_context(identity.bundle), gateway) as server:
+        issued = await _obtain(server, HttpsOperation.RENEW, device_id, body, identity.device_key, key)
     renewed = _identity(issued, key, identity.bundle, identity.device_key, gateway, clock())
     if renewed.svid.id != identity.svid.id:
         raise GatewayAnswer("the gateway issued another identity than the one renewed")
@@ -215,15 +233,23 @@ async def renew(
 
 
 async def _obtain(
-    context: ssl.SSLContext, gateway: str, path: str, body: dict[str, str], device_key: SigningKey, key: SigningKey
+    server: "_Server", operation: HttpsOperation, subject: bytes, body: dict[str, str], device_key: SigningKey,
+    key: SigningKey,
 ) -> _Issued:
-    """The two requests in which `key` gets its SVID: a nonce, then the request that the device key signs over it."""
-    nonce = unpack((await _call(context, "POST", f"{gateway}/v1/join/nonce", {}, _Nonce)).nonce)
+    """The two requests in which `key` gets its SVID: a nonce, then the request that the device key signs over it.
+
+    The signature names the server by the certificate seen with the nonce. Should the second request need a connection
+    of its own and meet another certificate there, the gateway refuses, and the whole may be tried again.
+    """
+    nonce = unpack((await server.call("POST", "/v1/join/nonce", {}, _Nonce)).nonce)
     if len(nonce) != NONCE_LEN:
         raise GatewayAnswer("the gateway's nonce has the wrong length")
-    signed = signed_input(DEVICE_LABEL, https_transcript(nonce), sha256(device_key.public.spki))
-    proof = {"csr": pack(make_csr(key)), "nonce": pack(nonce), "signature": pack(device_key.sign(signed))}
-    return await _call(context, "POST", gateway + path, body | proof, _Issued)
+    assert server.seen is not None  # `client_context` makes no connection without it
+    csr = make_csr(key)
+    h = https_transcript(operation, nonce, csr, subject, server.seen.leaf_sha256)
+    signature = device_key.sign(signed_input(DEVICE_LABEL, h, sha256(device_key.public.spki)))
+    proof = {"csr": pack(csr), "nonce": pack(nonce), "signature": pack(signature)}
+    return await server.call("POST", f"/v1/{operation.name.lower()}", body | proof, _Issued)
 
 
 def _identity(
@@ -240,7 +266,7 @@ def _identity(
 
 
 def _newer(held: TrustBundle, offered: _Bundle) -> TrustBundle:
-    """Sequence numbers never go back; the trust domain never changes."""
+    """Sequence numbers never go back; the trust domain never changes; who joins keeps the root it was invited to."""
     roots = _unpack_all(offered.roots)
     if offered.trust_domain != held.trust_domain:
         raise IdentityRefused("the gateway answered with a bundle of another trust domain", rule="trust domain")
@@ -248,27 +274,59 @@ def _newer(held: TrustBundle, offered: _Bundle) -> TrustBundle:
         return held
     if not roots or offered.sequence < 0:
         raise GatewayAnswer("the gateway's trust bundle is not valid")
+    if held.sequence == 0 and not set(held.roots) <= set(roots):  # it holds the invitation's root, and only that
+        raise IdentityRefused("the gateway's trust bundle lacks the root that the invitation names", rule="root hash")
     return TrustBundle(held.trust_domain, tuple(roots), offered.sequence)
 
 
-async def _call(context: ssl.SSLContext, method: str, url: str, body: object, answer: type[_Answer]) -> _Answer:
-    """One request on a connection of its own: JSON out, a checked struct in."""
+class _Response(aiohttp.ClientResponse):
+    """Remembers who sent it: once its body is read, the connection is gone."""
+
+    server: VerifiedPeer | None = None
+
+    async def start(self, connection: aiohttp.connector.Connection) -> "aiohttp.ClientResponse":
+        self.server = peer_of(connection.transport)
+        return await super().start(connection)
+
+
+class _Server:
+    """The gateway over one connection at a time. `seen` is its SVID on the latest, None if the context checks none."""
+
+    def __init__(self, session: aiohttp.ClientSession, gateway: str) -> None:
+        self._session, self._gateway = session, gateway
+        self.seen: VerifiedPeer | None = None
+
+    async def call(self, method: str, path: str, body: object, answer: type[_Answer]) -> _Answer:
+        """JSON out, a checked struct in. Raises LinkLost, IdentityRefused, GatewayAnswer, JoinRefused."""
+        try:
+            async with self._session.request(
+                method, self._gateway + path, json=body, allow_redirects=False
+            ) as response:
+                assert isinstance(response, _Response)
+                self.seen = response.server
+                data = await _read_bounded(response)
+                status = response.status
+        except TimeoutError:
+            raise LinkLost("the gateway did not answer in time", hint="is it in reach?") from None
+        except (OSError, aiohttp.ClientError) as error:
+            refusal = refusal_in(error)
+            if refusal is not None:
+                raise refusal from None
+            raise LinkLost("cannot reach the gateway", hint="is the address right, and the gateway running?") from error
+        return _decoded(status, data, answer)
+
+
+@asynccontextmanager
+async def _talking(context: ssl.SSLContext, gateway: str) -> AsyncIterator[_Server]:
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    connector = aiohttp.TCPConnector(ssl=context, force_close=True)
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session,
-            session.request(method, url, json=body, allow_redirects=False) as response,
-        ):
-            data = await _read_bounded(response)
-            status = response.status
-    except TimeoutError:
-        raise LinkLost("the gateway did not answer in time", hint="is it in reach?") from None
-    except (OSError, aiohttp.ClientError) as error:
-        refusal = refusal_in(error)
-        if refusal is not None:
-            raise refusal from None
-        raise LinkLost("cannot reach the gateway", hint="is the address right, and the gateway running?") from error
+    connector = aiohttp.TCPConnector(ssl=context, limit=1)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, trust_env=False, response_class=_Response
+    ) as session:
+        yield _Server(session, gateway)
+
+
+def _decoded(status: int, data: bytes, answer: type[_Answer]) -> _Answer:
     try:
         if status == 200:
             return msgspec.json.decode(data, type=answer)

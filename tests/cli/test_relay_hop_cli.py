@@ -139,3 +139,10 @@ def test_errors_become_words_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
         assert "secret" not in capsys.readouterr().err
     _print_error(LinkLost("the link broke", hint="look at the cable"))
     assert capsys.readouterr().err == "relay: the link broke\nhint: look at the cable\n"
+
+
+def test_no_traceback_shows_local_values() -> None:
+    """They could be keys."""
+    from relay.hop.cli import app
+
+    assert app.pretty_exceptions_enable is False

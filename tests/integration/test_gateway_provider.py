@@ -240,9 +240,11 @@ async def test_no_answer_is_whole_without_its_record(lab: Lab, monkeypatch: pyte
         await real(event, **fields)
 
     monkeypatch.setattr(lab.audit, "append", broken_later)
-    sink, _ = await lab.ask(chat())
-    assert not sink.ended
-    assert sink.refused == (503, "audit_unavailable", True)
+    for lab.provider.mode in ("ok", "500", "503"):  # delivered, failed, and failed where the provider says: again
+        sink, _ = await lab.ask(chat())
+        assert not sink.ended
+        assert sink.refused == (503, "audit_unavailable", False)  # the provider was called: not to be tried again
+    assert lab.provider.calls == 3
 
 
 async def test_refusals_are_audited_and_call_nobody(lab: Lab) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import GatewayAnswer, HopMisuse, JoinRefused
-from relay.hop.identity import FILE, HopHome, HopIdentity, base_url, join, renew
+from relay.hop.identity import FILE, HopHome, HopIdentity, _Sealed, base_url, join, renew
 from relay.hop.pipe import PipeLimits, link_id
 from store.errors import WrongKey
 from store.keys import Passphrase
@@ -20,6 +20,7 @@ from tests.support.joining_gateway import JoiningGateway
 from transport.errors import IdentityExpired, IdentityRefused, LinkLost
 from transport.links.base import Endpoint, Link, connect
 from transport.links.websocket import WebSocketLink
+from transport.primitives import SigningKey
 
 LIMIT = 20.0
 
@@ -171,6 +172,21 @@ async def test_a_gateway_that_is_down_is_a_lost_link(home: HopHome) -> None:
     assert caught.value.hint
 
 
+async def test_the_invited_root_must_be_in_the_bundle_that_comes_with_a_joining(
+    gateway: JoiningGateway, home: HopHome
+) -> None:
+    """Otherwise whoever answers could move the hop to a root of its own at once."""
+    other = Ca()
+    gateway.issuer, gateway.issued_roots = other, [other.root_der]
+    with pytest.raises(IdentityRefused) as caught:
+        await join(home, gateway.invitation(), gateway.url)
+    assert caught.value.rule == "root hash"
+    with pytest.raises(HopMisuse, match="not joined"):
+        home.load()
+    gateway.issued_roots = [other.root_der, gateway.ca.root_der]
+    assert len((await join(home, gateway.invitation(), gateway.url)).bundle.roots) == 2  # more roots are fine
+
+
 @pytest.mark.parametrize("text", ["", "gw", "http://gw", "https://", "https://gw/path", "https://a b", "https://gw:x"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(HopMisuse):
@@ -195,6 +211,12 @@ async def test_renewal_needs_only_the_device_key_and_never_takes_an_older_bundle
     gateway.path = "hop/other"
     with pytest.raises(GatewayAnswer, match="another identity"):
         await renew(home, renewed, gateway.url)
+
+
+def test_what_the_sealed_file_holds_does_not_show() -> None:
+    key = SigningKey.generate().to_pkcs8().expose()
+    held = _Sealed(1, "https://gw", key, 1, key)
+    assert repr(key)[2:-1] not in f"{held!r} {held} {held.__rich_repr__()}"
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -326,6 +348,40 @@ async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: 
             while await held[0].receive():
                 pass
         await asyncio.gather(*(link.close() for link in (silent, third, *held)))
+
+
+async def dial(running: Running, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection from an address of its own; every one in 127.0.0.0/8 is this machine's."""
+    return await asyncio.open_connection(*running.endpoint.host_port(), local_addr=(host, 0))
+
+
+async def test_one_address_does_not_take_every_link(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url, max_links=8) as running:
+        strangers = [await dial(running, "127.0.0.1") for _ in range(7)]
+        gone = [asyncio.ensure_future(reader.read()) for reader, _ in strangers]
+        while sum(one.done() for one in gone) < 3:  # noqa: ASYNC110 - the fixture's time-out is the limit
+            await asyncio.sleep(0)
+        assert any("taken by 127.0.0.1" in line for line in running.lines)
+        reader, writer = await dial(running, "127.0.0.2")
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        assert sum(one.done() for one in gone) == 3
+        for _, one in (*strangers, (reader, writer)):
+            one.close()
+        await asyncio.gather(*gone)
+
+
+async def test_a_socket_stands_for_many_edges(gateway: JoiningGateway, home: HopHome, tmp_path: Path) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url, f"unix:{tmp_path / 's'}", max_links=8) as running:
+        held = [await running.connect() for _ in range(6)]
+        for link in held:
+            await link.send(b"x")
+            assert await read(link, 1) == b"x"
+        seventh = await running.connect()
+        assert await seventh.receive() == b""
+        await asyncio.gather(*(link.close() for link in (seventh, *held)))
 
 
 async def test_stopping_ends_what_runs_and_frees_the_address(gateway: JoiningGateway, home: HopHome) -> None:

@@ -9,8 +9,9 @@ from transport.handshake import Verify
 from transport.identity.svid import Svid, TrustBundle
 from transport.identity.verify import verify_svid
 from transport.initiator import EdgeConnection, Resumption, SvidLogin
-from transport.messages import RequestHeader, Welcome, encode_header
+from transport.messages import Padding, RequestHeader, Welcome, encode_header
 from transport.noise import SystemEphemerals
+from transport.pacing import TICK_S
 from transport.primitives import sha256
 from transport.responder import GatewayConnection
 from transport.tickets import Ticket, TicketStore
@@ -32,7 +33,10 @@ def untouched(data: bytes) -> bytes:
 
 @dataclass
 class Pair:
-    """An edge and a gateway. `pump` carries bytes both ways until nothing moves, signing and admitting on the way."""
+    """An edge and a gateway. `pump` carries bytes both ways until nothing moves, signing and admitting on the way.
+
+    It lets time pass from tick to tick as long as something waits for one.
+    """
 
     edge: EdgeConnection
     gateway: GatewayConnection
@@ -64,8 +68,18 @@ class Pair:
         return moved
 
     def pump(self) -> None:
-        while self.step():
+        while self.step() or self.tick():
             pass
+
+    def tick(self) -> bool:
+        """Goes on to the next tick, if one is waited for."""
+        due = [d for core in (self.edge, self.gateway) if (d := core.next_deadline()) is not None]
+        if not due or min(due) > self.now + 1.5 * TICK_S:
+            return False
+        self.now = max(self.now, min(due))
+        for core in (self.edge, self.gateway):
+            core.handle_time(self.now)
+        return True
 
     def _events(self) -> None:
         for core, key, seen in (
@@ -83,7 +97,7 @@ class Pair:
 def make_pair(
     ca: Ca | None = None, *, edge_svid: Svid | None = None, gateway_svid: Svid | None = None,
     gateway_bundle: TrustBundle | None = None, admit: bool = True, tickets: TicketStore | None = None,
-    ticket: Ticket | None = None, early_data: bool = True,
+    ticket: Ticket | None = None, early_data: bool = True, padding: Padding = Padding.BUCKET,
 ) -> Pair:
     """A fresh pair of one trust domain; pass an SVID to make a side somebody else, a ticket to resume."""
     ca = ca or Ca()
@@ -91,7 +105,7 @@ def make_pair(
     gateway_svid = gateway_svid or ca.issue("gateway/main")
     now = ca.now
     purpose = Resumption(ticket, early_data) if ticket else SvidLogin(edge_svid.chain, edge_svid.not_after)
-    edge = EdgeConnection(purpose, verifier(ca.bundle(), "gateway"), SystemEphemerals(), now)
+    edge = EdgeConnection(purpose, verifier(ca.bundle(), "gateway"), SystemEphemerals(), now, padding)
     gateway = GatewayConnection(
         gateway_svid.chain, gateway_svid.not_after, ca.root_der, verifier(gateway_bundle or ca.bundle(), "edge"),
         SystemEphemerals(), now, tickets if tickets is not None else TicketStore(),

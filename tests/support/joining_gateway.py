@@ -11,9 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from tests.support.ca import Ca
-from transport.identity.join import DEVICE_LABEL, Invitation, https_transcript, signed_input
+from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
 from transport.identity.svid import parse_csr
-from transport.identity.tls import peer_of, server_context
+from transport.identity.tls import own_leaf_of, peer_of, server_context
 from transport.links.websocket import WebSocketLink, accept_websocket
 from transport.primitives import Secret, VerifyKey, sha256
 
@@ -35,6 +35,8 @@ class JoiningGateway:
         self.served_as = served_as
         self.lifetime = 3600.0
         self.sequence = 1
+        self.issuer = ca  # who signs what is issued
+        self.issued_roots = [ca.root_der]  # in the bundle that comes with it
         self.refuse = ""
         self.raw_answer: bytes | None = None
         self.secret, self.token_id = os.urandom(16), os.urandom(8)
@@ -79,10 +81,11 @@ class JoiningGateway:
             await runner.cleanup()
 
     async def _bundle(self, request: web.Request) -> web.Response:
-        return web.json_response(self._bundle_fields())
+        return web.json_response(self._bundle_of([self.ca.root_der]))
 
-    def _bundle_fields(self) -> dict[str, Any]:
-        return {"trust_domain": self.ca.trust_domain, "roots": [pack(self.ca.root_der)], "sequence": self.sequence}
+    def _bundle_of(self, roots: list[bytes]) -> dict[str, Any]:
+        packed = [pack(one) for one in roots]
+        return {"trust_domain": self.ca.trust_domain, "roots": packed, "sequence": self.sequence}
 
     async def _nonce(self, request: web.Request) -> web.Response:
         nonce = os.urandom(32)
@@ -103,16 +106,21 @@ class JoiningGateway:
         else:
             assert self._device is not None and unpack(body["device_id"]) == sha256(self._device.spki)
             device = self._device
-        signed = signed_input(DEVICE_LABEL, https_transcript(nonce), sha256(device.spki))
+        operation = HttpsOperation.JOIN if request.path == "/v1/join" else HttpsOperation.RENEW
+        subject = unpack(body["token_id" if operation is HttpsOperation.JOIN else "device_id"])
+        leaf = own_leaf_of(request.transport)
+        assert leaf is not None
+        h = https_transcript(operation, nonce, unpack(body["csr"]), subject, leaf)
+        signed = signed_input(DEVICE_LABEL, h, sha256(device.spki))
         device.verify(unpack(body["signature"]), signed)
         if self.raw_answer is not None:
             return web.Response(body=self.raw_answer, content_type="application/json")
         if self.refuse:
             return web.json_response({"error": {"code": self.refuse, "message": "no"}}, status=403)
-        chain = self.ca.issue_for(parse_csr(unpack(body["csr"])).spki, self.path, lifetime=self.lifetime)
+        chain = self.issuer.issue_for(parse_csr(unpack(body["csr"])).spki, self.path, lifetime=self.lifetime)
         return web.json_response({
             "id": f"spiffe://{self.ca.trust_domain}/{self.path}", "chain": [pack(one) for one in chain],
-            "bundle": self._bundle_fields(), "enrolment": 1,
+            "bundle": self._bundle_of(self.issued_roots), "enrolment": 1,
         })
 
     async def _tunnel(self, request: web.Request) -> web.StreamResponse:

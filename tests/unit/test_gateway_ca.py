@@ -14,6 +14,7 @@ from relay.gateway.identity.ca import (
     ROOT_FILE,
     Authority,
     OwnIdentity,
+    _SealedAuthority,
     create_authority,
     renew_intermediate,
 )
@@ -147,3 +148,9 @@ def test_own_svid_renews_at_half_life_and_says_when(authority: Authority) -> Non
     assert second.key.public.spki != first.key.public.spki
     clock.now = authority.not_after + 10
     assert own.svid() is second  # peers see it expire; the process does not fall over
+
+
+def test_what_a_sealed_file_holds_does_not_show() -> None:
+    key = SigningKey.generate().to_pkcs8().expose()
+    held = _SealedAuthority(DOMAIN, key, b"c", [], 1)
+    assert repr(key)[2:-1] not in f"{held!r} {held} {held.__rich_repr__()}"

@@ -57,6 +57,7 @@ def test_the_example_that_init_writes_is_valid_and_denies_by_default() -> None:
     ('key_file = "provider.key"', "", "provider:"),
     ('key_file = "provider.key"', 'key_file = "a"\nkey_env = "B"', "provider:"),
     ('key_file = "provider.key"', 'key_file = "a"\nidle_s = -1', "provider.idle_s:"),
+    ('key_file = "provider.key"', 'key_file = "a"\nname = "x\\n"', "provider.name:"),
     ('id = "/edge/*"', 'id = "edge/*"', "allow[0]:"),
     ('models = ["small"]', "models = []", "allow[0]:"),
     ('models = ["small"]', 'models = "small"', "allow[0].models:"),

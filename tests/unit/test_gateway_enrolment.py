@@ -1,16 +1,18 @@
 """Invitations and registrations; attacks C2 and C3 of the protocol review at the gateway's side."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Joined
+from relay.gateway.identity.enrolment import IDLE_MAX_S, LIVE_MAX, PRUNE_EVERY_S, Enrolment, Joined
 from relay.gateway.state.sqlcipher import DATABASE_FILE, open_state
 from store.database import Database
 from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
@@ -196,6 +198,61 @@ async def test_registrations_survive_a_restart(lab: Lab) -> None:
     await fresh.load()
     fresh.admit(lab.peer(joined))
     assert fresh.device_key(sha256(device.public.spki)).spki == device.public.spki
+
+
+async def test_a_device_holds_few_certificates_and_the_oldest_goes(lab: Lab) -> None:
+    device, other = SigningKey.generate(), SigningKey.generate()
+    device_id = sha256(device.public.spki)
+    theirs = await lab.join(await lab.enrolment.invite("edge/other"), other)
+    issued = [await lab.join(await lab.enrolment.invite("edge/lap-1"), device)]
+    for _ in range(LIVE_MAX + 1):
+        issued.append(await lab.enrolment.renew(device_id, make_csr(SigningKey.generate()), roles=EDGE))
+    fresh = Enrolment(lab.database, lab.authority, lab.audit, clock=lab.clock)
+    await fresh.load()
+    for enrolment in (lab.enrolment, fresh):  # in memory, and after a restart
+        for joined in (theirs, *issued[-LIVE_MAX:]):
+            enrolment.admit(lab.peer(joined))
+        for joined in issued[:-LIVE_MAX]:
+            with pytest.raises(IdentityRefused):
+                enrolment.admit(lab.peer(joined))
+        assert len(enrolment._serials) == LIVE_MAX + 1
+    await fresh.renew(device_id, make_csr(SigningKey.generate()), roles=EDGE)  # it knows which is the oldest
+    with pytest.raises(IdentityRefused):
+        fresh.admit(lab.peer(issued[-LIVE_MAX]))
+    fresh.admit(lab.peer(issued[-LIVE_MAX + 1]))
+    rows = await lab.database.run(lambda c: c.execute("SELECT count(*) FROM serials").fetchone())
+    assert rows == (LIVE_MAX + 1,)
+
+
+async def test_renewals_at_the_same_time_are_bounded_as_well(lab: Lab) -> None:
+    device = SigningKey.generate()
+    await lab.join(await lab.enrolment.invite("edge/lap-1"), device)
+    csr = make_csr(SigningKey.generate())
+    renewals = [lab.enrolment.renew(sha256(device.public.spki), csr, roles=EDGE) for _ in range(3 * LIVE_MAX)]
+    await asyncio.gather(*renewals)
+    assert len(lab.enrolment._serials) <= LIVE_MAX
+
+
+async def test_what_has_run_out_is_looked_for_once_a_minute(lab: Lab) -> None:
+    device = SigningKey.generate()
+    await lab.join(await lab.enrolment.invite("edge/lap-1"), device)
+    start = lab.clock.now
+
+    class Counting(dict[int, tuple[int, int]]):
+        looks = 0
+
+        def items(self) -> Any:
+            Counting.looks += 1
+            return super().items()
+
+    lab.enrolment._serials = Counting(lab.enrolment._serials)
+    for lab.clock.now in (start + 1, start + PRUNE_EVERY_S - 1, start + PRUNE_EVERY_S, start + PRUNE_EVERY_S + 1):
+        await lab.enrolment.renew(sha256(device.public.spki), make_csr(SigningKey.generate()), roles=EDGE)
+    assert Counting.looks == 1
+    lab.clock.now = start + 7200
+    await lab.enrolment.renew(sha256(device.public.spki), make_csr(SigningKey.generate()), roles=EDGE)
+    assert Counting.looks == 2
+    assert len(lab.enrolment._serials) == 1
 
 
 async def test_being_seen_moves_the_idle_end(lab: Lab) -> None:

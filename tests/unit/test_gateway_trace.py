@@ -85,6 +85,15 @@ async def test_one_sender_s_spans_of_one_trace_are_bounded(store: TraceStore) ->
     assert len(await store.find(TRACE)) == 1 + trace.PER_TRACE_MAX
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_numbers_that_are_none_are_not_kept(store: TraceStore, value: float) -> None:
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    bad = SpanRecord(TRACE, "9" * 16, "", "bad", "edge", value, 2.0, {})
+    worse = SpanRecord(TRACE, "8" * 16, "", "worse", "edge", 1.0, 2.0, {"causeway.bytes.in": value})
+    assert await store.add_from_edge(EDGE, [bad, worse, span("good", 7)]) == 1
+    assert [one.name for one in await store.find(TRACE)] == ["request", "good"]
+
+
 async def test_old_traces_go(store: TraceStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "_PRUNE_EVERY", 1)
     await store.save(TRACE, EDGE, LINK, [span("request")])
@@ -99,8 +108,14 @@ def test_a_hop_s_note_as_hops_write_it() -> None:
     assert note == HopNote(LINK, 1.5, 2.0, 3, 4)
 
 
-def test_a_link_id_is_sixteen_digits_and_nothing_behind_them() -> None:
-    assert parse_note(f'{{"link":"{LINK}\\n","start_ms":1.5,"end_ms":2.0,"up":3,"down":4}}') is None
+@pytest.mark.parametrize("text", [
+    f'{{"link":"{LINK}\\n","start_ms":1.5,"end_ms":2.0,"up":3,"down":4}}',
+    f'{{"link":"{LINK}","start_ms":NaN,"end_ms":2.0,"up":3,"down":4}}',
+    f'{{"link":"{LINK}","start_ms":1.5,"end_ms":1e999,"up":3,"down":4}}',
+    f'{{"link":"{LINK}","start_ms":1.5,"end_ms":2.0,"up":-3,"down":4}}',
+])
+def test_a_note_that_is_almost_one_is_none(text: str) -> None:
+    assert parse_note(text) is None
 
 
 @given(st.text(max_size=100))

@@ -11,6 +11,7 @@ from transport.errors import BadInput, IdentityRefused
 from transport.identity.join import (
     DEVICE_LABEL,
     LINE_MAX,
+    HttpsOperation,
     Invitation,
     bundle_from_joined_root,
     https_transcript,
@@ -103,4 +104,22 @@ def test_the_first_bundle_is_the_root_that_was_named() -> None:
 def test_what_a_key_signs() -> None:
     assert signed_input(DEVICE_LABEL, b"h" * 32, b"s" * 32) == (
         b" " * 64 + b"Causeway 1 device signature\0" + b"h" * 32 + b"s" * 32)
-    assert https_transcript(b"n" * 32) == sha256(b"causeway https" + b"n" * 32)
+
+
+def test_what_a_device_key_agrees_to_by_https() -> None:
+    nonce, csr, leaf = b"n" * 32, b"a csr", b"l" * 32
+    assert https_transcript(HttpsOperation.JOIN, nonce, csr, b"token id", leaf) == sha256(
+        b"causeway https\1" + nonce + sha256(csr) + b"token id" + leaf)
+    assert https_transcript(HttpsOperation.RENEW, nonce, csr, b"d" * 32, leaf) == sha256(
+        b"causeway https\2" + nonce + sha256(csr) + b"d" * 32 + leaf)
+
+
+@pytest.mark.parametrize(("operation", "nonce", "subject", "leaf"), [
+    (HttpsOperation.JOIN, 31, 8, 32), (HttpsOperation.JOIN, 32, 32, 32), (HttpsOperation.JOIN, 32, 8, 0),
+    (HttpsOperation.RENEW, 32, 8, 32), (HttpsOperation.RENEW, 33, 32, 32), (HttpsOperation.RENEW, 32, 32, 64),
+])
+def test_fields_of_other_sizes_are_signed_by_nobody(
+    operation: HttpsOperation, nonce: int, subject: int, leaf: int
+) -> None:
+    with pytest.raises(BadInput):
+        https_transcript(operation, bytes(nonce), b"csr", bytes(subject), bytes(leaf))

@@ -80,3 +80,39 @@ def test_the_shipped_manual_is_made_from_its_source(tmp_path: Path) -> None:
     pages = [[page.extract_text() for page in pypdf.PdfReader(path).pages] for path in (made, make_manual.TARGET)]
     assert pages[0] == pages[1], "run scripts/make_manual.py"
     assert "maximum working pressure of the P-101 is 6 bar" in " ".join(pages[1][3].split())  # page 4
+
+
+def test_the_cache_of_the_compiled_wheel_tells_builds_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    plain = setup.wheel_cache("a==1")
+    assert plain.is_relative_to(tmp_path) and plain == setup.wheel_cache("a==1")
+    assert setup.wheel_cache("a==2") != plain
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=OFF")
+    assert setup.wheel_cache("a==1") != plain
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, as the XDG specification says
+    assert setup.wheel_cache("a==1").is_absolute()
+
+
+def test_a_kept_wheel_is_whole_and_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = tmp_path / "x-1-py3-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    setup.keep(wheel, tmp_path / "cache" / "deep")
+    assert [path.read_bytes() for path in (tmp_path / "cache" / "deep").iterdir()] == [b"wheel"]
+    setup.keep(wheel, wheel / "below a file")
+    assert "could not keep" in capsys.readouterr().err
+
+
+def test_time_left_follows_the_pace_of_the_slow_step() -> None:
+    progress = setup.Progress({"venv": 4.0, setup.SLOW: 100.0, "packages": 10.0})
+    try:
+        progress.finish("venv")
+        progress.report(setup.SLOW, 0.0, "")
+        progress._since[setup.SLOW] -= 60.0
+        progress.report(setup.SLOW, 0.5, "half")
+        progress.finish("packages")
+        assert progress.line() == "set-up: step 2/3 ·  56 % · about 1 min 00 s left · half"
+    finally:
+        progress.close()

@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, NoReturn, Self
 
 import msgspec
@@ -42,9 +43,24 @@ def signed_input(label: bytes, h: bytes, subject_sha256: bytes) -> bytes:
     return b" " * 64 + label + b"\0" + h + subject_sha256
 
 
-def https_transcript(nonce: bytes) -> bytes:
-    """The `h` of `signed_input` where there is no handshake: /v1/join and /v1/renew with the server's 32-byte nonce."""
-    return sha256(b"causeway https", nonce)
+class HttpsOperation(IntEnum):
+    """What a device key agrees to by HTTPS."""
+
+    JOIN = 1
+    RENEW = 2
+
+
+def https_transcript(operation: HttpsOperation, nonce: bytes, csr: bytes, subject: bytes, leaf_sha256: bytes) -> bytes:
+    """The `h` of `signed_input` where there is no handshake: /v1/join and /v1/renew.
+
+    The server's 32-byte nonce makes it fresh, `csr` (DER) and `subject` (token id, 8 bytes, or device id, 32) say what
+    for, and SHA-256 of the server's leaf certificate says on whose connection: nobody can pass it on for another
+    purpose or to another server. Raises BadInput for fields of another size.
+    """
+    sizes = (len(nonce), len(subject), len(leaf_sha256))
+    if sizes != (HASH_LEN, TOKEN_ID_LEN if operation is HttpsOperation.JOIN else HASH_LEN, HASH_LEN):
+        raise BadInput("a field of the joining request has the wrong size")
+    return sha256(b"causeway https", bytes([operation]), nonce, sha256(csr), subject, leaf_sha256)
 
 
 @dataclass(frozen=True, eq=False)

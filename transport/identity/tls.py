@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 from transport.errors import IdentityRefused, LocalMisuse
 from transport.identity.svid import Svid, TrustBundle
 from transport.identity.verify import VerifiedPeer, check_leaf
+from transport.primitives import sha256
 
 _PEM_LINE: Final = 64
 
@@ -29,11 +30,16 @@ class SvidObject(ssl.SSLObject):
     """A TLS connection whose `peer` is the SVID at the other end once the handshake is over; None: no certificate."""
 
     peer: VerifiedPeer | None = None
+    own_leaf_sha256: bytes | None = None  # of the certificate shown on this very connection
+    loaded_leaf_sha256: ClassVar[bytes | None] = None  # of the one that the context shows on new connections
     bundle: ClassVar[TrustBundle]
     roles: ClassVar[frozenset[str]]
     required: ClassVar[bool]
 
     def do_handshake(self) -> None:
+        # OpenSSL took the context's certificate when it made this object, which was just before the first call.
+        if self.own_leaf_sha256 is None:
+            self.own_leaf_sha256 = self.loaded_leaf_sha256
         super().do_handshake()
         leaf = self.getpeercert(binary_form=True)
         if leaf is None and not self.required:
@@ -94,6 +100,14 @@ def load_svid(context: ssl.SSLContext, svid: Svid) -> None:
         raise LocalMisuse("the SVID's key and certificate do not fit each other") from None
     finally:
         os.close(descriptor)
+    if issubclass(context.sslobject_class, SvidObject):
+        context.sslobject_class.loaded_leaf_sha256 = sha256(svid.chain[0])
+
+
+def own_leaf_of(transport: Any) -> bytes | None:
+    """SHA-256 of the leaf certificate that this side showed on a connection, whatever its context shows by now."""
+    connection = transport.get_extra_info("ssl_object") if transport is not None else None
+    return connection.own_leaf_sha256 if isinstance(connection, SvidObject) else None
 
 
 def peer_of(transport: Any) -> VerifiedPeer | None:

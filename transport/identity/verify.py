@@ -1,8 +1,8 @@
 """Whether a certificate chain is an SVID to believe, and if not, which rule it breaks.
 
 Pure: `now` comes in. The library builds and checks the path; what it does not call by its name ("candidates exhausted")
-is looked at beforehand, so that every refusal says what to mend. Only the path is cached: expiry and role are checked
-each time, and the cache key covers the bundle, so a root that is taken out refuses at once.
+is looked at beforehand, so that every refusal says what to mend. Only the path is cached, and our own roots as parsed:
+expiry and role are checked each time, and the cache key covers the bundle, so a root that is taken out refuses at once.
 """
 
 import threading
@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -130,14 +131,18 @@ def _stamp(when: float) -> str:
 
 
 def _validate_path(chain: Sequence[bytes], bundle: TrustBundle, now: float) -> VerifiedPeer:
-    certificates = [load_certificate(der) for der in chain]
-    roots = [load_certificate(der) for der in bundle.roots]
+    certificates, roots = [load_certificate(der) for der in chain], _parsed(bundle.roots)
     try:
         return _checked(certificates, roots, chain, bundle, now)
     except IdentityRefused:
         raise
     except Exception:  # extension values are parsed when they are looked at; hostile ones raise anything
         raise IdentityRefused("a certificate cannot be read", rule="encoding") from None
+
+
+@lru_cache(maxsize=16)  # parsing a root is a sixth of checking a leaf by it
+def _parsed(roots: tuple[bytes, ...]) -> list[x509.Certificate]:
+    return [load_certificate(der) for der in roots]
 
 
 def _checked(

@@ -29,7 +29,7 @@ _BODY_UNWANTED: Final = Refusal(400, "unexpected_body", "this route takes no bod
 _NOT_JSON: Final = Refusal(415, "unsupported_content_type", "this route takes application/json")
 
 Passed = Raw | UnsetType
-ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")]
 
 
 class ChatMessage(Struct):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from cryptography import x509
@@ -47,6 +47,12 @@ class _SealedAuthority(msgspec.Struct, forbid_unknown_fields=True):
     certificate: bytes
     roots: list[bytes]
     sequence: int
+
+    def __repr__(self) -> str:  # it holds the key
+        return "<SealedAuthority>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
 
 @dataclass(frozen=True)

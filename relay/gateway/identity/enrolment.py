@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority, Issued
 from store.database import Connection, Database
@@ -22,6 +23,8 @@ from transport.primitives import Secret, VerifyKey, random_bytes, same_bytes, sh
 
 INVITATION_MAX_S: Final = 3_600
 IDLE_MAX_S: Final = 90 * 86_400
+LIVE_MAX: Final = 8  # certificates of one device at a time; it needs two
+PRUNE_EVERY_S: Final = 60
 SEEN_EVERY_S: Final = 300  # `last_seen` is a day's matter; not every session needs a write
 ORDINARY_ROLES: Final = ("edge", "hop", "workload")
 PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs to be asked for explicitly
@@ -56,15 +59,19 @@ class Enrolment:
     """Owns the tables of 0001_identity.sql. Await `load` before anything else."""
 
     def __init__(
-        self, database: Database, authority: Authority, audit: AuditLog, *, clock: Callable[[], float] = time.time
+        self, database: Database, authority: Authority, audit: AuditLog, *, refusals: Refusals | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._authority = authority
         self._audit = audit
+        self._refusals = refusals or Refusals(audit, clock=clock)
         self._clock = clock
         self._by_enrolment: dict[int, Registration] = {}
         self._by_device: dict[bytes, int] = {}  # active registrations only
         self._serials: dict[int, tuple[int, int]] = {}  # serial: (enrolment, not after)
+        self._latest: dict[int, list[int]] = {}  # enrolment: its serials, oldest first, those under way included
+        self._pruned = 0.0
 
     async def load(self) -> None:
         """Reads registrations and unexpired serials into memory."""
@@ -78,7 +85,7 @@ class Enrolment:
                     "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen"
                     " FROM registrations ORDER BY enrolment"
                 ).fetchall(),
-                connection.execute("SELECT serial, enrolment, not_after FROM serials").fetchall(),
+                connection.execute("SELECT serial, enrolment, not_after FROM serials ORDER BY rowid").fetchall(),
             )
 
         rows, serials = await self._database.run(work)
@@ -90,9 +97,12 @@ class Enrolment:
                 int(str(enrolment)), str(spiffe_id), bytes(device_id),  # type: ignore[call-overload]
                 VerifyKey.from_spki(spki), str(status), int(str(created)), int(str(last_seen)),
             ))
-        self._serials = {
-            int(str(serial), 16): (int(str(enrolment)), int(str(end))) for serial, enrolment, end in serials
-        }
+        self._serials.clear()
+        self._latest.clear()
+        for text, enrolment, end in serials:
+            serial, holder = int(str(text), 16), int(str(enrolment))
+            self._serials[serial] = (holder, int(str(end)))
+            self._make_room(holder, serial)
 
     def registrations(self) -> list[Registration]:
         """All of them, oldest first."""
@@ -163,8 +173,8 @@ class Enrolment:
             raise await self._refused("join", "device key used as SVID key", token=token, via=via)
         device_id = sha256(device_spki)
 
-        def work(connection: Connection) -> tuple[str, int, str]:
-            """("", enrolment, id) or (reason, 0, id)."""
+        def look(connection: Connection) -> tuple[str, int, str]:
+            """(reason, 0, id) if it is refused, ("", enrolment, id) if it is bound already, ("", 0, id) if not yet."""
             row = connection.execute(
                 "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment FROM invitations WHERE token_id = ?",
                 (token_id,),
@@ -185,26 +195,35 @@ class Enrolment:
                 if current is None or current[0] != "active":
                     return "registration has ended", 0, identity
                 return "", int(row[4]), identity
+            return "", 0, identity
+
+        def work(connection: Connection) -> tuple[str, int, str]:
+            reason, enrolment, identity = look(connection)
+            if reason or enrolment:
+                return reason, enrolment, identity
             connection.execute(
                 "UPDATE registrations SET status = 'replaced'"
                 " WHERE status = 'active' AND (spiffe_id = ? OR device_id = ?)",
                 (identity, device_id),
             )
-            enrolment = connection.execute(
+            made = connection.execute(
                 "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen)"
                 " VALUES (?, ?, ?, 'active', ?, ?)",
                 (identity, device_id, device_spki, now, now),
             ).lastrowid
-            assert enrolment is not None
+            assert made is not None
             connection.execute(
                 "UPDATE invitations SET device_id = ?, enrolment = ? WHERE token_id = ?",
-                (device_id, enrolment, token_id),
+                (device_id, made, token_id),
             )
-            return "", enrolment, identity
+            return "", made, identity
 
-        # Intent before effect: were the audit full, nothing may be bound.
-        await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
-        reason, enrolment, identity = await self._database.run(work)
+        # Whoever has no invitation costs no record of an attempt.
+        reason, enrolment, identity = await self._database.run(look, read_only=True)
+        if not reason:
+            # Intent before effect: were the audit full, nothing may be bound.
+            await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
+            reason, enrolment, identity = await self._database.run(work)
         if reason:
             raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
         if enrolment not in self._by_enrolment:
@@ -293,8 +312,12 @@ class Enrolment:
             f"{event}.issued", id=registration.id, enrolment=enrolment, serial=serial, not_after=end, via=via
         )
 
+        self._prune(now)
+        dropped = self._make_room(enrolment, issued.serial)
+
         def work(connection: Connection) -> None:
             connection.execute("DELETE FROM serials WHERE not_after < ?", (int(now) - 120,))
+            connection.executemany("DELETE FROM serials WHERE serial = ?", [(f"{one:x}",) for one in dropped])
             connection.execute("INSERT INTO serials VALUES (?, ?, ?)", (serial, enrolment, end))
             connection.execute(
                 "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (int(now), enrolment)
@@ -302,13 +325,33 @@ class Enrolment:
 
         await self._database.run(work)
         self._by_enrolment[enrolment] = replace(self._by_enrolment[enrolment], last_seen=int(now))
-        if len(self._serials) > 2 * max(1024, len(self._by_enrolment)):
-            self._serials = {one: kept for one, kept in self._serials.items() if kept[1] >= now - 120}
-        self._serials[issued.serial] = (enrolment, end)
+        if issued.serial in self._latest.get(enrolment, ()):  # else so many more have been issued in the meantime
+            self._serials[issued.serial] = (enrolment, end)
         return Joined(issued, enrolment)
 
+    def _make_room(self, enrolment: int, serial: int) -> list[int]:
+        """Enters the newest serial of a device and takes out the oldest above the limit, which are returned."""
+        latest = self._latest.setdefault(enrolment, [])
+        latest.append(serial)
+        dropped, self._latest[enrolment] = latest[:-LIVE_MAX], latest[-LIVE_MAX:]
+        for one in dropped:
+            self._serials.pop(one, None)
+        return dropped
+
+    def _prune(self, now: float) -> None:
+        """Forgets serials that have run out: now and then, since it looks at all of them."""
+        if 0 <= now - self._pruned < PRUNE_EVERY_S:
+            return
+        self._pruned = now
+        for serial, (enrolment, end) in list(self._serials.items()):
+            if end < now - 120:
+                del self._serials[serial]
+                self._latest[enrolment].remove(serial)
+                if not self._latest[enrolment]:
+                    del self._latest[enrolment]
+
     async def _refused(self, event: str, reason: str, **fields: str) -> EnrolmentRefused:
-        await self._audit.append(f"{event}.refused", reason=reason, **fields)
+        await self._refusals.append(f"{event}.refused", reason=reason, **fields)
         return EnrolmentRefused("the gateway does not issue an identity for this", reason=reason)
 
 

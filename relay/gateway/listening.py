@@ -1,0 +1,139 @@
+"""Connections to the HTTPS listener, before and while a protocol above reads them: places, TLS, and an end.
+
+Whoever connects holds one of a few places, of which one source has a share, until the connection ends or turns out to
+be a hop's tunnel; and it ends after a while unless it is one. So slowness, at any step, wins nobody more than that.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.places import Places, source_of
+
+
+@dataclass(frozen=True)
+class HttpsLimits:
+    """`strangers`: connections that are no tunnel, in all and per source. Seconds for: the TLS handshake, a request's
+    body, the head of a request (so, too, keep-alive), and a connection in all unless it is a tunnel.
+    """
+
+    strangers: int = 256
+    per_source: int = 64
+    handshake_s: float = 10.0
+    body_s: float = 10.0
+    idle_s: float = 10.0
+    life_s: float = 30.0
+
+
+class Gate:
+    """All connections of one listener."""
+
+    def __init__(self, limits: HttpsLimits) -> None:
+        self.limits = limits
+        self.places = Places(limits.strangers, limits.per_source)
+        self.connections: dict[object, Connection] = {}  # by the protocol that reads them
+        self.waiting: set[Connection] = set()  # their handshake is not over
+
+    def settled(self, protocol: object) -> None:
+        """The connection that `protocol` reads is one of ours and may stay; its place is free again."""
+        if (connection := self.connections.get(protocol)) is not None:
+            connection.settle()
+
+    def close(self) -> None:
+        """Ends what is still shaking hands."""
+        for connection in list(self.waiting):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One accepted socket: takes a place, does the TLS handshake, then passes everything to a protocol of `make`."""
+
+    def __init__(self, gate: Gate, make: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None) -> None:
+        self._gate, self._make, self._context = gate, make, context
+        self._raw: asyncio.Transport | None = None
+        self._source: str | None = None  # while it holds a place
+        self._end: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None
+        self._inner: asyncio.Protocol | None = None
+        self._early = bytearray()  # what came with the last message of the handshake
+        self._lost = False
+
+    def settle(self) -> None:
+        """Frees the place and lifts the time limit."""
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+        if self._source is not None:
+            self._gate.places.leave(self._source)
+            self._source = None
+
+    def abort(self) -> None:
+        if self._raw is not None:
+            self._raw.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._raw = transport
+        name = transport.get_extra_info("peername")
+        source = source_of(str(name[0])) if isinstance(name, tuple) else "local"
+        if not self._gate.places.take(source):
+            transport.abort()
+            return
+        self._source = source
+        loop = asyncio.get_running_loop()
+        self._end = loop.call_later(self._gate.limits.life_s, self.abort)
+        if self._context is None:
+            self._open(transport)
+            return
+        transport.pause_reading()
+        self._gate.waiting.add(self)
+        self._handshake = loop.create_task(self._shake_hands(transport, self._context))
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is None:
+            self._early += data
+        else:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._inner is None else self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self.settle()
+        if self._inner is not None:
+            self._gate.connections.pop(self._inner, None)
+            self._inner.connection_lost(exc)
+
+    async def _shake_hands(self, raw: asyncio.Transport, context: ssl.SSLContext) -> None:
+        limit = self._gate.limits.handshake_s
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                raw, self, context, server_side=True, ssl_handshake_timeout=limit
+            )
+        except OSError:  # refused, too slow, or gone; `connection_lost` is not called for these
+            transport = None
+        finally:
+            self._gate.waiting.discard(self)
+        if transport is None or self._lost:
+            raw.abort()
+            self.settle()
+        else:
+            self._open(transport)
+
+    def _open(self, transport: asyncio.Transport) -> None:
+        inner = self._inner = self._make()
+        self._gate.connections[inner] = self
+        inner.connection_made(transport)
+        if self._early:
+            early, self._early = bytes(self._early), bytearray()
+            inner.data_received(early)

@@ -1,0 +1,132 @@
+"""What a watcher may learn from sizes and times: padding modes, cells, ticks, and the ladder. Sans-IO.
+
+**Ticks.** Each side has a clock of its own that starts with the session (the gateway's when it sends `welcome`, the
+edge's when it has read it): tick k is at start + k * 100 ms, whatever the streams do (review H9). A tick that could
+not be kept, as in a suspended machine or on a link that takes no more, is made up for once and not repeated.
+
+**Choice.** The edge chooses. A session begins in `bucket`; for another mode the edge's first message is `pace(mode)`:
+behind record 0 in a full handshake, behind the gateway's `welcome` in a resumed one, never in early data. A `pace`
+that comes later, or twice, ends the session. It governs both directions from then on.
+
+**bucket.** Bursts are padded (transport.records). The gateway's messages for a streamed answer (head, data, end, or a
+refusal after the head) leave only at ticks, each record being a cell of 128 bytes of plaintext that serves one answer;
+as many cells a tick as text waits. When the answer is over, padding-only cells follow, one a tick, until the number of
+its cells is on the ladder 16, 24, 32, 48, 64, 96, ...; the edge's application has had the end by then. A session that
+ends before loses this tail, and with it the rung: the length of its last answer shows to one cell.
+
+**constant.** At every tick from the beginning of the session to its end each side sends one cell of 512 bytes of
+plaintext, whatever waits, and nothing else. The edge's cell with `pace` comes first: behind record 0, or at once behind
+the `welcome`; the gateway's first follows the first tick after it has read that. There is no early data, and the last
+cell, which holds `close`, leaves when the session ends. About 5 kB/s each way, and no request is faster than that.
+
+**off.** Neither padding nor ticks, for trusted wires and measurements.
+
+Cells keep 4 bytes free for a `rekey`. A message that does not fit a cell travels in `part` messages, which follow each
+other without another message between them (but `close`), of at most one whole message's length in all.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from transport.errors import ProtocolViolation
+from transport.messages import MESSAGE_MAX, AnswerData, Message, Part, Rekey, decode, encode
+from transport.records import LENGTH_LEN, REKEY_ROOM
+
+TICK_S: Final = 0.1
+BUCKET_CELL: Final = 128  # plaintext bytes
+CONSTANT_CELL: Final = 512
+BUCKET_ROOM: Final = BUCKET_CELL - REKEY_ROOM  # for messages with their lengths
+CONSTANT_ROOM: Final = CONSTANT_CELL - REKEY_ROOM
+ROOM_FLOOR: Final = 64  # a smaller rest of a cell is left to padding; the longest `end` with its length takes 52
+LADDER_FOOT: Final = 16
+_BIN8_MAX: Final = 255
+
+
+def rung(cells: int) -> int:
+    """The lowest number on the ladder 16, 24, 32, 48, 64, ... (2^k and 3 * 2^(k-1)) that is not below `cells`."""
+    power = LADDER_FOOT
+    while power < cells:
+        if cells <= power * 3 // 2:
+            return power * 3 // 2
+        power *= 2
+    return power
+
+
+def data_room(stream: int, offset: int, room: int) -> int:
+    """How many bytes a data message for `room` bytes, its length included, can carry."""
+    left = room - LENGTH_LEN - (len(encode(AnswerData(stream, offset, b"."))) - 1)
+    return left if left <= _BIN8_MAX else max(_BIN8_MAX, left - 1)  # bin 16 has a longer head than bin 8
+
+
+def split(encoded: bytes, room: int) -> list[bytes]:
+    """An encoded message as such if it fits `room` bytes with its length, else in encoded parts that each do."""
+    if len(encoded) + LENGTH_LEN <= room:
+        return [encoded]
+    size = room - LENGTH_LEN - (len(encode(Part(True, bytes(_BIN8_MAX + 1)))) - (_BIN8_MAX + 1))
+    pieces = [encoded[at : at + size] for at in range(0, len(encoded), size)]
+    return [encode(Part(at < len(pieces) - 1, piece)) for at, piece in enumerate(pieces)]
+
+
+def fill(room: int, take: Callable[[int], bytes | None]) -> list[bytes]:
+    """The messages of one cell: what `take` gives for the room that is left, until it gives None."""
+    cell: list[bytes] = []
+    while (encoded := take(room)) is not None:
+        cell.append(encoded)
+        room -= len(encoded) + LENGTH_LEN
+    return cell
+
+
+class Joiner:
+    """Puts parts together again; holds at most one message."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    @property
+    def busy(self) -> bool:
+        """Whether parts are due, and no other message."""
+        return bool(self._data)
+
+    def add(self, part: Part) -> Message | None:
+        """The whole message with its last part. Raises ProtocolViolation for one that may not come so."""
+        if len(self._data) + len(part.data) > MESSAGE_MAX:
+            raise ProtocolViolation("parts are too long for a message")
+        self._data += part.data
+        if part.more:
+            return None
+        message = decode(bytes(self._data))
+        self._data.clear()
+        if isinstance(message, Part | Rekey):
+            raise ProtocolViolation("message may not come in parts")
+        return message
+
+
+class TickClock:
+    """The ticks of one side of a session. Armed only while something is due at the next one."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+        self._next: float | None = None
+        self._reached = False
+
+    @property
+    def deadline(self) -> float | None:
+        """When the armed tick is; None when none is armed, or it has been reached and waits to be used."""
+        return None if self._reached else self._next
+
+    def arm(self, now: float) -> None:
+        """Waits for the first tick after `now`; does nothing while one is armed."""
+        if self._next is None:
+            k = max(1, int((now - self._start) / TICK_S))
+            while self._start + k * TICK_S <= now:  # the division may be off by one
+                k += 1
+            self._next = self._start + k * TICK_S
+
+    def reach(self, now: float) -> None:
+        self._reached = self._next is not None and now >= self._next
+
+    def due(self, now: float) -> bool:
+        return self._next is not None and now >= self._next
+
+    def used(self) -> None:
+        self._next, self._reached = None, False
