@@ -1,7 +1,8 @@
-"""The asyncio driver of a connection over a link: one reader, one writer, no protocol of its own.
+"""The asyncio driver of a connection over a link: one reader, one writer, one alarm, no protocol of its own.
 
-The reader owns the time-outs, the writer the back-pressure; both only move bytes between the link and the sans-IO
-`connection`, which is touched from this one event loop alone.
+The writer owns the back-pressure; both only move bytes between the link and the sans-IO `connection`, which is touched
+from this one event loop alone. The alarm rings at the connection's deadlines, ten times a second where it keeps ticks,
+so it interrupts neither.
 """
 
 import asyncio
@@ -46,7 +47,8 @@ class Driver:
         self._output.set()
         self._flushed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.Timeout | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._overdue: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -58,11 +60,22 @@ class Driver:
 
     def _keep_time(self) -> None:
         deadline = self.connection.next_deadline()
-        if self._timer is not None and deadline is not None:
-            due = asyncio.get_running_loop().time() + max(0.0, deadline - self.clock())
-            with contextlib.suppress(RuntimeError):  # it has fired already
-                if (when := self._timer.when()) is None or due < when:
-                    self._timer.reschedule(due)
+        if deadline is None or self._overdue.done():
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + max(0.0, deadline - self.clock())
+        if self._alarm is None or due < self._alarm.when():  # one that rings too early is harmless
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        try:
+            self.connection.handle_time(self.clock())
+        except TransportError as error:
+            self._overdue.set_exception(error)
+        self.dispatch()  # what waited for a tick, a ping, or a last close; and the next alarm
 
     async def close(self, code: str) -> None:
         """Says `close` to the peer, gives that two seconds to leave, and gives the link back."""
@@ -75,14 +88,17 @@ class Driver:
 
     async def _run(self) -> None:
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        self.wake()
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, self._overdue}, return_when=asyncio.FIRST_COMPLETED)
             self.wake()
             await asyncio.wait({writer}, timeout=FLUSH_S)  # what a closing connection still has to say
         finally:
-            for task in (reader, writer):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            for task in (reader, writer, self._overdue):
                 task.cancel()
-            results = await asyncio.gather(reader, writer, return_exceptions=True)
+            results = await asyncio.gather(reader, writer, self._overdue, return_exceptions=True)
             self.failure = next((error for error in results if isinstance(error, TransportError)), None)
             with contextlib.suppress(LinkLost):
                 self.connection.receive_eof()  # the link may have failed without the connection knowing
@@ -95,19 +111,12 @@ class Driver:
 
     async def _read(self) -> None:
         while self.connection.phase is not Phase.CLOSED:
-            deadline = self.connection.next_deadline()
-            left = None if deadline is None else max(0.0, deadline - self.clock())
-            try:
-                async with asyncio.timeout(left) as self._timer:
-                    if self.connection.congested:
-                        self._flushed.clear()
-                        await self._flushed.wait()
-                        continue
-                    data = await self._link.receive()
-            except TimeoutError:
-                self.connection.handle_time(self.clock())
-                self.dispatch()  # a ping, or what waited for a tick
+            if self.connection.congested:
+                self._flushed.clear()
+                await self._flushed.wait()
                 continue
+            try:
+                data = await self._link.receive()
             except LinkLost:
                 with contextlib.suppress(LinkLost):
                     self.connection.receive_eof()  # from here on nobody takes the session for alive
