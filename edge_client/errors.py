@@ -14,7 +14,9 @@
      +-- KeptLocal           policy    privacy forbids to relay this prompt
      +-- GatewayRefused      policy    the gateway said no, with a code
      +-- ProviderFailed      provider  the gateway's provider answered with an error or with garbage
-     +-- Interrupted         unknown_outcome  the session ended before the answer was whole
+     +-- Interrupted         unknown_outcome  no whole answer will come, and nobody knows what the provider did
+     +-- GaveUp              link      no way to the gateway for too long; the request is kept
+     +-- RequestExpired      link      a request waited for a link beyond its expiry
 
 The message is lower case, without a final period, and never holds a secret, a prompt or a peer's bytes.
 """
@@ -117,7 +119,31 @@ class Interrupted(EdgeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            "the connection ended before the answer was whole; whether the provider was called is not known",
-            hint="nothing is sent again by itself; ask again if you want to, it may be billed twice",
+            "the request was interrupted before its answer was whole; whether the provider was called is not known",
+            hint="nothing is sent again by itself; ask again, or `edge outbox retry` it: it may be billed twice",
         )
         self.reason = reason
+
+
+class GaveUp(EdgeError):
+    """`request` is the outbox id as shown to people, or empty if the request was not worth keeping."""
+
+    code = "gave_up"
+    fault = "link"
+
+    def __init__(self, request: str, seconds: float, *, sent: bool) -> None:
+        kept = f"; the question is kept in the outbox as {request}" if request else ""
+        then = "fetches its answer" if sent else "sends it"
+        super().__init__(
+            f"there was no way to the gateway for {seconds:.0f} s{kept}",
+            hint=f"`edge outbox retry {request}` {then}" if request else "is the hop on, and in reach?",
+        )
+        self.request = request
+
+
+class RequestExpired(EdgeError):
+    code = "request_expired"
+    fault = "link"
+
+    def __init__(self) -> None:
+        super().__init__("the request waited for a link until it expired", hint="ask again")

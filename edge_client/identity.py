@@ -13,15 +13,15 @@ from typing import Self
 import msgspec
 
 from store.settings import Settings
-from transport.connection import Joining, Renewing
+from transport.edge_session import obtain
 from transport.errors import IdentityRefused
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.initiator import Joining, Renewing
 from transport.links.base import Link
 from transport.messages import Issued
 from transport.primitives import Secret, SigningKey, sha256
-from transport.session import obtain
 
 NAMESPACE = "identity"
 _RECORD = "device"

@@ -24,7 +24,7 @@ State = Literal["waiting", "sent", "done", "failed", "interrupted", "expired"]
 FinalState = Literal["done", "failed", "interrupted", "expired"]
 FINAL_STATES: Final[tuple[FinalState, ...]] = get_args(FinalState)
 MAX_PAYLOAD: Final = 64 * 1024 * 1024
-_COLUMNS: Final = "id, payload, state, attempts, note, created_at, expires_at, settled_at"
+_COLUMNS: Final = "id, payload, state, attempts, note, created_at, expires_at, settled_at, mark"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Row:
     created_at: int
     expires_at: int
     settled_at: int | None
+    mark: bytes | None = None  # its owner's, see `claim`
 
 
 class Queue:
@@ -71,20 +72,33 @@ class Queue:
 
         await self._database.run(work)
 
-    async def claim(self, *, now: int, id: bytes | None = None) -> Row | None:
-        """The oldest waiting row that has not expired (or the one with `id`), now `sent`; None if there is none."""
+    async def claim(self, *, now: int, id: bytes | None = None, mark: bytes | None = None) -> Row | None:
+        """The oldest waiting row that has not expired (or the one with `id`), now `sent`; None if there is none.
+
+        `mark` is kept with it, for its owner to read after a restart.
+        """
         chosen = "" if id is None else " AND id = :id"
         statement = (
-            "UPDATE queue SET state = 'sent', attempts = attempts + 1 WHERE sequence ="  # noqa: S608
+            "UPDATE queue SET state = 'sent', attempts = attempts + 1, mark = ifnull(:mark, mark) WHERE sequence ="  # noqa: S608
             " (SELECT sequence FROM queue WHERE name = :name AND state = 'waiting' AND expires_at > :now"
             f"{chosen} ORDER BY sequence LIMIT 1) RETURNING {_COLUMNS}"
         )
 
         def work(connection: Connection) -> Row | None:
-            row = connection.execute(statement, {"name": self._name, "now": now, "id": id}).fetchone()
+            row = connection.execute(statement, {"name": self._name, "now": now, "id": id, "mark": mark}).fetchone()
             return None if row is None else Row(*row)
 
         return await self._database.run(work)
+
+    async def mark(self, id: bytes, mark: bytes | None) -> None:
+        """Replaces a row's mark, in any state; does nothing for an id that is not in the queue."""
+        statement = "UPDATE queue SET mark = ? WHERE name = ? AND id = ?"
+        await self._database.run(lambda c: c.execute(statement, (mark, self._name, id)))
+
+    async def erase(self, id: bytes) -> None:
+        """Removes a settled row's payload; its outcome stays. Does nothing for a row that is not settled."""
+        statement = "UPDATE queue SET payload = NULL WHERE name = ? AND id = ? AND settled_at IS NOT NULL"
+        await self._database.run(lambda c: c.execute(statement, (self._name, id)))
 
     async def release(self, id: bytes | None = None) -> int:
         """Puts a claimed row back to `waiting` (all of them without `id`: after a restart); the number put back."""

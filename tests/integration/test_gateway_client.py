@@ -4,137 +4,30 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 
-from edge_client.errors import GatewayRefused, Interrupted, NotJoined, PromptTooLong, ProviderFailed
-from edge_client.gateway_client import GatewayClient
-from edge_client.identity import NAMESPACE, DeviceIdentity, join
-from edge_client.outbox import Outbox
-from store.database import STORE_SCHEMA, Database
-from store.keys import DatabaseKey
-from store.queue import Queue
-from store.settings import Settings
+from edge_client.errors import (
+    GatewayRefused,
+    GaveUp,
+    NotJoined,
+    PromptTooLong,
+    ProviderFailed,
+)
+from edge_client.identity import DeviceIdentity
 from tests.support.ca import Ca
-from tests.support.connection_pair import EPOCH, verifier
-from tests.support.memory_link import memory_links
+from tests.support.edge_lab import Edge, edge_lab, until
+from tests.support.fake_gateway import Call, say_hello
 from transport import telemetry
-from transport.errors import IdentityRefused, LinkLost, Overloaded, PeerRefused, TransportError
-from transport.handshake import JoinCredential, RenewCredential
-from transport.identity.join import Invitation
-from transport.identity.svid import parse_csr
-from transport.identity.verify import VerifiedPeer
-from transport.links.base import Endpoint, Link
-from transport.messages import Issued, SpanRecord, Welcome
-from transport.primitives import Secret, sha256
-from transport.serving import GatewaySession, Incoming, Responder
-
-ENDPOINT = Endpoint.parse("tcp:127.0.0.1:1")
-Handler = Callable[[Incoming], Awaitable[None]]
-
-
-@dataclass
-class FakeGateway:
-    """The gateway's end of memory links; the session code is the product's, decisions are the test's."""
-
-    ca: Ca
-    handle: Handler
-    lifetime: float = 3600.0
-    start: float = -300.0
-    issue_path: str = "edge/lap-1"
-    sequence: int = 1
-    drop_after_credential: bool = False
-    device_keys: list[bytes] = field(default_factory=list)
-    dials: int = 0
-    links: list[Link] = field(default_factory=list)
-    spans: list[SpanRecord] = field(default_factory=list)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    async def dial(self, endpoint: Endpoint) -> Link:
-        self.dials += 1
-        ours, theirs = memory_links()
-        self.links.append(ours)
-        self.tasks.append(asyncio.create_task(self._serve(theirs)))
-        return ours
-
-    async def _serve(self, link: Link) -> None:
-        svid = self.ca.issue("gateway/main")
-        responder = Responder(lambda: svid, lambda: self.ca.root_der, verifier(self.ca.bundle(), "edge"))
-        with contextlib.suppress(TransportError):
-            session = await GatewaySession.accept(link, responder)
-            credential = session.credential
-            if isinstance(credential, VerifiedPeer):
-                session.on_spans = self.spans.extend
-                session.admit(Welcome(EPOCH, "spiffe://field.example/hop/h", 1))
-                async with asyncio.TaskGroup() as group:
-                    with contextlib.suppress(LinkLost):
-                        async for incoming in session.requests():
-                            group.create_task(self.handle(incoming))
-                return
-            if isinstance(credential, JoinCredential):
-                self.device_keys.append(credential.device_key.spki)
-            assert isinstance(credential, JoinCredential | RenewCredential)
-            if self.drop_after_credential:
-                await link.close()
-                return
-            spki = parse_csr(credential.csr).spki
-            public = serialization.load_der_public_key(spki)
-            chain = self.ca.issue(
-                self.issue_path, foreign_key=public, start=self.start, lifetime=self.lifetime
-            ).chain
-            await session.issue(Issued(
-                f"spiffe://field.example/{self.issue_path}", list(chain), [self.ca.root_der], self.sequence, 7
-            ))
-
-
-async def say_hello(incoming: Incoming) -> None:
-    incoming.begin(200, "application/json", streamed=False)
-    await incoming.write(b"hello")
-    incoming.end()
-
-
-@dataclass
-class Edge:
-    settings: Settings
-    outbox: Outbox
-    queue: Queue
-    tracing: telemetry.Telemetry
-    gateway: FakeGateway
-    client: GatewayClient
-
-    async def join(self, gateway: FakeGateway | None = None) -> DeviceIdentity:
-        ca = (gateway or self.gateway).ca
-        invite = Invitation(sha256(ca.root_der), b"t" * 8, Secret(b"s" * 16), ca.trust_domain, "edge/lap-1")
-        return await join(self.settings, invite, await self.gateway.dial(ENDPOINT), (str(ENDPOINT),))
-
-    async def ask(self, body: bytes = b"prompt") -> bytes:
-        answer = await self.client.request("POST", "/v1/chat/completions", body)
-        return b"".join([chunk async for chunk in answer.chunks()])
-
-    async def states(self) -> list[tuple[str, str, bool]]:
-        return [(row.state, row.note, row.payload is not None) for row in await self.queue.list()]
+from transport.errors import IdentityRefused, LinkLost, PeerRefused
 
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
-    database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
-    settings, queue = Settings(database, NAMESPACE), Queue(database, "outbox")
-    gateway = FakeGateway(Ca(), say_hello)
-    tracing = telemetry.start("edge")
-    client = GatewayClient(settings, Outbox(queue), (), tracing, gateway.dial)
-    try:
-        yield Edge(settings, Outbox(queue), queue, tracing, gateway, client)
-    finally:
-        await client.close()
-        for link in gateway.links:
-            await link.close()
-        await asyncio.gather(*gateway.tasks)
-        tracing.close()
-        database.close()
+    async with edge_lab(tmp_path) as edge:
+        yield edge
 
 
 async def test_join_then_ask(edge: Edge) -> None:
@@ -214,39 +107,32 @@ async def test_gateway_of_another_authority_gets_nothing(edge: Edge) -> None:
     assert [state for state, *_ in await edge.states()] == ["failed"]
 
 
-async def test_gateway_that_does_not_know_us(edge: Edge) -> None:
+async def test_gateway_that_does_not_know_us_is_asked_once(edge: Edge) -> None:
     await edge.join()
-
-    async def refusing(endpoint: Endpoint) -> Link:
-        ours, theirs = memory_links()
-
-        async def serve() -> None:
-            svid = edge.gateway.ca.issue("gateway/main")
-            responder = Responder(
-                lambda: svid, lambda: edge.gateway.ca.root_der, verifier(edge.gateway.ca.bundle(), "edge")
-            )
-            session = await GatewaySession.accept(theirs, responder)
-            await session.refuse()
-
-        edge.gateway.tasks.append(asyncio.create_task(serve()))
-        return ours
-
-    edge.client._dial = refusing
+    dials = edge.gateway.dials
+    edge.gateway.refuse_everybody = True
     with pytest.raises(PeerRefused) as caught:
         await edge.ask()
     assert caught.value.reason == "refused"
+    assert edge.gateway.dials == dials + 1
+    assert await edge.states() == [("failed", "peer_refused", True)]
 
 
-async def test_hop_down_is_a_link_error_and_the_prompt_is_kept(edge: Edge) -> None:
+async def test_hop_down_gives_up_in_time_and_the_prompt_waits(edge: Edge) -> None:
     await edge.join()
-
-    async def nobody(endpoint: Endpoint) -> Link:
-        raise LinkLost("nobody answers")
-
-    edge.client._dial = nobody
-    with pytest.raises(LinkLost):
+    edge.gateway.dead.add("tcp:127.0.0.1:1")
+    begun = edge.clock.now()
+    with pytest.raises(GaveUp) as caught:
         await edge.ask()
-    assert await edge.states() == [("failed", "link_lost", True)]
+    assert 55 <= edge.clock.now() - begun <= 65
+    assert await edge.states() == [("waiting", "", True)]
+    (entry,) = await edge.outbox.entries()
+    assert caught.value.request == entry.name and entry.name in str(caught.value)
+    assert f"edge outbox retry {entry.name}" in str(caught.value.hint)
+    assert len(edge.notes) == 1
+    edge.gateway.dead.clear()
+    assert b"".join([c async for c in (await edge.client.take_up(entry.id)).chunks()]) == b"hello"
+    assert await edge.states() == [("done", "", False)]
 
 
 @pytest.mark.parametrize(("reason", "status", "retryable", "error", "state"), [
@@ -264,8 +150,8 @@ async def test_hop_down_is_a_link_error_and_the_prompt_is_kept(edge: Edge) -> No
 async def test_refusals(
     edge: Edge, reason: str, status: int, retryable: bool, error: type[Exception], state: str
 ) -> None:
-    async def refuse(incoming: Incoming) -> None:
-        incoming.refuse(status, reason, "no", retryable=retryable)
+    async def refuse(call: Call) -> None:
+        await call.refuse(status, reason, retryable=retryable)
 
     edge.gateway.handle = refuse
     await edge.join()
@@ -276,11 +162,11 @@ async def test_refusals(
 
 
 async def test_refusal_after_the_answer_began(edge: Edge) -> None:
-    async def stumble(incoming: Incoming) -> None:
-        incoming.begin(200, "text/event-stream", streamed=True)
-        await incoming.write(b"half an ans")
+    async def stumble(call: Call) -> None:
+        await call.begin(200, "text/event-stream", streamed=True)
+        await call.write(b"half an ans")
         await asyncio.sleep(0)
-        incoming.refuse(502, "provider_garbled", "cut", retryable=False)
+        await call.refuse(502, "provider_garbled")
 
     edge.gateway.handle = stumble
     await edge.join()
@@ -289,52 +175,14 @@ async def test_refusal_after_the_answer_began(edge: Edge) -> None:
     assert [state for state, *_ in await edge.states()] == ["interrupted"]
 
 
-async def test_session_lost_in_mid_answer_is_interrupted_and_never_sent_again(edge: Edge) -> None:
-    async def half(incoming: Incoming) -> None:
-        incoming.begin(200, "text/event-stream", streamed=True)
-        await incoming.write(b"half")
-
-    edge.gateway.handle = half
-    await edge.join()
-    answer = await edge.client.request("POST", "/v1/chat/completions", b"x")
-    chunks = answer.chunks()
-    assert await anext(chunks) == b"half"
-    dials = edge.gateway.dials
-    await edge.gateway.links[-1].close()
-    with pytest.raises(Interrupted):
-        await anext(chunks)
-    assert [state for state, *_ in await edge.states()] == ["interrupted"]
-    assert edge.gateway.dials == dials
-
-
-async def test_svid_that_runs_out_in_mid_answer_is_interrupted(edge: Edge) -> None:
-    async def half(incoming: Incoming) -> None:
-        incoming.begin(200, "text/event-stream", streamed=True)
-        await incoming.write(b"half")
-
-    edge.gateway.handle = half
-    await edge.join()
-    answer = await edge.client.request("POST", "/v1/chat/completions", b"x")
-    chunks = answer.chunks()
-    assert await anext(chunks) == b"half"
-    session = edge.client._session
-    assert session is not None
-    with pytest.raises(IdentityRefused):
-        session._connection.handle_time(time.time() + 7200)
-    session._driver.wake()
-    with pytest.raises(Interrupted):
-        await anext(chunks)
-    assert [state for state, *_ in await edge.states()] == ["interrupted"]
-
-
 async def test_new_requests_leave_a_session_that_is_past_its_half_life(edge: Edge) -> None:
     release = asyncio.Event()
 
-    async def slow(incoming: Incoming) -> None:
-        incoming.begin(200, "text/plain", streamed=True)
+    async def slow(call: Call) -> None:
+        await call.begin(200, "text/plain", streamed=True)
         await release.wait()
-        await incoming.write(b"hello")
-        incoming.end()
+        await call.write(b"hello")
+        await call.end()
 
     edge.gateway.handle = slow
     edge.gateway.start, edge.gateway.lifetime = -3000.0, 3600.0  # past the half from the start
@@ -342,6 +190,7 @@ async def test_new_requests_leave_a_session_that_is_past_its_half_life(edge: Edg
     before = edge.gateway.dials
     first = await edge.client.request("POST", "/v1/chat/completions", b"x")
     edge.gateway.start, edge.gateway.lifetime = -300.0, 3900.0
+    edge.clock.ahead += 61
     second = await edge.client.request("POST", "/v1/chat/completions", b"x")
     assert edge.gateway.dials == before + 4  # renewal and session, each time
     release.set()
@@ -349,32 +198,33 @@ async def test_new_requests_leave_a_session_that_is_past_its_half_life(edge: Edg
         assert [chunk async for chunk in answer.chunks()] == [b"hello"]
 
 
-async def test_request_that_never_left_is_failed_and_not_interrupted(edge: Edge) -> None:
-    release, full = asyncio.Event(), asyncio.Barrier(33)
+async def test_request_beyond_the_sessions_streams_waits_its_turn(edge: Edge) -> None:
+    release, full = asyncio.Event(), asyncio.Event()
 
-    async def wait(incoming: Incoming) -> None:
-        await full.wait()
+    async def wait(call: Call) -> None:
+        if len(edge.gateway.called) == 32:
+            full.set()
         await release.wait()
-        await say_hello(incoming)
+        await say_hello(call)
 
     edge.gateway.handle = wait
     await edge.join()
     waiting = [asyncio.create_task(edge.ask()) for _ in range(32)]
     await full.wait()
-    with pytest.raises(Overloaded):
-        await edge.ask()
-    assert (await edge.states())[-1] == ("failed", "overloaded", True)
+    late = asyncio.create_task(edge.ask())
+    await until(lambda: edge.clock.pauses)
     release.set()
-    assert await asyncio.gather(*waiting) == [b"hello"] * 32
+    assert await asyncio.gather(*waiting, late) == [b"hello"] * 33
+    assert len(edge.gateway.called) == 33
 
 
 async def test_reader_that_goes_away_cancels(edge: Edge) -> None:
     cancelled = asyncio.Event()
 
-    async def endless(incoming: Incoming) -> None:
-        incoming.begin(200, "text/event-stream", streamed=True)
-        await incoming.write(b"first")
-        await incoming.cancelled.wait()
+    async def endless(call: Call) -> None:
+        await call.begin(200, "text/event-stream", streamed=True)
+        await call.write(b"first")
+        await call.cancelled.wait()
         cancelled.set()
 
     edge.gateway.handle = endless
@@ -397,11 +247,11 @@ async def test_oversized_request_is_refused_before_anything_is_stored(edge: Edge
 async def test_models_and_a_garbled_list(edge: Edge) -> None:
     reply = json.dumps({"data": [{"id": "a"}, {"id": "b"}]}).encode()
 
-    async def models(incoming: Incoming) -> None:
-        assert incoming.header.route == "/v1/models"
-        incoming.begin(200, "application/json", streamed=False)
-        await incoming.write(reply)
-        incoming.end()
+    async def models(call: Call) -> None:
+        assert call.header.route == "/v1/models"
+        await call.begin(200, "application/json", streamed=False)
+        await call.write(reply)
+        await call.end()
 
     edge.gateway.handle = models
     await edge.join()
@@ -414,9 +264,9 @@ async def test_models_and_a_garbled_list(edge: Edge) -> None:
 async def test_traceparent_rides_inside_and_spans_are_reported(edge: Edge) -> None:
     seen: list[str] = []
 
-    async def note(incoming: Incoming) -> None:
-        seen.append(incoming.header.traceparent)
-        await say_hello(incoming)
+    async def note(call: Call) -> None:
+        seen.append(call.header.traceparent)
+        await say_hello(call)
 
     edge.gateway.handle = note
     await edge.join()

@@ -104,3 +104,27 @@ async def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> Non
         assert [row.state for row in await queue.list()] == ["sent"]
         assert await queue.release() == 1
         assert await queue.claim(now=0) is not None
+
+
+async def test_mark_is_kept_with_a_claim_and_replaced_at_will(database: Database) -> None:
+    queue = Queue(database, "outbox")
+    await queue.append(b"a", b"payload", 100, now=10)
+    row = await queue.claim(now=20, mark=b"one")
+    assert row is not None and row.mark == b"one"
+    await queue.release(b"a")
+    row = await queue.claim(now=20)
+    assert row is not None and row.mark == b"one"
+    await queue.mark(b"a", b"two")
+    await queue.mark(b"unknown", b"two")
+    row = await queue.get(b"a")
+    assert row is not None and row.mark == b"two"
+
+
+async def test_only_a_settled_row_is_erased(database: Database) -> None:
+    queue = Queue(database, "outbox")
+    await queue.append(b"a", b"payload", 100, now=10)
+    await queue.erase(b"a")
+    assert [row.payload for row in await queue.list()] == [b"payload"]
+    await queue.settle(b"a", "failed", now=30)
+    await queue.erase(b"a")
+    assert [(row.state, row.payload) for row in await queue.list()] == [("failed", None)]

@@ -1,0 +1,255 @@
+"""The one session that carries this edge's requests: opened when needed, resumed by ticket, renewed at half-life.
+
+Endpoints are tried best first, the one that last worked before the others. When the SVID has been renewed, a new
+session is opened before the old one is closed; whoever reads an answer on the old one finds the new one here.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from edge_client.errors import NotJoined
+from edge_client.identity import DeviceIdentity, renew
+from store.settings import Settings
+from transport.edge_session import EdgeSession, RemoteAnswer
+from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
+from transport.initiator import Resumption, SvidLogin
+from transport.links.base import Endpoint, Link
+from transport.reconnect import is_final, worth_retrying
+from transport.tickets import Ticket, Wallet
+
+_EPOCH: Final = "journal-epoch"
+_RENEWAL_PAUSE_S: Final = 60.0  # between attempts at renewal while the old SVID is still good
+
+Dial = Callable[[Endpoint], Awaitable[Link]]
+
+
+class Asker(Protocol):
+    """Somebody with a request."""
+
+    async def ask(self, session: EdgeSession, epoch: bytes) -> RemoteAnswer:
+        """Gives it to a session, open or about to be opened. `epoch` is the gateway's as last told."""
+
+    def not_taken(self) -> None:
+        """The session that was just asked was refused before its gateway looked at any request."""
+
+
+class Clock:
+    """Unix time, and waiting for it. Tests have one that needs no time."""
+
+    def now(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Sessions:
+    """Gives each request a session that stands. `opened` is called with each new one."""
+
+    def __init__(self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock) -> None:
+        self._settings, self._dial, self._clock = settings, dial, clock
+        self._endpoints = tuple(endpoints)
+        self._worked: Endpoint | None = None
+        self._wallet = Wallet()
+        self._lock = asyncio.Lock()
+        self._identity: DeviceIdentity | None = None
+        self._chain: Sequence[bytes] = ()  # of the SVID that the session goes back to
+        self._renewal_tried = 0.0
+        self._epoch: bytes | None = None
+        self._freshening: asyncio.Task[None] | None = None
+        self._half_life = 0.0
+        self._failure: TransportError | None = None  # of the last attempt to connect
+        self._failures = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._unacknowledged: list[tuple[bytes, bytes, int]] = []  # epoch, request id, offset
+        self.current: EdgeSession | None = None
+        self.closed = False
+        self.opened: Callable[[EdgeSession], None] = lambda session: None
+
+    async def attach(self, asker: Asker) -> tuple[EdgeSession, RemoteAnswer]:
+        """Gives a request to the session, or to a new one, where it may travel as early data.
+
+        One attempt at each endpoint; who waited for another's attempt shares its failure. Raises NotJoined,
+        TransportError.
+        """
+        failures = self._failures
+        async with self._lock:
+            if self._failure is not None and self._failures != failures:
+                raise self._failure
+            identity = await self._fresh_identity()
+            session = self._usable(identity)
+            if session is None:
+                try:
+                    session, answer = await self._connect(identity, asker)
+                except TransportError as error:
+                    session = self.current  # past its half-life, but it stands
+                    if is_final(error) or session is None or not session.alive:
+                        self._failure, self._failures = error, self._failures + 1
+                        raise
+                else:
+                    if answer is not None:
+                        return session, answer
+        return session, await asker.ask(session, session.welcome.epoch)
+
+    async def stand(self) -> EdgeSession:
+        """A session without a request for it. Raises like `attach`."""
+        async with self._lock:
+            identity = await self._fresh_identity()
+            return self._usable(identity) or (await self._connect(identity, None))[0]
+
+    def acknowledge(self, request_id: bytes, offset: int) -> None:
+        """Tells the gateway, now or with the next session, that it may forget an answer up to `offset`."""
+        if self.current is not None and self.current.alive:
+            self.current.acknowledge(request_id, offset)
+        elif self._epoch is not None:
+            self._unacknowledged.append((self._epoch, request_id, offset))
+
+    async def close(self) -> None:
+        """Ends the session in an orderly way. What is under way stays in the outbox."""
+        self.closed = True
+        if self._freshening is not None:
+            self._freshening.cancel()
+            await asyncio.wait({self._freshening})
+        async with self._lock:
+            session, self.current = self.current, None
+        if session is not None:
+            await session.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+        self._wallet.clear()
+
+    def _usable(self, identity: DeviceIdentity) -> EdgeSession | None:
+        session = self.current
+        if session is not None and session.alive and identity.svid.chain == self._chain:
+            return session
+        return None
+
+    async def _fresh_identity(self) -> DeviceIdentity:
+        """The stored identity, renewed if that is due. While its SVID is good, a failure to renew is no failure."""
+        if self.closed:
+            raise StreamEnded("this edge is closing its sessions")
+        identity = await DeviceIdentity.load(self._settings)
+        if identity is None:
+            raise NotJoined
+        now = self._clock.now()
+        usable = identity.svid_valid(now)
+        if identity.wants_renewal(now) and not (usable and now - self._renewal_tried < _RENEWAL_PAUSE_S):
+            self._renewal_tried = now
+            try:
+                identity = await self._renewed(identity)
+            except TransportError:
+                if not usable:
+                    raise
+        if identity.svid.chain != self._chain:
+            self._wallet.clear()  # a resumed session would end with the old SVID
+        return identity
+
+    async def _renewed(self, identity: DeviceIdentity) -> DeviceIdentity:
+        failures: list[TransportError] = []
+        for endpoint in self._in_order(identity):
+            try:
+                return await renew(self._settings, identity, await self._dial(endpoint))
+            except TransportError as error:
+                failures.append(error)
+                if is_final(error):
+                    break
+        raise _telling(failures)
+
+    async def _connect(
+        self, identity: DeviceIdentity, asker: Asker | None
+    ) -> tuple[EdgeSession, RemoteAnswer | None]:
+        failures: list[TransportError] = []
+        if self._epoch is None:
+            self._epoch = await self._settings.get(_EPOCH)
+        for endpoint in self._in_order(identity):
+            ticket = self._wallet.take(self._clock.now())
+            try:
+                try:
+                    return await self._open(endpoint, identity, ticket, asker)
+                except TicketRefused:
+                    if ticket is None:
+                        raise
+                return await self._open(endpoint, identity, None, asker)
+            except TransportError as error:
+                failures.append(error)
+                if is_final(error):
+                    break
+        raise _telling(failures)
+
+    async def _open(
+        self, endpoint: Endpoint, identity: DeviceIdentity, ticket: Ticket | None, asker: Asker | None
+    ) -> tuple[EdgeSession, RemoteAnswer | None]:
+        link = await self._dial(endpoint)
+        answer: RemoteAnswer | None = None
+        try:
+            purpose = Resumption(ticket) if ticket else SvidLogin(identity.svid.chain, identity.svid.not_after)
+            session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway)
+            if asker is not None and self._epoch is not None:
+                answer = await asker.ask(session, self._epoch)
+            await session.open()
+        except BaseException as error:
+            await link.close()
+            if answer is not None and asker is not None and _took_nothing(error, ticket):
+                asker.not_taken()
+            raise
+        try:
+            await self._stands(session, endpoint, identity)
+        except BaseException:
+            await session.close()
+            raise
+        return session, answer
+
+    async def _stands(self, session: EdgeSession, endpoint: Endpoint, identity: DeviceIdentity) -> None:
+        if session.welcome.epoch != self._epoch:
+            await self._settings.put(_EPOCH, session.welcome.epoch)
+            self._epoch = session.welcome.epoch
+        self._failure = None
+        self._wallet.put(session.tickets)
+        old, self.current = self.current, session
+        self._chain, self._worked = identity.svid.chain, endpoint
+        if old is not None and old.alive:  # its answers go on here
+            self._closing.add(task := asyncio.create_task(old.close()))
+            task.add_done_callback(self._closing.discard)
+        self._half_life = (identity.svid.not_before + identity.svid.not_after) / 2
+        if self._freshening is None or self._freshening.done():
+            self._freshening = asyncio.create_task(self._stay_fresh())
+        waiting, self._unacknowledged = self._unacknowledged, []
+        for epoch, request_id, offset in waiting:
+            if epoch == self._epoch:
+                session.acknowledge(request_id, offset)
+        self.opened(session)
+
+    async def _stay_fresh(self) -> None:
+        """Renews at half-life while a session stands, so that no answer runs into its session's end."""
+        while not self.closed:
+            await self._clock.sleep(max(_RENEWAL_PAUSE_S, self._half_life - self._clock.now()))
+            if self.current is None or not self.current.alive:
+                return  # the next request opens a session, and begins this anew
+            with contextlib.suppress(TransportError, NotJoined):
+                await self.stand()
+
+    def _in_order(self, identity: DeviceIdentity) -> list[Endpoint]:
+        known = self._endpoints or tuple(Endpoint.parse(text) for text in identity.endpoints)
+        return sorted(known, key=lambda endpoint: endpoint != self._worked)
+
+
+def _took_nothing(error: BaseException, ticket: Ticket | None) -> bool:
+    """Whether a session that ended so was refused before any request of it was looked at."""
+    if isinstance(error, PeerRefused):
+        # A hint to a resumption is no proof: whoever wrote those two bytes may have passed the early data on.
+        return ticket is None or error.reason == "refused"
+    return isinstance(error, IdentityRefused)
+
+
+def _telling(failures: Sequence[TransportError]) -> TransportError:
+    """Of the failures of all ways the one to go by: a gateway's own word, then one that may pass, then the last."""
+    for telling in (is_final, worth_retrying):
+        for error in failures:
+            if telling(error):
+                return error
+    if failures:
+        return failures[-1]
+    return BadInput("no hop or gateway is known", hint="name one in config.toml: [relay] endpoints")
