@@ -175,6 +175,7 @@ class SymmetricState:
 
     def split(self) -> tuple[CipherState, CipherState]:
         first, second = self._hkdf(b"", 2)
+        self.ck, self._cipher = b"", None
         return CipherState(self._suite, first), CipherState(self._suite, second)
 
 
@@ -274,10 +275,12 @@ class HandshakeState:
         return payload
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """(sending, receiving) ciphers. Ends this state: it works once."""
+        """(sending, receiving) ciphers. Ends this state: it works once, and only the handshake hash is left of it."""
         if self._dead or not self.complete:
             raise LocalMisuse("handshake is not complete")
         self._dead = True
+        self._e = self._e1 = self._s = None  # what could open recorded traffic goes now, not when the session ends
+        self._psks.clear()
         first, second = self._symmetric.split()
         return (first, second) if self._initiator else (second, first)
 

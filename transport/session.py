@@ -127,6 +127,7 @@ class Driver:
                 else:
                     self.connection.receive_eof()
             finally:
+                del data  # an idle session does not keep what it read last
                 self.dispatch()
 
     def dispatch(self) -> None:
