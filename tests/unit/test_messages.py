@@ -10,6 +10,7 @@ from hypothesis import example, given
 from transport.errors import BadInput, ProtocolViolation, TransportError
 from transport.handshake import FRAME_HEADER_LEN, pad_payload, unpad_payload
 from transport.messages import (
+    Ack,
     Answer,
     AnswerData,
     Body,
@@ -20,9 +21,15 @@ from transport.messages import (
     Issued,
     Message,
     Open,
+    Pace,
+    Padding,
+    Part,
+    Ping,
+    Pong,
     Refuse,
     Rekey,
     RequestHeader,
+    Resume,
     SpanRecord,
     Spans,
     Welcome,
@@ -48,6 +55,12 @@ SAMPLES: list[Message] = [
     Spans([SPAN]),
     Rekey(),
     Close("normal"),
+    Resume(3, b"i" * 16, 1, 70_000),
+    Ack(b"i" * 16, 70_000),
+    Ping(),
+    Pong(),
+    Pace(Padding.CONSTANT),
+    Part(True, b"piece"),
 ]
 
 
@@ -58,7 +71,7 @@ def test_round_trip(message: Message) -> None:
 
 def test_every_type_number_is_used_once() -> None:
     numbers = [msgspec.msgpack.decode(encode(message))[0] for message in SAMPLES]
-    assert numbers == list(range(1, 14))
+    assert numbers == list(range(1, 20))
 
 
 @pytest.mark.parametrize("raw", [
@@ -80,6 +93,10 @@ def test_every_type_number_is_used_once() -> None:
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge\n", 1.0, 2.0, {}]]]),
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", 1.0, 2.0, {"n": float("nan")}]]]),
     msgspec.msgpack.encode([8, 1, 200, "x" * 49, "m", False]),
+    msgspec.msgpack.encode([18, "loud"]),
+    msgspec.msgpack.encode([18, 1]),
+    msgspec.msgpack.encode([19, True, b""]),
+    msgspec.msgpack.encode([19, 1, b"x"]),
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", float("nan"), 1.0, {}]]]),
     msgspec.msgpack.encode([11, [["a" * 32, "b" * 16, "", "n", "edge", 1.0, float("inf"), {}]]]),
 ])
