@@ -315,7 +315,10 @@ class EdgeMux(_Mux):
             message = decode(encoded)
             half = self._senders.get(message.stream) if isinstance(message, Open) else None
             size = len(encoded) + LENGTH_LEN + (half.buffered + _OVERHEAD if half is not None else 0)
-            whole = half is None or half.buffered <= BODY_CREDIT
+            if half is None and isinstance(message, Open):
+                whole = decode_header(message.header).body_length == 0  # else cancelled meanwhile, its body is gone
+            else:
+                whole = half is None or half.buffered <= BODY_CREDIT
             if not isinstance(message, Open | Resume) or not whole or size > limit:
                 break
             self._queue.popleft()

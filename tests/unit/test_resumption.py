@@ -94,6 +94,16 @@ def test_early_data_holds_whole_requests_only() -> None:
     assert sorted(received(pair)) == sorted(bodies)
 
 
+def test_a_request_cancelled_before_it_left_is_no_early_data() -> None:
+    """Its body is gone, and a part of a request may not be early data."""
+    world = World()
+    pair = world.pair(world.first().edge.tickets[0])
+    pair.edge.cancel(pair.edge.request(b"q" * 16, header(b"cancelled"), b"cancelled"))
+    pair.edge.request(b"r" * 16, header(b"prompt"), b"prompt")
+    pair.pump()
+    assert received(pair) == [b"prompt"] and pair.edge.phase is Phase.OPEN
+
+
 def test_early_data_can_be_switched_off() -> None:
     world = World()
     pair = world.pair(world.first().edge.tickets[0], early_data=False)
