@@ -9,6 +9,7 @@
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
     model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
+    padding = "bucket"              # or "constant": hides when, about 5 kB/s each way; or "off": hides nothing
 """
 
 import os
@@ -20,6 +21,7 @@ from typing import Annotated
 import msgspec
 
 from edge_client.errors import BadUse
+from transport.messages import Padding
 
 __all__ = ["Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "home_path"]
 
@@ -36,6 +38,7 @@ class EmbedderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
+    padding: Padding = Padding.BUCKET
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

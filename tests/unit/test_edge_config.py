@@ -12,6 +12,7 @@ from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.minilm import convert
 from edge_client.errors import BadUse, ModelMissing, ModelUnusable, NoPassphrase
 from edge_client.passphrase import passphrase
+from transport.messages import Padding
 
 
 def test_defaults_without_a_file(tmp_path: Path) -> None:
@@ -25,7 +26,10 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
     file.write_text('[model]\npath = "/m.gguf"\ncontext = 1024\n[relay]\nmodel = "big"\n')
     config = Config.load({"CAUSEWAY_HOME": str(tmp_path)})
     assert (config.model.path, config.model.context, config.relay.model) == ("/m.gguf", 1024, "big")
-    for text in ("[model]\ncontext = 5\n", "[modle]\n", "[model]\npaht = 1\n", "= broken", "[model]\ncontext = '1'\n"):
+    file.write_text('[relay]\npadding = "constant"\n')
+    assert Config.load({"CAUSEWAY_HOME": str(tmp_path)}).relay.padding is Padding.CONSTANT
+    for text in ("[model]\ncontext = 5\n", "[modle]\n", "[model]\npaht = 1\n", "= broken", "[model]\ncontext = '1'\n",
+                 "[relay]\npadding = 'loud'\n"):
         file.write_text(text)
         with pytest.raises(BadUse, match=r"config\.toml"):
             Config.load({"CAUSEWAY_HOME": str(tmp_path)})
