@@ -9,7 +9,7 @@ are dropped with their siblings, and are in no file, backup or shared store that
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,6 +102,12 @@ class TicketStore:
     def forget(self, siblings: bytes) -> None:
         """Drops what is left of a session's tickets: the resumed session's first record has authenticated."""
         self._drop(siblings)
+
+    def drop(self, unwanted: Callable[[VerifiedPeer], bool]) -> None:
+        """Drops the tickets of peers that may not come back. They would be refused at use anyway."""
+        found = {family for ticket, family in self._tickets.values() if unwanted(ticket.peer)}
+        for family in found:
+            self._drop(family)
 
     def _drop(self, family: bytes) -> None:
         for ticket_id in self._families.pop(family, []):

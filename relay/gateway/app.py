@@ -24,14 +24,17 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
+from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
+from store.errors import StoreError
 from store.files import write_private
 from store.keys import Passphrase
 from transport import telemetry
@@ -42,6 +45,7 @@ from transport.primitives import Secret, random_bytes
 AUDIT_FILE: Final = "audit.jsonl"
 SPANS_FILE: Final = "spans.jsonl"
 ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
+SWEEP_S: Final = 300.0
 FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
 
@@ -151,10 +155,17 @@ async def serve(
             answerers={"chat": Forward(upstream, key, tracing), "models": ModelList(config.allowed)},
             taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
         )
+        journal = Journal(database, clock=clock)
+        await journal.load()
+        stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
+        requests = Requests(
+            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing, refusals=refusals
+        )
+        await requests.forget_ended()
         limits = config.limits
         sessions = Sessions(
-            identity=identity, authority=authority, enrolment=enrolment, pipeline=pipeline, traces=traces,
-            telemetry=tracing, audit=audit, refusals=refusals, epoch=random_bytes(16), clock=clock,
+            identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
+            refusals=refusals, clock=clock,
             limits=SessionLimits(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session
             ),
@@ -180,12 +191,13 @@ async def serve(
         control = ControlServer(config.directory, Admin(enrolment, traces))
         await control.start()
         stack.push_async_callback(control.close)
-        counting = asyncio.create_task(_count_refusals(refusals))
-        stack.push_async_callback(_ended, counting)
+        for work in (_count_refusals(refusals), _sweep(journal)):
+            stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id)
         ready(Ready(own_id, session, https, health))
         await stop.wait()
         await sessions.drain(limits.drain_s)
+        await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
 
@@ -214,6 +226,15 @@ async def _count_refusals(refusals: Refusals) -> None:
         await asyncio.sleep(FLUSH_S)
         with contextlib.suppress(AuditUnavailable):  # the log has said so; the counts wait
             await refusals.flush()
+
+
+async def _sweep(journal: Journal) -> None:
+    while True:
+        try:
+            await journal.sweep()
+        except StoreError as error:
+            _log.error("what has expired in the journal stays for now: %s", error)
+        await asyncio.sleep(SWEEP_S)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

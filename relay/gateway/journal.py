@@ -116,7 +116,7 @@ class Call:
         self.refusal: Refusal | None = None
         self.whole = row.state == "answered"
         self.released = False  # as if it had never come; only those who read it already are told why
-        self.trace_id = ""  # of the run that made it
+        self.trace_id = self.link_id = ""  # of the run that made it, once that is known
         if self.whole:
             self.head = Head(row.status, row.content_type, bool(row.streamed))
         if row.state == "refused":
@@ -350,10 +350,11 @@ class Journal:
     async def ack(self, key: Key, offset: int) -> None:
         """The device has everything before `offset` for good: a whole answer's bytes go, its outcome stays.
 
-        Cumulative and idempotent; nothing for an unknown request. Raises ProtocolViolation beyond the answer.
+        Cumulative and idempotent; nothing for an unknown request, or where there is no answer. Raises
+        ProtocolViolation beyond the answer.
         """
         call = await self.find(key)
-        if call is None:
+        if call is None or call.refusal is not None:
             return
         if offset > call.length:
             raise ProtocolViolation("acknowledgement goes beyond the answer")

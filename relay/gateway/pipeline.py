@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from opentelemetry.trace import Span, SpanKind
 
 from relay.gateway.audit.log import AuditLog
-from relay.gateway.errors import AuditUnavailable, ProviderFailure
+from relay.gateway.errors import AuditUnavailable, JournalFull, ProviderFailure
 from relay.gateway.routes import ROUTES, Route
 from transport import telemetry as names
 from transport.errors import TransportError
@@ -114,8 +114,13 @@ class Tap(Protocol):
 
 
 class Sink(Protocol):
-    """Where an answer goes: a stream of a session, later an HTTPS response. `refuse` may also end a begun answer."""
+    """Where an answer goes: a call of the journal, later an HTTPS response.
 
+    `calling` is told before anybody is called. `refuse` may also end a begun answer; it is `retryable` only if nobody
+    can have accepted the request.
+    """
+
+    async def calling(self) -> None: ...
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None: ...
     async def write(self, data: bytes) -> None: ...
     async def end(self) -> None: ...
@@ -185,12 +190,15 @@ class Pipeline:
     async def _attempt(self, context: RequestContext, sink: Sink) -> Refusal | None:
         target = context.target
         assert target is not None  # authorise refuses unknown routes
+        await sink.calling()
         try:
             await self._deliver(context, self._answerers[target.operation], sink)
         except AuditUnavailable:
             raise
         except ProviderFailure as failure:
             refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+        except JournalFull as full:
+            refusal = Refusal(429, full.code, str(full))
         except TransportError as error:
             await self._outcome(context, "undelivered", error.code)
             raise

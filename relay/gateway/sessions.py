@@ -1,4 +1,4 @@
-"""Encrypted sessions, from an accepted link to requests in the pipeline.
+"""Encrypted sessions, from an accepted link to streams of requests.
 
 Whoever has not shown who they are costs little and waits behind a cap; a part of it is kept for tunnels of hops, which
 are authenticated themselves, and no hop and no address may have more than a share of it. A device that is known has a
@@ -18,7 +18,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment, Joined
-from relay.gateway.pipeline import Pipeline, RequestContext
+from relay.gateway.requests import Acknowledgements, Asker, Requests
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
 from store.errors import StoreError
@@ -27,8 +27,8 @@ from transport.handshake import FrameType, Hint, JoinCredential, RenewCredential
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.links.base import Link
 from transport.messages import Issued, SpanRecord, Welcome
-from transport.serving import GatewaySession, Incoming, Responder
-from transport.telemetry import Telemetry
+from transport.serving import GatewaySession, Responder
+from transport.tickets import TicketStore
 
 SESSION_ROLE: Final = "edge"  # who comes this way; hops, gateways and workloads join by HTTPS
 Settled = Callable[[], Awaitable[None]] | None
@@ -54,48 +54,29 @@ class SessionLimits:
         return max(1, self.handshakes // 4)
 
 
-class StreamSink:
-    """An answer's way into a stream of a session."""
-
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
-
-    async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
-        self._incoming.begin(status, content_type, streamed=streamed)
-
-    async def write(self, data: bytes) -> None:
-        await self._incoming.write(data)
-
-    async def end(self) -> None:
-        self._incoming.end()
-
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
-        self._incoming.refuse(status, code, message, retryable=retryable)
-
-
 class Sessions:
     """All live sessions of a gateway."""
 
     def __init__(
-        self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, pipeline: Pipeline,
-        traces: TraceStore, telemetry: Telemetry, audit: AuditLog, refusals: Refusals, limits: SessionLimits,
-        epoch: bytes, clock: Callable[[], float] = time.time,
+        self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
+        traces: TraceStore, audit: AuditLog, refusals: Refusals, limits: SessionLimits,
+        tickets: TicketStore | None = None, clock: Callable[[], float] = time.time,
     ) -> None:
-        """`epoch`: 16 random bytes, new whenever what a gateway remembers of requests is new."""
+        """`tickets` live as long as this process, whose sessions they resume."""
+        self._tickets = TicketStore() if tickets is None else tickets
         self._authority = authority
         self._enrolment = enrolment
-        self._pipeline = pipeline
+        self._requests = requests
         self._traces = traces
-        self._telemetry = telemetry
         self._audit = audit
         self._refusals = refusals
         self._limits = limits
-        self._epoch = epoch
         self._clock = clock
         self._responder = Responder(
             svid=identity.svid,
             root=lambda: authority.root,
             verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
+            tickets=self._tickets,
         )
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
         self._of_device: dict[int, list[tuple[GatewaySession, str]]] = {}  # by enrolment, oldest first, with their via
@@ -138,8 +119,8 @@ class Sessions:
     async def drain(self, seconds: float) -> None:
         """Takes nothing new, lets requests that run finish for up to `seconds`, then closes every session."""
         self._draining = True
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=seconds)
+        if tasks := self._tasks | self._requests.running:
+            await asyncio.wait(tasks, timeout=seconds)
         await asyncio.gather(*(session.close("shutdown") for session in set(self._live)), return_exceptions=True)
 
     # --- one session ------------------------------------------------------------------------------------------------
@@ -185,6 +166,7 @@ class Sessions:
                     credential.token_id, credential.secret, credential.csr, credential.device_key.spki,
                     roles=roles, via=via,
                 )
+                await self._forget_ended()
             else:
                 try:
                     credential.verify(self._enrolment.device_key(credential.device_id))
@@ -200,6 +182,18 @@ class Sessions:
             await session.refuse()
             return
         await session.issue(self._message(joined))
+
+    async def _forget_ended(self) -> None:
+        """A new holder of a name, or a device with a new one, has nothing of the old one's."""
+        await self._requests.forget_ended()
+        self._tickets.drop(lambda peer: not self._admitted(peer))
+
+    def _admitted(self, peer: VerifiedPeer) -> bool:
+        try:
+            self._enrolment.admit(peer)
+        except IdentityRefused:
+            return False
+        return True
 
     def _message(self, joined: Joined) -> Issued:
         bundle = self._authority.bundle
@@ -220,9 +214,14 @@ class Sessions:
         except AuditUnavailable:
             await session.refuse()
             raise
+        asker = Asker(peer, enrolment, via, session.link_id)
         claims: set[asyncio.Task[None]] = set()  # spans being stored
         session.on_spans = lambda spans: self._take_spans(str(peer.id), spans, claims)
-        session.admit(Welcome(self._epoch, via, self._authority.bundle.sequence))
+        acks = Acknowledgements(
+            self._requests, asker, lambda: self._start(session.close("protocol_error"), set())
+        )
+        session.on_ack = acks.take
+        session.admit(Welcome(self._requests.epoch, via, self._authority.bundle.sequence))
         mine = self._of_device.setdefault(enrolment, [])
         mine.append((session, via))
         tasks: set[asyncio.Task[None]] = set()
@@ -230,53 +229,28 @@ class Sessions:
             await self._enrolment.seen(enrolment)
             while len(mine) > self._limits.per_device:
                 await self._displace(str(peer.id), enrolment, *mine.pop(0))
-            async for incoming in session.requests():
+            async for stream in session.requests():
                 if self._draining:
-                    incoming.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
+                    stream.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
                 elif len(tasks) >= self._limits.requests:
-                    incoming.refuse(429, "too_many_requests", "too many requests at once", retryable=True)
+                    stream.refuse(429, "too_many_requests", "too many requests at once", retryable=True)
                 else:
-                    self._start(self._request(session, incoming, peer, enrolment, via, settled), tasks)
+                    self._start(self._requests.serve(asker, stream, settled), tasks)
         finally:
             if (session, via) in mine:
                 mine.remove((session, via))
             if not mine and self._of_device.get(enrolment) is mine:
                 del self._of_device[enrolment]
-            # Requests whose session is gone are cancelled by their own watch; here they only come to their end.
+            # Streams whose session is gone end by their own watch, and their calls go on without them.
             if tasks or claims:
                 await asyncio.wait(tasks | claims)
+            await acks.settled()
             await self._audit.append("session.closed", id=str(peer.id), via=via, link=session.link_id)
 
     async def _displace(self, device: str, enrolment: int, session: GatewaySession, via: str) -> None:
         """Ends the oldest session of a device that has opened too many; whoever opened the newest waits for no peer."""
         await self._audit.append("session.displaced", id=device, enrolment=enrolment, via=via, link=session.link_id)
         self._start(session.close("overloaded"), set())
-
-    async def _request(
-        self, session: GatewaySession, incoming: Incoming, peer: VerifiedPeer, enrolment: int, via: str,
-        settled: Settled,
-    ) -> None:
-        header = incoming.header
-        context = RequestContext(
-            request_id=incoming.request_id, method=header.method, route=header.route,
-            content_type=header.content_type, body=incoming.body, traceparent=header.traceparent,
-            expires_at=header.expires_at, peer=peer, enrolment=enrolment, via=via, link_id=session.link_id,
-        )
-        work = asyncio.ensure_future(self._pipeline.handle(context, StreamSink(incoming)))
-        gone = asyncio.ensure_future(incoming.cancelled.wait())
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception) and not isinstance(results[0], TransportError):
-            raise results[0]
-        await self._traces.save(
-            context.trace_id, str(peer.id), context.link_id, self._telemetry.finished(context.trace_id)
-        )
-        if settled is not None:
-            await settled()
 
     def _take_spans(self, device: str, spans: list[SpanRecord], claims: set[asyncio.Task[None]]) -> None:
         async def keep() -> None:

@@ -26,17 +26,17 @@ from store.keys import Passphrase
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, chat, make_folder
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider
 from transport import telemetry
-from transport.connection import Joining, Renewing
+from transport.edge_session import EdgeSession, obtain
 from transport.errors import IdentityRefused, LinkLost, PeerRefused, RequestRefused, TransportError
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, unverified_context
 from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.initiator import Joining, Renewing, SvidLogin
 from transport.links.base import Endpoint, connect
 from transport.links.websocket import connect_websocket
 from transport.messages import RequestHeader, SpanRecord, encode_header
 from transport.primitives import SigningKey, random_bytes
-from transport.session import EdgeSession, obtain
 
 LIMIT = 20.0
 CONFIG = """
@@ -140,7 +140,8 @@ class Device:
 
     async def session(self) -> EdgeSession:
         assert self.svid is not None
-        return await EdgeSession.open(await connect(self.endpoint), self.svid, self.check_gateway)
+        login = SvidLogin(self.svid.chain, self.svid.not_after)
+        return await EdgeSession(await connect(self.endpoint), login, self.svid.key, self.check_gateway).open()
 
 
 async def joined(gateway: Running, path: str = "edge/lap-1", endpoint: str = "") -> Device:
@@ -409,7 +410,7 @@ async def test_a_restarted_gateway_knows_its_devices(made: Path, tmp_path: Path)
         async with serving(directory, provider) as second:
             device.endpoint = Endpoint.parse(second.ready.session)
             session = await device.session()
-            assert session.welcome.epoch != epoch
+            assert session.welcome.epoch == epoch  # it remembers
             assert json.loads(await ask(session, chat())) == WHOLE
             await session.close()
 

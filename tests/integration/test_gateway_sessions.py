@@ -3,29 +3,15 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from relay.gateway.audit.log import AuditLog
-from relay.gateway.audit.refusals import PER_MINUTE, Refusals
-from relay.gateway.identity.ca import Authority, OwnIdentity
-from relay.gateway.identity.enrolment import Enrolment
-from relay.gateway.pipeline import Pipeline
-from relay.gateway.sessions import SessionLimits, Sessions
-from relay.gateway.state.sqlcipher import open_state
-from relay.gateway.trace import TraceStore
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, make_folder
-from tests.support.memory_link import MemoryLink, memory_links
-from transport import telemetry
+from relay.gateway.audit.refusals import PER_MINUTE
+from relay.gateway.sessions import SessionLimits
+from tests.support.gateway_lab import DOMAIN, make_folder
+from tests.support.session_lab import Lab, gateway
 from transport.errors import Overloaded, TransportError
-from transport.identity.svid import Svid, make_csr
-from transport.identity.verify import verify_svid
-from transport.primitives import SigningKey
-from transport.session import EdgeSession
 
 LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
@@ -37,62 +23,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("sessions") / "gateway")
 
 
-@dataclass
-class Lab:
-    directory: Path
-    authority: Authority
-    enrolment: Enrolment
-    sessions: Sessions
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    def link(self, *, via: str = "", peer: str = "tcp:192.0.2.1:4711") -> MemoryLink:
-        """The edge's end of a link that the gateway serves."""
-        ours, theirs = memory_links()
-        theirs.peer = peer
-        self.tasks.append(asyncio.create_task(self.sessions.serve_link(theirs, via=via)))
-        return ours
-
-    async def device(self, name: str) -> Svid:
-        invitation = await self.enrolment.invite(f"edge/{name}")
-        device, key = SigningKey.generate(), SigningKey.generate()
-        joined = await self.enrolment.join(
-            invitation.token_id, invitation.secret, make_csr(key), device.public.spki, roles=("edge",)
-        )
-        return Svid.from_chain(joined.issued.chain, key)
-
-    async def session(self, svid: Svid, **where: str) -> EdgeSession:
-        return await EdgeSession.open(
-            self.link(**where), svid,
-            lambda chain, now: verify_svid(chain, self.authority.bundle, role="gateway", now=now),
-        )
-
-    def audit(self, event: str) -> list[dict[str, Any]]:
-        return [line for line in audit_lines(self.directory / "a.jsonl") if line["event"] == event]
-
-
 @pytest.fixture
 async def lab(made: Path, tmp_path: Path) -> AsyncIterator[Lab]:
     directory = tmp_path / "gateway"
     shutil.copytree(made, directory)
-    async with AsyncExitStack() as stack, asyncio.timeout(60):
-        database = stack.enter_context(open_state(directory, PASSPHRASE))
-        audit = AuditLog(directory / "a.jsonl")
-        stack.push_async_callback(audit.close)
-        authority, tracing = Authority.open(directory, PASSPHRASE), telemetry.start("gateway")
-        stack.callback(tracing.close)
-        enrolment = Enrolment(database, authority, audit)
-        await enrolment.load()
-        sessions = Sessions(
-            identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, telemetry=tracing,
-            pipeline=Pipeline(checks=[], answerers={}, taps=[], audit=audit, telemetry=tracing, node="x"),
-            traces=TraceStore(database), audit=audit, refusals=Refusals(audit), limits=LIMITS, epoch=bytes(16),
-        )
-        lab = Lab(directory, authority, enrolment, sessions)
+    async with asyncio.timeout(60), gateway(directory, limits=LIMITS) as lab:
         yield lab
-        await sessions.drain(0)
-        for task in lab.tasks:
-            task.cancel()
-        await asyncio.gather(*lab.tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize(("first", "second"), [
@@ -123,7 +59,7 @@ async def test_a_device_s_newest_sessions_win(lab: Lab) -> None:
         await asyncio.sleep(0)
     assert all(session.alive for session in (theirs, *sessions[2:]))
     displaced = lab.audit("session.displaced")
-    assert [line["link"] for line in displaced] == [session._driver.connection.link_id for session in sessions[:2]]
+    assert [line["link"] for line in displaced] == [session.link_id for session in sessions[:2]]
     assert {line["id"] for line in displaced} == {f"spiffe://{DOMAIN}/edge/lap-1"}
     for session in (theirs, *sessions):
         await session.close()

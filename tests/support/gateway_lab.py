@@ -66,12 +66,16 @@ class KeptSink:
     """Keeps an answer; `refused` is (status, code, retryable)."""
 
     def __init__(self) -> None:
+        self.called = False
         self.begun: tuple[int, str, bool] | None = None
         self.data = b""
         self.ended = False
         self.refused: tuple[int, str, bool] | None = None
         self.message = ""
         self.wrote = asyncio.Event()
+
+    async def calling(self) -> None:
+        self.called = True
 
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
         self.begun = (status, content_type, streamed)

@@ -1,0 +1,120 @@
+"""A gateway from its links to its provider in one process, over memory links: what `app` builds, without listeners."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
+from relay.gateway.checks.authenticate import Authenticate
+from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.schema import Schema
+from relay.gateway.forward import Forward, ModelList
+from relay.gateway.identity.ca import Authority, OwnIdentity
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.journal import Journal, JournalLimits
+from relay.gateway.pipeline import Pipeline
+from relay.gateway.requests import Requests
+from relay.gateway.sessions import SessionLimits, Sessions
+from relay.gateway.state.sqlcipher import open_state
+from relay.gateway.taps.meter import Meter
+from relay.gateway.trace import TraceStore
+from relay.gateway.upstream.openai import OpenAiUpstream
+from tests.support.gateway_lab import PASSPHRASE, audit_lines
+from tests.support.memory_link import MemoryLink, memory_links
+from tests.support.mock_provider import KEY
+from transport import telemetry
+from transport.edge_session import EdgeSession
+from transport.identity.svid import Svid, make_csr
+from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.initiator import Resumption, SvidLogin
+from transport.primitives import Secret, SigningKey
+from transport.tickets import Ticket, TicketStore
+
+
+@dataclass
+class Lab:
+    directory: Path
+    authority: Authority
+    enrolment: Enrolment
+    journal: Journal
+    traces: TraceStore
+    tickets: TicketStore
+    sessions: Sessions
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def link(self, *, via: str = "", peer: str = "tcp:192.0.2.1:4711") -> MemoryLink:
+        """The edge's end of a link that the gateway serves."""
+        ours, theirs = memory_links()
+        theirs.peer = peer
+        self.tasks.append(asyncio.create_task(self.sessions.serve_link(theirs, via=via)))
+        return ours
+
+    async def device(self, name: str) -> Svid:
+        invitation = await self.enrolment.invite(f"edge/{name}")
+        device, key = SigningKey.generate(), SigningKey.generate()
+        joined = await self.enrolment.join(
+            invitation.token_id, invitation.secret, make_csr(key), device.public.spki, roles=("edge",)
+        )
+        return Svid.from_chain(joined.issued.chain, key)
+
+    def check_gateway(self, chain: Any, now: float) -> VerifiedPeer:
+        return verify_svid(chain, self.authority.bundle, role="gateway", now=now)
+
+    def unopened(self, link: MemoryLink, svid: Svid, ticket: Ticket | None = None) -> EdgeSession:
+        """A session to be opened; with a ticket, what is asked before that travels as early data."""
+        purpose = SvidLogin(svid.chain, svid.not_after) if ticket is None else Resumption(ticket)
+        return EdgeSession(link, purpose, svid.key, self.check_gateway)
+
+    async def session(self, svid: Svid, ticket: Ticket | None = None, **where: str) -> EdgeSession:
+        return await self.unopened(self.link(**where), svid, ticket).open()
+
+    def audit(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in audit_lines(self.directory / "a.jsonl") if line["event"] == event]
+
+
+@asynccontextmanager
+async def gateway(
+    directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
+    journal_limits: JournalLimits | None = None,
+) -> AsyncIterator[Lab]:
+    """One process of a gateway, over a folder that `gateway_lab.make_folder` has made."""
+    async with AsyncExitStack() as stack:
+        database = stack.enter_context(open_state(directory, PASSPHRASE))
+        audit = AuditLog(directory / "a.jsonl")
+        stack.push_async_callback(audit.close)
+        authority, tracing = Authority.open(directory, PASSPHRASE), telemetry.start("gateway")
+        stack.callback(tracing.close)
+        enrolment = Enrolment(database, authority, audit)
+        await enrolment.load()
+        upstream = OpenAiUpstream(base_url)
+        stack.push_async_callback(upstream.close)
+        allowed = AllowList([AllowRule.parse("/edge/*", ["small"])])
+        pipeline = Pipeline(
+            checks=[Authenticate(enrolment), Authorise(allowed), Schema()],
+            answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(allowed)},
+            taps=[Meter], audit=audit, telemetry=tracing, node="x",
+        )
+        journal, traces, tickets = Journal(database, limits=journal_limits), TraceStore(database), TicketStore()
+        await journal.load()
+        refusals = Refusals(audit)
+        requests = Requests(
+            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
+            refusals=refusals,
+        )
+        sessions = Sessions(
+            identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
+            traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
+        )
+        lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions)
+        try:
+            yield lab
+        finally:
+            await sessions.drain(0)
+            await journal.close()
+            for task in lab.tasks:  # of links that never became sessions
+                task.cancel()
+            await asyncio.gather(*lab.tasks, return_exceptions=True)
