@@ -23,7 +23,7 @@ from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
 from transport import telemetry
-from transport.links.base import connect
+from transport.links.base import Endpoint, connect
 
 __all__ = ["App", "StoreUse", "open_store"]
 
@@ -33,20 +33,29 @@ StoreUse = Literal["none", "if present", "create"]
 class App:
     """One edge. An async context manager: leaving it ends sessions, closes the store and flushes traces."""
 
-    def __init__(self, config: Config, database: Database | None, tracing: telemetry.Telemetry) -> None:
+    def __init__(
+        self, config: Config, database: Database | None, tracing: telemetry.Telemetry, tell: Callable[[str], None]
+    ) -> None:
         """Use `open`."""
         self.config = config
         self.tracing = tracing
+        self._tell = tell
         self._database = database
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
 
     @classmethod
-    def open(cls, config: Config, *, store: StoreUse, ask: Callable[..., Passphrase] = passphrase) -> "App":
-        """Opens the store as `store` says, asking for the passphrase. Raises StoreError, NoPassphrase or BadUse."""
+    def open(
+        cls, config: Config, *, store: StoreUse, ask: Callable[..., Passphrase] = passphrase,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> "App":
+        """Opens the store as `store` says, asking for the passphrase. `tell` shows a person what the link does.
+
+        Raises StoreError, NoPassphrase or BadUse.
+        """
         database = open_store(config, store, ask)
         home_exists = config.home.is_dir()
-        return cls(config, database, telemetry.start("edge", file=config.traces_path if home_exists else None))
+        return cls(config, database, telemetry.start("edge", file=config.traces_path if home_exists else None), tell)
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,13 +111,23 @@ class App:
     def retrieval(self) -> Retrieval:
         return Retrieval(Search(self.database), self.embedder())
 
+    @property
+    def client(self) -> GatewayClient:
+        """The way to the gateway and the outbox, also before joining. Raises EdgeError where there is no store yet."""
+        if self._client is None:
+            relay = self.config.relay
+            endpoints = [Endpoint.parse(text) for text in relay.endpoints]
+            self._client = GatewayClient(
+                self.settings, self.outbox, endpoints, self.tracing, connect, give_up_s=relay.give_up_s,
+                tell=self._tell, early_data=relay.early_data,
+            )
+        return self._client
+
     async def relay(self) -> Relay | None:
         """The way to the gateway, or None before joining."""
-        if self._client is None:
-            if self._database is None or await DeviceIdentity.load(self.settings) is None:
-                return None
-            self._client = GatewayClient(self.settings, self.outbox, (), self.tracing, connect)
-        return self._client
+        if self._database is None or await DeviceIdentity.load(self.settings) is None:
+            return None
+        return self.client
 
     async def assistant(self, chat: LlamaChat | None = None, *, relay: bool = True) -> Assistant:
         """Answers from the documents if there are any, and by the gateway if the device has joined."""

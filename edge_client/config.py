@@ -9,6 +9,9 @@
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
     model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
+    endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, best first; without it the invitation's
+    give_up_s = 60                  # without a way to the gateway for so long, a question is left in the outbox
+    early_data = true               # a resumed session's first message holds the question (docs/SPEC.md, 4.5)
     padding = "bucket"              # or "constant": hides when, about 5 kB/s each way; or "off": hides nothing
 """
 
@@ -38,6 +41,9 @@ class EmbedderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
+    endpoints: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()
+    early_data: bool = True
+    give_up_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
     padding: Padding = Padding.BUCKET
 
 

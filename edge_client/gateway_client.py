@@ -45,17 +45,20 @@ class _ModelList(msgspec.Struct):
 class GatewayClient:
     """Asks the gateway through the first endpoint that answers. `dial` opens a link, `tell` shows a person a note.
 
+    `early_data` off costs a round trip: it may be replayed, to a journal which answers it once, and is forward secret
+    only after its ticket is gone on both sides.
     After `give_up_s` seconds without a way to the gateway a request is left in the outbox.
     """
 
     def __init__(
         self, settings: Settings, outbox: Outbox, endpoints: Sequence[Endpoint], telemetry: Telemetry, dial: Dial, *,
         give_up_s: float = GIVE_UP_S, tell: Callable[[str], None] = lambda text: None, clock: Clock | None = None,
+        early_data: bool = True,
     ) -> None:
         self._settings, self._outbox, self._telemetry = settings, outbox, telemetry
         self._clock = clock or Clock()
         self._give_up_s, self._tell = give_up_s, tell
-        self._sessions = Sessions(settings, endpoints, dial, self._clock)
+        self._sessions = Sessions(settings, endpoints, dial, self._clock, early_data=early_data)
         self._sessions.opened = self._opened
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -85,11 +85,13 @@ class Outbox:
         await self._queue.settle(request_id, "interrupted", note=code)
 
     async def cancel(self, request_id: bytes) -> None:
-        """Nobody wants the answer any more; the prompt is erased. What was sent is to be `cancelled()` later on."""
+        """Nobody wants the answer any more; the prompt is erased. What was sent is `cancelled()` until confirmed."""
         row = await self._queue.get(request_id)
         if row is not None and row.state in _UNSETTLED:
             state: Final = "failed" if row.state == "waiting" else "interrupted"
             await self._queue.settle(request_id, state, note=CANCELLED, erase=True)
+        elif row is not None:
+            await self._queue.erase(request_id)
 
     async def cancelled(self, *, now: int) -> list[bytes]:
         """Requests whose cancellation the gateway has not confirmed, as far as it may still know them."""

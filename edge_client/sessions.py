@@ -49,7 +49,10 @@ class Clock:
 class Sessions:
     """Gives each request a session that stands. `opened` is called with each new one."""
 
-    def __init__(self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool
+    ) -> None:
+        self._early_data = early_data
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._worked: Endpoint | None = None
@@ -185,7 +188,8 @@ class Sessions:
         link = await self._dial(endpoint)
         answer: RemoteAnswer | None = None
         try:
-            purpose = Resumption(ticket) if ticket else SvidLogin(identity.svid.chain, identity.svid.not_after)
+            login = SvidLogin(identity.svid.chain, identity.svid.not_after)
+            purpose = Resumption(ticket, self._early_data) if ticket else login
             session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway)
             if asker is not None and self._epoch is not None:
                 answer = await asker.ask(session, self._epoch)

@@ -34,7 +34,7 @@ def ask(
             raise BadUse("--local and --relay exclude each other")
         prompt = _prompt(question)
         flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay else None
-        async with App.open(Config.load(), store="if present") as app:
+        async with App.open(Config.load(), store="if present", tell=note) as app:
             assistant = await app.assistant(relay=not local)
 
             async def deliver(event: Routed | Text) -> None:

@@ -121,6 +121,8 @@ def _next(result: dict[str, Any]) -> list[str]:
         steps.append("`edge ingest FOLDER` adds documents")
     if result["identity"] is None:
         steps.append("`edge join` with an invitation makes relaying possible")
+    if result["outbox"].get("waiting") or result["outbox"].get("sent"):
+        steps.append("`edge outbox` lists questions whose answers are to come")
     return steps or ["`edge ask \"...\"`"]
 
 

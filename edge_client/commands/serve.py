@@ -23,7 +23,7 @@ def serve(
         from edge_client.config import Config
 
         config = Config.load()
-        async with App.open(config, store="none" if no_store else "if present") as app:
+        async with App.open(config, store="none" if no_store else "if present", tell=note) as app:
             chat = app.chat(model)
             await chat.load()
             alone = Assistant(chat=chat, retrieval=None, relay=None, tracing=app.tracing)

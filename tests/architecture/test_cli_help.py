@@ -26,7 +26,7 @@ def commands(name: str, module: str) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "module", "expected"),
     [
-        ("edge", "edge_client.cli", {"join", "ingest", "search", "ask", "status", "serve", "models"}),
+        ("edge", "edge_client.cli", {"join", "ingest", "search", "ask", "status", "serve", "outbox", "models"}),
         ("relay", "relay.cli", {"gateway", "hop"}),
     ],
 )

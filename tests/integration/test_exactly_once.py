@@ -204,6 +204,17 @@ async def test_request_is_early_data_after_the_first_session(edge: Edge) -> None
     assert int.from_bytes(first_flight[1:3], "big") > 97, "ticket, key and early data"
 
 
+async def test_early_data_can_be_switched_off(edge: Edge) -> None:
+    edge.gateway.handle = in_parts
+    edge.client._sessions._early_data = False
+    assert await edge.ask() == TEXT
+    await edge.gateway.cut()
+    await until(lambda: not edge.client._sessions.current.alive)  # type: ignore[union-attr]
+    assert await edge.ask() == TEXT
+    assert edge.gateway.resumed_sessions == 1
+    assert int.from_bytes(edge.gateway.links[-1].sent[1:3], "big") == 97
+
+
 async def test_gateway_that_died_in_the_call_is_told_as_interrupted(edge: Edge) -> None:
     edge.gateway.handle = Steps()
     asked = asyncio.create_task(edge.ask())

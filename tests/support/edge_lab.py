@@ -56,9 +56,7 @@ class Edge:
         await self.client.close()
 
     async def join(self) -> DeviceIdentity:
-        ca = self.gateway.ca
-        invite = Invitation(sha256(ca.root_der), b"t" * 8, Secret(b"s" * 16), ca.trust_domain, "edge/lap-1")
-        return await join(self.settings, invite, await self.gateway.dial(ENDPOINT), (str(ENDPOINT),))
+        return await join_gateway(self.settings, self.gateway)
 
     async def request(self, body: bytes = b"prompt") -> RemoteAnswer:
         return await self.client.request("POST", "/v1/chat/completions", body)
@@ -68,6 +66,12 @@ class Edge:
 
     async def states(self) -> list[tuple[str, str, bool]]:
         return [(row.state, row.note, row.payload is not None) for row in await self.queue.list()]
+
+
+async def join_gateway(settings: Settings, gateway: FakeGateway) -> DeviceIdentity:
+    ca = gateway.ca
+    invite = Invitation(sha256(ca.root_der), b"t" * 8, Secret(b"s" * 16), ca.trust_domain, "edge/lap-1")
+    return await join(settings, invite, await gateway.dial(ENDPOINT), (str(ENDPOINT),))
 
 
 async def read(answer: RemoteAnswer) -> bytes:
