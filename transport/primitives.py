@@ -205,13 +205,17 @@ class AesGcm(_Sealed):
 
 
 class VerifyKey:
-    """An ECDSA P-256 public key. `spki` is its DER SubjectPublicKeyInfo (RFC 5280 4.1.2.7)."""
+    """An ECDSA P-256 public key."""
 
-    __slots__ = ("_key", "spki")
+    __slots__ = ("_key",)
 
     def __init__(self, key: ec.EllipticCurvePublicKey) -> None:
         self._key = key
-        self.spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def spki(self) -> bytes:
+        """Its DER SubjectPublicKeyInfo (RFC 5280 4.1.2.7)."""
+        return self._key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     @classmethod
     def from_spki(cls, spki: bytes) -> Self:

@@ -92,7 +92,7 @@ class Svid:
         if not 1 <= len(chain) <= CHAIN_MAX:
             raise IdentityRefused("the certificate chain has the wrong length", rule="chain length")
         leaf = load_certificate(chain[0])
-        if VerifyKey.from_spki(_spki(leaf)).spki != key.public.spki:
+        if key_of(leaf).spki != key.public.spki:
             raise IdentityRefused("the certificate is for another key", rule="key")
         return cls(
             spiffe_id_of(leaf), tuple(chain), key,
@@ -167,13 +167,6 @@ def parse_csr(der: bytes) -> VerifyKey:
     return VerifyKey.from_spki(_public_der(key))
 
 
-def _spki(certificate: x509.Certificate) -> bytes:
-    try:
-        return _public_der(certificate.public_key())
-    except Exception:  # as above: unknown key types, points off the curve
-        raise IdentityRefused("the certificate's key cannot be read", rule="key type") from None
-
-
 def _public_der(key: object) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ProtocolViolation("not a P-256 public key")
@@ -183,6 +176,9 @@ def _public_der(key: object) -> bytes:
 def key_of(certificate: x509.Certificate) -> VerifyKey:
     """The certificate's P-256 key. Raises IdentityRefused for every other kind."""
     try:
-        return VerifyKey.from_spki(_spki(certificate))
-    except ProtocolViolation:
-        raise IdentityRefused("the certificate's key is not a P-256 key", rule="key type") from None
+        key = certificate.public_key()
+    except Exception:  # as above: unknown key types, points off the curve
+        raise IdentityRefused("the certificate's key cannot be read", rule="key type") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IdentityRefused("the certificate's key is not a P-256 key", rule="key type")
+    return VerifyKey(key)
