@@ -1,0 +1,115 @@
+"""Ticks in real time: the asyncio driver keeps them, over a link that works and over one that takes nothing."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+import transport.connection
+from tests.support.ca import Ca
+from tests.support.connection_pair import EPOCH, header, verifier
+from tests.support.memory_link import MemoryLink, memory_links
+from tests.support.timeline import record_sizes
+from transport.edge_session import EdgeSession
+from transport.errors import LinkLost
+from transport.initiator import SvidLogin
+from transport.messages import Padding, Welcome
+from transport.pacing import CONSTANT_CELL, TICK_S
+from transport.primitives import sha256
+from transport.serving import GatewaySession, Incoming, Responder
+from transport.tickets import TicketStore
+
+WORDS = [b"six", b" bar", b", not", b" seven"]
+
+
+async def speak(incoming: Incoming) -> None:
+    incoming.begin(200, "text/event-stream", streamed=True)
+    for word in WORDS:
+        await incoming.write(word)
+        await asyncio.sleep(0.05)
+    whole = b"".join(WORDS)
+    incoming.end(len(whole), sha256(whole))
+
+
+@contextlib.asynccontextmanager
+async def session(
+    padding: Padding, links: tuple[MemoryLink, MemoryLink]
+) -> AsyncIterator[tuple[EdgeSession, GatewaySession]]:
+    ca = Ca()
+    ours, theirs = links
+    edge_svid, gateway_svid = ca.issue("edge/lap-1"), ca.issue("gateway/main")
+    responder = Responder(lambda: gateway_svid, lambda: ca.root_der, verifier(ca.bundle(), "edge"), TicketStore())
+
+    async def serve() -> GatewaySession:
+        gateway = await GatewaySession.accept(theirs, responder)
+        gateway.admit(Welcome(EPOCH, "", 1))
+        return gateway
+
+    login = SvidLogin(edge_svid.chain, edge_svid.not_after)
+    dialling = EdgeSession(ours, login, edge_svid.key, verifier(ca.bundle(), "gateway"), padding)
+    gateway, edge = await asyncio.gather(serve(), dialling.open())
+
+    async def run() -> None:
+        with contextlib.suppress(LinkLost):
+            async for incoming in gateway.requests():
+                assert isinstance(incoming, Incoming)
+                await speak(incoming)
+
+    task = asyncio.create_task(run())
+    try:
+        yield edge, gateway
+    finally:
+        await edge.close()
+        await gateway.close()
+        await task
+
+
+@pytest.mark.parametrize("padding", list(Padding))
+async def test_answers_arrive_in_every_mode(padding: Padding) -> None:
+    async with asyncio.timeout(20), session(padding, memory_links()) as (edge, _):
+        answer = await edge.request(b"r" * 16, header(b"x"), b"x").started()
+        assert b"".join([chunk async for chunk in answer]) == b"".join(WORDS)
+
+
+async def test_H9_a_constant_session_sends_cells_and_nothing_else() -> None:
+    ours, theirs = memory_links(record=True)
+    async with asyncio.timeout(20), session(Padding.CONSTANT, (ours, theirs)) as (edge, _):
+        marks = len(ours.sent), len(theirs.sent)
+        answer = await edge.request(b"r" * 16, header(b"x"), b"x").started()
+        assert b"".join([chunk async for chunk in answer]) == b"".join(WORDS)
+    for link, mark in zip((ours, theirs), marks, strict=True):
+        sizes = record_sizes(bytes(link.sent[mark:]))
+        assert set(sizes) == {CONSTANT_CELL + 18} and len(sizes) >= 4
+
+
+async def test_a_link_that_takes_nothing_holds_up_ticks_without_a_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = memory_links()
+    async with asyncio.timeout(20), session(Padding.CONSTANT, (ours, theirs)) as (_, gateway):
+        stuck, rung, genuine = asyncio.Event(), 0, gateway.connection.handle_time
+
+        async def send(data: bytes) -> None:
+            await stuck.wait()
+
+        def ring(now: float) -> None:
+            nonlocal rung
+            rung += 1
+            genuine(now)
+
+        monkeypatch.setattr(theirs, "send", send)
+        monkeypatch.setattr(gateway.connection, "handle_time", ring)
+        await asyncio.sleep(6 * TICK_S)
+        assert rung <= 8
+        assert not gateway.connection._out, "what nobody takes is not made"
+        stuck.set()
+
+
+async def test_a_ping_leaves_when_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport.connection, "IDLE_S", 0.1)
+    ours, theirs = memory_links(record=True)
+    async with asyncio.timeout(20), session(Padding.BUCKET, (ours, theirs)):
+        marks = len(ours.sent), len(theirs.sent)
+        while len(ours.sent) == marks[0] or len(theirs.sent) == marks[1]:
+            await asyncio.sleep(0.01)
+        assert {size for link, mark in zip((ours, theirs), marks, strict=True)
+                for size in record_sizes(bytes(link.sent[mark:]))} == {64 + 18}
