@@ -96,19 +96,22 @@ class Pattern:
 class CipherState:
     """A key and its counter (section 5.1). One direction, in order; a failed decrypt leaves the counter as it was."""
 
-    __slots__ = ("_aead", "_key", "_n", "_suite")
+    __slots__ = ("_n", "_nonce", "_open", "_seal", "_suite")
 
     def __init__(self, suite: Suite, key: bytes) -> None:
-        self._suite = suite
+        self._suite, self._nonce = suite, suite.nonce
         self._n = 0
-        self._key = key[:32]
-        self._aead = suite.aead(self._key)
+        self._take_key(key[:32])
+
+    def _take_key(self, key: bytes) -> None:
+        aead = self._suite.aead(key)
+        self._seal, self._open = aead.seal, aead.open
 
     def encrypt(self, associated: bytes, plaintext: bytes) -> bytes:
         n = self._n
         if n >= _NONCE_LIMIT:
             raise LocalMisuse("nonces are exhausted")
-        sealed = self._aead.seal(self._suite.nonce(n), plaintext, associated)
+        sealed = self._seal(self._nonce(n), plaintext, associated)
         self._n = n + 1
         return sealed
 
@@ -117,14 +120,13 @@ class CipherState:
         n = self._n
         if n >= _NONCE_LIMIT:
             raise ProtocolViolation("nonces are exhausted")
-        plaintext = self._aead.open(self._suite.nonce(n), ciphertext, associated)
+        plaintext = self._open(self._nonce(n), ciphertext, associated)
         self._n = n + 1
         return plaintext
 
     def rekey(self) -> None:
         """Replaces the key one way (section 11.3); the counter goes on."""
-        self._key = self._aead.seal(self._suite.nonce(_NONCE_LIMIT), bytes(32), b"")[:32]
-        self._aead = self._suite.aead(self._key)
+        self._take_key(self._seal(self._nonce(_NONCE_LIMIT), bytes(32), b"")[:32])
 
 
 class SymmetricState:

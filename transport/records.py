@@ -192,24 +192,24 @@ class RecordOpener:
         header = buffer[start - LENGTH_LEN : start]
         length = header[0] << 8 | header[1]
         end = start + length
-        self._cipher = None  # stays dead if anything below raises
-        if not RECORD_MIN <= length <= RECORD_MAX:
-            raise ProtocolViolation("record length is out of bounds")
-        if len(buffer) < end:
-            self._buffer, self._at = buffer[start - LENGTH_LEN :], 0  # what was opened is not kept meanwhile
-            self._cipher = cipher
-            return None
-        if len(buffer) == end:
-            self._buffer, self._at = b"", 0
-        else:
-            self._at = end
-        self._records += 1
-        self._bytes += length - TAG_LEN
-        if self._records > 2 * REKEY_RECORDS or self._bytes > 2 * REKEY_BYTES:
-            raise ProtocolViolation("peer did not rekey in time")
-        plaintext = cipher.decrypt(header, buffer[start:end])
-        self._cipher = cipher
-        return plaintext
+        try:
+            if not RECORD_MIN <= length <= RECORD_MAX:
+                raise ProtocolViolation("record length is out of bounds")
+            if len(buffer) <= end:  # what was opened is not kept
+                if len(buffer) < end:
+                    self._buffer, self._at = buffer[start - LENGTH_LEN :], 0
+                    return None
+                self._buffer, self._at = b"", 0
+            else:
+                self._at = end
+            self._records += 1
+            self._bytes += length - TAG_LEN
+            if self._records > 2 * REKEY_RECORDS or self._bytes > 2 * REKEY_BYTES:
+                raise ProtocolViolation("peer did not rekey in time")
+            return cipher.decrypt(header, buffer[start:end])
+        except BaseException:
+            self._cipher = None
+            raise
 
     def next_record(self) -> tuple[bytes, bytes] | None:
         """(record as sent, plaintext), or None; raises as `next_plaintext` does."""
