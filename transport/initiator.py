@@ -28,9 +28,10 @@ from transport.handshake import (
     encode_offer,
 )
 from transport.identity.join import Invitation
-from transport.messages import Ack, Issued, Message, Pace, Padding, Spans, Welcome
+from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
 from transport.mux import EdgeMux
 from transport.noise import Ephemerals
+from transport.pacing import Veil
 from transport.primitives import sha256
 from transport.records import pack, pad
 from transport.stream import Progress
@@ -83,6 +84,7 @@ class EdgeConnection(Connection):
         super().__init__(now)
         self._purpose = purpose
         self._streams = EdgeMux()
+        self._veil = Veil(now)
         if padding is not Padding.BUCKET and isinstance(purpose, SvidLogin | Resumption):
             self._streams.pace(padding)
         self._handshake: InitiatorHandshake | ResumingInitiator
@@ -101,15 +103,39 @@ class EdgeConnection(Connection):
             else:
                 self._out += self._handshake.first_frame()
             self._link_head += self._out[:LINK_ID_INPUT]
+        self._lift_veil(now)
         return super().data_to_send(now)
+
+    def next_deadline(self) -> float | None:
+        usual, held = super().next_deadline(), self._veil.deadline(self._heard)
+        return usual if usual is None or held is None else min(usual, held)
+
+    def handle_time(self, now: float) -> None:
+        super().handle_time(now)
+        self._lift_veil(now)
+
+    def close(self, code: str, now: float) -> None:
+        for message in self._veil.drain():
+            self._streams.send(message)
+        super().close(code, now)
+
+    def _lift_veil(self, now: float) -> None:
+        for message in self._veil.release(now, self._heard):
+            self._streams.send(message)
+
+    def _send_unhurried(self, message: Message) -> None:
+        if not self._veil.hold(message):
+            self._streams.send(message)
 
     def _early_data(self) -> bytes:
         if not isinstance(self._purpose, Resumption) or not self._purpose.early_data:
             return b""
         if self._streams.padding is Padding.CONSTANT:
             return b""  # its length would show
-        messages = self._streams.early(EARLY_FLIGHT)
-        return pad(pack(messages), control=False)[0] if messages else b""
+        plaintexts = pack(self._streams.early(EARLY_FLIGHT))
+        if plaintexts and self._streams.padding is not Padding.OFF:
+            plaintexts = pad(plaintexts, control=False)
+        return plaintexts[0] if plaintexts else b""
 
     @property
     def _mux(self) -> EdgeMux:
@@ -128,7 +154,7 @@ class EdgeConnection(Connection):
 
     def acknowledge(self, request_id: bytes, offset: int) -> None:
         """Tells the gateway that it may forget the answer up to `offset`."""
-        self._streams.send(Ack(request_id, offset))
+        self._send_unhurried(Ack(request_id, offset))
 
     def _check_carries_requests(self) -> None:
         if self.phase is Phase.CLOSED or not isinstance(self._purpose, SvidLogin | Resumption):
@@ -141,7 +167,7 @@ class EdgeConnection(Connection):
         self._streams.consumed(stream, count)
 
     def send_spans(self, spans: Spans) -> None:
-        self._streams.send(spans)
+        self._send_unhurried(spans)
 
     def signed(self, signature: bytes, now: float) -> None:
         """The answer to SignatureNeeded: record 0 leaves, and up to 8 KiB of requests in the same flight."""
@@ -218,6 +244,8 @@ class EdgeConnection(Connection):
     def _handle(self, message: Message, now: float) -> None:
         if self.phase is Phase.OPEN:
             self._streams.receive(message)
+            if isinstance(message, Answer) and message.streamed and self._streams.padding is Padding.BUCKET:
+                self._veil.drawn = True
         elif isinstance(message, Welcome) and isinstance(self._purpose, SvidLogin) and self.peer is not None:
             self._open(self.peer, min(self.peer.not_after, self._purpose.not_after), now)
             self._events.append(Welcomed(message))

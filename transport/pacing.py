@@ -11,8 +11,11 @@ that comes later, or twice, ends the session. It governs both directions from th
 **bucket.** Bursts are padded (transport.records). The gateway's messages for a streamed answer (head, data, end, or a
 refusal after the head) leave only at ticks, each record being a cell of 128 bytes of plaintext that serves one answer;
 as many cells a tick as text waits. When the answer is over, padding-only cells follow, one a tick, until the number of
-its cells is on the ladder 16, 24, 32, 48, 64, 96, ...; the edge's application has had the end by then. A session that
-ends before loses this tail, and with it the rung: the length of its last answer shows to one cell.
+its cells is on the ladder 16, 24, 32, 48, 64, 96, ...; the edge's application has had the end by then. What an edge
+says because an answer is over (`ack`, `spans`) would tell where the tail begins: once a streamed answer has begun it
+waits until nothing has come for 500 ms, or for the next whole minute of the edge's clock. A session that ends before
+the tail does loses it, and with it the rung: the length of its last answer then shows to one cell. An answer that goes
+on over another session is counted from 0 there.
 
 **constant.** At every tick from the beginning of the session to its end each side sends one cell of 512 bytes of
 plaintext, whatever waits, and nothing else. The edge's cell with `pace` comes first: behind record 0, or at once behind
@@ -33,6 +36,8 @@ from transport.messages import MESSAGE_MAX, AnswerData, Message, Part, Rekey, de
 from transport.records import LENGTH_LEN, REKEY_ROOM
 
 TICK_S: Final = 0.1
+QUIET_S: Final = 0.5
+MINUTE_S: Final = 60.0
 BUCKET_CELL: Final = 128  # plaintext bytes
 CONSTANT_CELL: Final = 512
 BUCKET_ROOM: Final = BUCKET_CELL - REKEY_ROOM  # for messages with their lengths
@@ -104,8 +109,8 @@ class Joiner:
 class TickClock:
     """The ticks of one side of a session. Armed only while something is due at the next one."""
 
-    def __init__(self, start: float) -> None:
-        self._start = start
+    def __init__(self, start: float, period: float = TICK_S) -> None:
+        self._start, self._period = start, period
         self._next: float | None = None
         self._reached = False
 
@@ -117,10 +122,10 @@ class TickClock:
     def arm(self, now: float) -> None:
         """Waits for the first tick after `now`; does nothing while one is armed."""
         if self._next is None:
-            k = max(1, int((now - self._start) / TICK_S))
-            while self._start + k * TICK_S <= now:  # the division may be off by one
+            k = max(1, int((now - self._start) / self._period))
+            while self._start + k * self._period <= now:  # the division may be off by one
                 k += 1
-            self._next = self._start + k * TICK_S
+            self._next = self._start + k * self._period
 
     def reach(self, now: float) -> None:
         self._reached = self._next is not None and now >= self._next
@@ -130,3 +135,42 @@ class TickClock:
 
     def used(self) -> None:
         self._next, self._reached = None, False
+
+
+class Veil:
+    """Mode `bucket`, edge: holds back what would tell that a streamed answer is over while its tail still comes."""
+
+    def __init__(self, start: float) -> None:
+        self.drawn = False
+        self._held: list[Message] = []
+        self._minutes = TickClock(start, MINUTE_S)
+
+    def hold(self, message: Message) -> bool:
+        """Whether it keeps the message. Raises BadInput for one that is too long."""
+        if self.drawn:
+            encode(message)
+            self._held.append(message)
+        return self.drawn
+
+    def deadline(self, heard: float) -> float | None:
+        """When `release` will give something, if nothing is heard from now on."""
+        if not self._held:
+            return None
+        quiet, minute = heard + QUIET_S, self._minutes.deadline
+        return quiet if minute is None else min(quiet, minute)
+
+    def release(self, now: float, heard: float) -> list[Message]:
+        """What may leave now; `heard` is when the gateway was last heard."""
+        if now >= heard + QUIET_S:
+            self.drawn = False
+        elif not self._held:
+            return []
+        elif not self._minutes.due(now):
+            self._minutes.arm(now)
+            return []
+        return self.drain()
+
+    def drain(self) -> list[Message]:
+        held, self._held = self._held, []
+        self._minutes.used()
+        return held

@@ -1,5 +1,6 @@
 """What a watcher sees of sizes and times (review H9, H10), for token sequences of any sizes and times. Virtual time."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 from tests.support.ca import Ca
 from tests.support.connection_pair import header, make_pair
 from tests.support.timeline import Seen, Timeline, stream_answer, timeline
+from transport.connection import AckReceived, Phase, SpansReceived
 from transport.identity.svid import Svid
 from transport.messages import Padding, SpanRecord, Spans
 from transport.mux import AnswerEnded
-from transport.pacing import BUCKET_CELL, CONSTANT_CELL, TICK_S, rung
+from transport.pacing import BUCKET_CELL, CONSTANT_CELL, QUIET_S, TICK_S, rung
 from transport.primitives import sha256
 from transport.tickets import TicketStore
 
@@ -137,6 +139,54 @@ def test_H9_token_counts_show_to_a_rung_only() -> None:
         line.run(20.0)
         wires.append(line.wire)
     assert wires[0] == wires[1] == wires[2] and len(cells(line)) == 48
+
+
+def test_H9_what_follows_an_answer_does_not_show_where_it_ended() -> None:
+    """Acknowledgement and spans wait until the tail is over; else the rung would be worth nothing."""
+    wires = []
+    for count in (33, 40, 46):
+        line = session()
+        stream, done = asked(line), 0.36 + count * TICK_S
+        stream_answer(line, stream, 0.31, [(0.35 + i * TICK_S, b"word") for i in range(count)], done)
+        line.at(done + 0.15, partial(line.pair.edge.acknowledge, b"r" * 16, 4 * count))
+        line.at(done + 0.16, partial(line.pair.edge.send_spans, SPANS))
+        line.run(20.0)
+        assert AckReceived(b"r" * 16, 4 * count) in line.pair.gateway_events
+        assert SpansReceived(SPANS) in line.pair.gateway_events
+        wires.append(line.wire)
+    assert wires[0] == wires[1] == wires[2]
+    said = [seen.at for seen in line.sent_by("edge") if seen.at > 0.2]
+    assert said and min(said) == pytest.approx(cells(line)[-1].at + QUIET_S, abs=1e-5)
+
+
+def test_under_lasting_traffic_acknowledgements_leave_at_whole_minutes() -> None:
+    line = session()
+    first, second = asked(line), asked(line)
+    stream_answer(line, first, 0.31, [(0.35, b"word")], 0.4)
+    stream_answer(line, second, 0.31, [(0.35 + i * 0.3, b"word") for i in range(500)], 200.0)
+    line.at(1.0, partial(line.pair.edge.acknowledge, b"r" * 16, 4))
+    line.run(59.9)
+    assert AckReceived(b"r" * 16, 4) not in line.pair.gateway_events
+    line.run(60.0)
+    assert AckReceived(b"r" * 16, 4) in line.pair.gateway_events
+
+
+@pytest.mark.parametrize("padding", list(Padding))
+def test_what_is_held_back_leaves_before_a_close(padding: Padding) -> None:
+    line = session(padding)
+    stream_answer(line, asked(line), 0.31, [(0.35, b"word")], 0.4)
+    line.at(0.6, partial(line.pair.edge.acknowledge, b"r" * 16, 4))
+    line.at(0.61, lambda: line.pair.edge.close("normal", line.pair.now))
+    line.run(1.0)
+    assert AckReceived(b"r" * 16, 4) in line.pair.gateway_events
+    assert line.pair.gateway.phase is line.pair.edge.phase is Phase.CLOSED
+
+
+def test_nothing_is_held_back_where_nothing_was_streamed() -> None:
+    line = session()
+    line.pair.edge.acknowledge(b"r" * 16, 4)
+    line.run(0.0)
+    assert AckReceived(b"r" * 16, 4) in line.pair.gateway_events
 
 
 def test_the_watcher_of_these_tests_can_see() -> None:
