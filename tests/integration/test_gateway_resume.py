@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import store.keys
+import store.sealed
 from relay.gateway.journal import JournalLimits
 from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
 from tests.support.session_lab import Lab, gateway
+from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import LinkLost, PeerRefused, RequestRefused, StreamEnded, TicketRefused
 from transport.identity.svid import Svid
@@ -23,9 +26,16 @@ from transport.primitives import random_bytes
 from transport.stream import Progress
 from transport.tickets import Wallet
 
+CACHED = CachedStretch()  # one Argon2 for all these gateways
 STREAM = [chunk(f"{number} " + "x" * 900) for number in range(300)] + [b"data: [DONE]\n\n"]
 WHOLE = b"".join(STREAM)
 HELD = len(STREAM[0]) + len(STREAM[1])  # what a provider in mode stream_stall gives before it waits
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (store.keys, store.sealed):
+        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,25 @@ from pathlib import Path
 
 import pytest
 
+import store.keys
+import store.sealed
 from relay.gateway.audit.refusals import PER_MINUTE
 from relay.gateway.sessions import SessionLimits
 from tests.support.gateway_lab import DOMAIN, make_folder
 from tests.support.session_lab import Lab, gateway
+from tests.support.stores import CachedStretch
 from transport.errors import Overloaded, TransportError
 
+CACHED = CachedStretch()  # one Argon2 for all these gateways
 LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
 HOP, OTHER = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (store.keys, store.sealed):
+        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")
