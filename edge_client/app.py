@@ -119,7 +119,7 @@ class App:
             endpoints = [Endpoint.parse(text) for text in relay.endpoints]
             self._client = GatewayClient(
                 self.settings, self.outbox, endpoints, self.tracing, connect, give_up_s=relay.give_up_s,
-                tell=self._tell, early_data=relay.early_data,
+                tell=self._tell, early_data=relay.early_data, padding=relay.padding,
             )
         return self._client
 

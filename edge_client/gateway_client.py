@@ -22,13 +22,14 @@ from store.settings import Settings
 from transport.edge_session import EdgeSession
 from transport.errors import RequestRefused, TransportError
 from transport.links.base import Endpoint
-from transport.messages import REQUEST_BODY_MAX, RequestHeader, decode_header, encode_header
+from transport.messages import REQUEST_BODY_MAX, Padding, RequestHeader, decode_header, encode_header
 from transport.stream import Progress
 from transport.telemetry import Telemetry, traceparent_of
 
 __all__ = ["GIVE_UP_S", "GatewayClient", "RemoteAnswer"]
 
 REQUEST_LIFETIME_S: Final = 24 * 3600
+_LISTING_LIFETIME_S: Final = 600  # the gateway keeps a row for so long, and a list of models is soon asked for again
 GIVE_UP_S: Final = 60.0
 _MODELS: Final = "granted-models"
 _MODELS_GIVE_UP_S: Final = 5.0  # where the list of last time will do
@@ -53,17 +54,18 @@ class GatewayClient:
     def __init__(
         self, settings: Settings, outbox: Outbox, endpoints: Sequence[Endpoint], telemetry: Telemetry, dial: Dial, *,
         give_up_s: float = GIVE_UP_S, tell: Callable[[str], None] = lambda text: None, clock: Clock | None = None,
-        early_data: bool = True,
+        early_data: bool = True, padding: Padding = Padding.BUCKET,
     ) -> None:
         self._settings, self._outbox, self._telemetry = settings, outbox, telemetry
         self._clock = clock or Clock()
         self._give_up_s, self._tell = give_up_s, tell
-        self._sessions = Sessions(settings, endpoints, dial, self._clock, early_data=early_data)
+        self._sessions = Sessions(settings, endpoints, dial, self._clock, early_data=early_data, padding=padding)
         self._sessions.opened = self._opened
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def request(
-        self, method: str, route: str, body: bytes, *, give_up_s: float | None = None
+        self, method: str, route: str, body: bytes, *, give_up_s: float | None = None,
+        lifetime_s: int = REQUEST_LIFETIME_S,
     ) -> RemoteAnswer:
         """Sends a request of at most 1 MiB under the current span's trace, and waits for the answer's head.
 
@@ -74,10 +76,10 @@ class GatewayClient:
         now = int(self._clock.now())
         header = encode_header(RequestHeader(
             method, route, "application/json" if body else "", traceparent_of(trace.get_current_span()), len(body),
-            now + REQUEST_LIFETIME_S,
+            now + lifetime_s,
         ))
         request_id = os.urandom(16)
-        await self._outbox.accept(request_id, header, body, now=now, expires_at=now + REQUEST_LIFETIME_S)
+        await self._outbox.accept(request_id, header, body, now=now, expires_at=now + lifetime_s)
         return await self._answer(request_id, header, body, None, give_up_s or self._give_up_s).started()
 
     async def unsettled(self) -> list[Entry]:
@@ -143,7 +145,9 @@ class GatewayClient:
         last = await self._settings.get(_MODELS)
         patience = min(self._give_up_s, _MODELS_GIVE_UP_S) if last else self._give_up_s
         try:
-            answer = await self.request("GET", "/v1/models", b"", give_up_s=patience)
+            answer = await self.request(
+                "GET", "/v1/models", b"", give_up_s=patience, lifetime_s=_LISTING_LIFETIME_S
+            )
             data = b"".join([chunk async for chunk in answer.chunks()])
         except GaveUp as error:
             await self._outbox.cancel((await self._outbox.find(error.request)).id)  # not worth keeping

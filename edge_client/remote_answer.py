@@ -40,6 +40,7 @@ _NOT_ACCEPTED: Final = frozenset({
 })
 # Refusals of this attempt alone, which a little later may go another way.
 _LATER: Final = frozenset({"shutting_down", "too_many_requests"})
+SUPERSEDED: Final = "superseded"  # an older stream of ours reached the gateway late, and took the answer over
 # Said of this attempt; of an earlier sending they say nothing.
 _OF_THIS_ATTEMPT: Final = frozenset({
     "identity_expired", "identity_refused", "request_expired", "too_many_requests", "shutting_down", "journal_full",
@@ -164,7 +165,7 @@ class RemoteAnswer:
             if error.reason == UNKNOWN and self._resumed:
                 await self._unknown()
                 return
-            if not (error.reason in _LATER and error.may_retry):
+            if error.reason != SUPERSEDED and not (error.reason in _LATER and error.may_retry):
                 raise await self._settle(error) from error
         elif not worth_retrying(error):
             raise await self._settle(error) from error

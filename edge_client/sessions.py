@@ -7,6 +7,7 @@ session is opened before the old one is closed; whoever reads an answer on the o
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
@@ -17,10 +18,12 @@ from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
 from transport.initiator import Resumption, SvidLogin
 from transport.links.base import Endpoint, Link
+from transport.messages import Padding
 from transport.reconnect import is_final, worth_retrying
 from transport.tickets import Ticket, Wallet
 
 _EPOCH: Final = "journal-epoch"
+_ACKS_REPEATED: Final = 16  # the latest, with each new session; about 30 bytes each
 _RENEWAL_PAUSE_S: Final = 60.0  # between attempts at renewal while the old SVID is still good
 
 Dial = Callable[[Endpoint], Awaitable[Link]]
@@ -50,9 +53,10 @@ class Sessions:
     """Gives each request a session that stands. `opened` is called with each new one."""
 
     def __init__(
-        self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool
+        self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
+        padding: Padding,
     ) -> None:
-        self._early_data = early_data
+        self._early_data, self._padding = early_data, padding
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._worked: Endpoint | None = None
@@ -67,7 +71,7 @@ class Sessions:
         self._failure: TransportError | None = None  # of the last attempt to connect
         self._failures = 0
         self._closing: set[asyncio.Task[None]] = set()
-        self._unacknowledged: list[tuple[bytes, bytes, int]] = []  # epoch, request id, offset
+        self._acknowledged: deque[tuple[bytes, bytes, int]] = deque(maxlen=_ACKS_REPEATED)  # epoch, id, offset
         self.current: EdgeSession | None = None
         self.closed = False
         self.opened: Callable[[EdgeSession], None] = lambda session: None
@@ -104,11 +108,14 @@ class Sessions:
             return self._usable(identity) or (await self._connect(identity, None))[0]
 
     def acknowledge(self, request_id: bytes, offset: int) -> None:
-        """Tells the gateway, now or with the next session, that it may forget an answer up to `offset`."""
+        """Tells the gateway, now and with the next session, that it may forget an answer up to `offset`.
+
+        Nothing answers an acknowledgement, and a link may break behind it; a second one changes nothing.
+        """
         if self.current is not None and self.current.alive:
             self.current.acknowledge(request_id, offset)
-        elif self._epoch is not None:
-            self._unacknowledged.append((self._epoch, request_id, offset))
+        if self._epoch is not None:
+            self._acknowledged.append((self._epoch, request_id, offset))
 
     async def close(self) -> None:
         """Ends the session in an orderly way. What is under way stays in the outbox."""
@@ -190,7 +197,7 @@ class Sessions:
         try:
             login = SvidLogin(identity.svid.chain, identity.svid.not_after)
             purpose = Resumption(ticket, self._early_data) if ticket else login
-            session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway)
+            session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway, self._padding)
             if asker is not None and self._epoch is not None:
                 answer = await asker.ask(session, self._epoch)
             await session.open()
@@ -220,8 +227,7 @@ class Sessions:
         self._half_life = (identity.svid.not_before + identity.svid.not_after) / 2
         if self._freshening is None or self._freshening.done():
             self._freshening = asyncio.create_task(self._stay_fresh())
-        waiting, self._unacknowledged = self._unacknowledged, []
-        for epoch, request_id, offset in waiting:
+        for epoch, request_id, offset in self._acknowledged:
             if epoch == self._epoch:
                 session.acknowledge(request_id, offset)
         self.opened(session)

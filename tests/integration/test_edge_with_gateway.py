@@ -1,0 +1,189 @@
+"""The product's two ends together: links that break anywhere, a gateway that restarts, an edge that is killed."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import store.keys
+import store.sealed
+from edge_client.errors import Interrupted
+from edge_client.gateway_client import GatewayClient
+from edge_client.identity import NAMESPACE, join
+from edge_client.outbox import Outbox
+from store.database import STORE_SCHEMA, Database
+from store.keys import DatabaseKey
+from store.queue import Queue
+from store.settings import Settings
+from tests.support.edge_lab import ENDPOINT, read, until
+from tests.support.fake_gateway import CuttingLink, FakeClock
+from tests.support.gateway_lab import chat, make_folder
+from tests.support.memory_link import MemoryLink
+from tests.support.mock_provider import MockProvider, chunk
+from tests.support.session_lab import Lab, gateway
+from tests.support.stores import CachedStretch
+from transport import telemetry
+from transport.errors import LinkLost
+from transport.links.base import Endpoint, Link
+
+CACHED = CachedStretch()
+STREAM = [chunk(f"{number} " + "x" * 400) for number in range(40)] + [b"data: [DONE]\n\n"]
+WHOLE = b"".join(STREAM)
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (store.keys, store.sealed):
+        monkeypatch.setattr(module, "stretch", CACHED)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("both") / "gateway")
+
+
+@dataclass
+class Both:
+    directory: Path
+    provider: MockProvider
+    settings: Settings
+    queue: Queue
+    tracing: telemetry.Telemetry
+    lab: Lab | None = None
+    running: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    links: list[MemoryLink] = field(default_factory=list)
+    cuts: list[dict[str, int]] = field(default_factory=list)  # for the next links
+    clients: list[GatewayClient] = field(default_factory=list)
+
+    async def start_gateway(self) -> None:
+        self.lab = await self.running.enter_async_context(gateway(self.directory, self.provider.base_url))
+
+    async def stop_gateway(self) -> None:
+        self.lab = None
+        for link in self.links:
+            await link.abort()
+        await self.running.aclose()
+
+    async def dial(self, endpoint: Endpoint) -> Link:
+        if self.lab is None:
+            raise LinkLost("nobody answers")
+        self.links.append(link := self.lab.link())
+        return CuttingLink(link, **self.cuts.pop(0)) if self.cuts else link
+
+    def start_edge(self) -> GatewayClient:
+        self.clients.append(GatewayClient(
+            self.settings, Outbox(self.queue), (), self.tracing, self.dial, clock=FakeClock()
+        ))
+        return self.clients[-1]
+
+    async def ask(self, client: GatewayClient) -> bytes:
+        return await read(await client.request("POST", "/v1/chat/completions", chat(stream=True)))
+
+    async def states(self) -> list[tuple[str, str]]:
+        return [(row.state, row.note) for row in await self.queue.list()]
+
+
+@pytest.fixture
+async def both(made: Path, tmp_path: Path) -> AsyncIterator[Both]:
+    shutil.copytree(made, tmp_path / "gateway")
+    database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
+    async with asyncio.timeout(120), MockProvider() as provider:
+        provider.stream = STREAM
+        both = Both(
+            tmp_path / "gateway", provider, Settings(database, NAMESPACE), Queue(database, "outbox"),
+            telemetry.start("edge"),
+        )
+        await both.start_gateway()
+        assert both.lab is not None
+        invitation = await both.lab.enrolment.invite("edge/lap-1")
+        await join(both.settings, invitation, await both.dial(ENDPOINT), (str(ENDPOINT),))
+        try:
+            yield both
+        finally:
+            for client in both.clients:
+                await client.close()
+            await both.stop_gateway()
+            both.tracing.close()
+            database.close()
+
+
+async def test_links_cut_at_random(both: Both) -> None:
+    dice = random.Random(7)
+    client = both.start_edge()
+    for run in range(12):
+        both.cuts = [
+            {dice.choice(["sent", "received"]): dice.choice([dice.randrange(800), dice.randrange(30_000)])}
+            for _ in range(dice.randrange(5))
+        ]
+        if both.links and dice.random() < 0.7:
+            await both.links[-1].abort()
+        assert await both.ask(client) == WHOLE, run
+        assert both.provider.calls == run + 1
+    assert {state for state, _ in await both.states()} == {"done"}
+    await both.links[-1].abort()
+    await client.models()
+    assert both.lab is not None
+    journal = both.lab.journal
+    (owner,) = journal.owners
+    await until(lambda: journal._usage[owner].kept == 0)  # every answer was acknowledged
+
+
+async def test_killed_gateway_is_told_as_interrupted(both: Both) -> None:
+    both.provider.mode = "stream_stall"
+    client = both.start_edge()
+    answer = await client.request("POST", "/v1/chat/completions", chat(stream=True))
+    chunks = answer.chunks()
+    await anext(chunks)
+    await both.stop_gateway()
+    both.provider.mode = "ok"
+    await both.start_gateway()
+    with pytest.raises(Interrupted):
+        async for _ in chunks:
+            pass
+    assert both.provider.calls == 1
+    assert await both.states() == [("interrupted", "interrupted")]
+    assert await read(await client.retry(answer.request_id)) == WHOLE
+
+
+async def test_gateway_that_restarts_before_the_answer_is_fetched(both: Both) -> None:
+    client = both.start_edge()
+    answer = await client.request("POST", "/v1/chat/completions", chat(stream=True))
+    assert both.lab is not None
+    lab = both.lab
+    await both.links[-1].abort()
+    await until(lambda: not lab.journal.running)
+    await both.stop_gateway()
+    await both.start_gateway()
+    assert await read(answer) == WHOLE
+    assert both.provider.calls == 1
+
+
+async def test_killed_edge_fetches_its_answer(both: Both) -> None:
+    client = both.start_edge()
+    answer = await client.request("POST", "/v1/chat/completions", chat(stream=True))
+    await anext(answer.chunks())
+    for link in both.links:
+        await link.abort()
+    await client.close()
+    client = both.start_edge()
+    (left,) = await client.unsettled()
+    assert await read(await client.take_up(left.id)) == WHOLE
+    assert both.provider.calls == 1 and await both.states() == [("done", "")]
+
+
+async def test_cancel_from_another_process_stops_the_provider(both: Both) -> None:
+    both.provider.mode = "stream_stall"
+    client = both.start_edge()
+    answer = await client.request("POST", "/v1/chat/completions", chat(stream=True))
+    for link in both.links:
+        await link.abort()
+    await client.close()
+    client = both.start_edge()
+    assert await client.cancel(answer.request_id)
+    assert both.lab is not None and not both.lab.journal.running
+    assert await both.states() == [("interrupted", "cancelled")]
