@@ -48,6 +48,7 @@ class Driver:
         self._flushed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0  # the alarm, by `clock`
         self._overdue: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
@@ -62,12 +63,12 @@ class Driver:
         deadline = self.connection.next_deadline()
         if deadline is None or self._overdue.done():
             return
-        loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, deadline - self.clock())
-        if self._alarm is None or due < self._alarm.when():  # one that rings too early is harmless
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = loop.call_at(due, self._ring)
+        if self._alarm is not None:
+            if deadline >= self._rings_at:  # an alarm that rings too early is harmless
+                return
+            self._alarm.cancel()
+        self._rings_at = deadline
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, deadline - self.clock()), self._ring)
 
     def _ring(self) -> None:
         self._alarm = None
