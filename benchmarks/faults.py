@@ -1,0 +1,417 @@
+"""`scripts/bench faults [--runs N] [--seed S]`: does each prompt arrive once and whole, whatever is done to it?
+
+Everything between the edge's outbox and the provider is the product's own code over SQLCipher stores: gateway client,
+sessions, handshakes, records, journal, pipeline, provider client. Three things are not: links are in memory, the
+provider is a scripted server on loopback that counts what it accepts, and waits are shorter (between attempts to
+reconnect by 50 times, for a silent peer by 100 times, for a step of a handshake by 10 times). One run is one prompt
+with one plan of faults, drawn from the seed:
+
+    clean, cut, stall (then cut), duplicate, corrupt, reorder     a link, at a byte of a random class, up to three times
+    kill edge                                                     the process ends; another one takes its outbox up
+    kill gateway                                                  the process ends; another one opens its state
+    lose journal                                                  as after a restore of a backup: another epoch
+
+Printed: runs, delivered, told *interrupted*, other typed ends, silently lost, byte-identical, the most calls that the
+provider accepted for one prompt, and the time from a cut to the next byte of the answer, waits taken out.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from edge_client.errors import EdgeError, Interrupted
+from edge_client.gateway_client import GatewayClient
+from edge_client.identity import NAMESPACE, DeviceIdentity
+from edge_client.outbox import Outbox
+from edge_client.sessions import Clock
+from relay.gateway.state.sqlcipher import open_state
+from store.database import STORE_SCHEMA, Connection, Database
+from store.keys import DatabaseKey
+from store.queue import Queue
+from store.settings import Settings
+from tests.support.gateway_lab import PASSPHRASE, make_folder
+from tests.support.memory_link import MemoryLink
+from tests.support.session_lab import Lab, gateway
+from transport import connection, initiator, responder, telemetry
+from transport.errors import LinkLost, TransportError
+from transport.identity.svid import Svid, make_csr
+from transport.links.base import Endpoint, Link
+from transport.primitives import SigningKey
+
+HASTE: Final = 50.0
+connection.IDLE_S, connection.SILENCE_S = 0.3, 0.45
+for module in (connection, initiator, responder):
+    module.STEP_DEADLINE_S = 1.0
+FORGET: Final = ("DELETE FROM answer_parts", "DELETE FROM calls", "UPDATE journal SET epoch = randomblob(16)")
+ENDPOINTS: Final = (Endpoint.parse("tcp:127.0.0.1:1"), Endpoint.parse("tcp:127.0.0.1:2"))
+# Bytes of one direction after which a fault strikes: frame 1 or 2, record 0, the request, early and late in the answer.
+CLASSES: Final = ((1, 1_252), (1_253, 2_300), (2_301, 3_500), (3_501, 6_000), (6_001, 20_000))
+
+
+class Hasty(Clock):
+    """Waits pass quicker, and are added up so that they can be taken out of what is measured."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        begun = time.perf_counter()
+        await asyncio.sleep(seconds / HASTE)
+        self.slept += time.perf_counter() - begun
+
+
+class ScriptedProvider:
+    """Answers each numbered prompt with the same seeded text, streamed, and counts what it accepts by number."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.accepted: Counter[int] = Counter()
+        self.base_url = ""
+
+    def text(self, number: int) -> list[bytes]:
+        dice = random.Random(f"{self._seed} answer {number}")
+        words = [
+            "".join(dice.choices("abcdefgh \u00e4\n", k=dice.randint(1, 30))) for _ in range(dice.randint(1, 60))
+        ]
+        events = [json.dumps({
+            "id": f"c{number}", "object": "chat.completion.chunk", "model": "small",
+            "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}],
+        }) for word in words]
+        return [f"data: {event}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"]
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        async def chat(request: web.Request) -> web.StreamResponse:
+            number = int(json.loads(await request.read())["messages"][0]["content"].split()[-1])
+            self.accepted[number] += 1
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for event in self.text(number):
+                await response.write(event)
+                await asyncio.sleep(0)
+            return response
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+
+@dataclass
+class Plan:
+    """What is done to one prompt. `links` holds a (fault, direction, byte) for each of the first links it takes."""
+
+    links: list[tuple[str, str, int]] = field(default_factory=list)
+    kill: str = ""  # "edge", "gateway", "journal"
+    kill_after: int = 0  # bytes of the answer that the reader has had
+
+    @classmethod
+    def draw(cls, dice: random.Random) -> "Plan":
+        plan = cls()
+        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
+            low, high = dice.choice(CLASSES)
+            fault = dice.choice(("cut", "cut", "stall", "duplicate", "corrupt", "reorder"))
+            plan.links.append((fault, dice.choice(("up", "down")), dice.randint(low, high)))
+        if dice.random() < 0.12:
+            plan.kill = dice.choice(("edge", "edge", "gateway", "journal"))
+            plan.kill_after = dice.choice((0, 0, dice.randint(1, 6_000)))
+        return plan
+
+
+class FaultyLink:
+    """A link that does one thing at one byte of one direction."""
+
+    def __init__(self, link: MemoryLink, fault: str, direction: str, at: int, world: "World") -> None:
+        self.peer = link.peer
+        self._link, self._fault, self._direction, self._left, self._world = link, fault, direction, at, world
+
+    async def send(self, data: bytes) -> None:
+        for part in await self._bend("up", data):
+            await self._link.send(part)
+
+    async def receive(self) -> bytes:
+        while True:
+            data = await self._link.receive()
+            if not data:
+                return data
+            if bent := b"".join(await self._bend("down", data)):
+                return bent
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    async def abort(self) -> None:
+        await self._link.abort()
+
+    async def _bend(self, direction: str, data: bytes) -> list[bytes]:
+        if direction != self._direction or not self._fault:
+            return [data]
+        if self._left >= len(data):
+            self._left -= len(data)
+            return [data]
+        at, fault = self._left, self._fault
+        self._fault = ""
+        if fault == "reorder":
+            return [data[at:], data[:at]] if at else [data[1:], data[:1]]
+        if fault == "duplicate":
+            return [data, data]
+        if fault == "corrupt":
+            return [data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]]
+        if fault == "stall":
+            await asyncio.sleep(0.002)
+        if direction == "up" and at:
+            with contextlib.suppress(LinkLost):
+                await self._link.send(data[:at])
+        self._world.cut()
+        await self._link.abort()
+        raise LinkLost("the link was cut")
+
+
+class World:
+    """One edge's store, one gateway's folder and the provider; processes on them come and go."""
+
+    def __init__(self, folder: Path, provider: ScriptedProvider) -> None:
+        self._folder, self.provider = folder, provider
+        self._database = Database.open(folder / "edge.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
+        self.queue = Queue(self._database, "outbox")
+        self._settings = Settings(self._database, NAMESPACE)
+        self._tracing = telemetry.start("edge")
+        self._stack = contextlib.AsyncExitStack()
+        self._open: list[FaultyLink] = []
+        self._faults: list[tuple[str, str, int]] = []
+        self._cut_at: float | None = None
+        self.clock = Hasty()
+        self._slept = 0.0
+        self.resumed: list[float] = []
+        # A journal was lost, and the edge may send before it is told so: then it cannot know what became of that.
+        self.epoch_unknown = False
+        self.lab: Lab
+        self.client: GatewayClient
+
+    async def start(self) -> None:
+        await self.start_gateway()
+        invitation = await self.lab.enrolment.invite("edge/faults")
+        device, key = SigningKey.generate(), SigningKey.generate()
+        joined = await self.lab.enrolment.join(
+            invitation.token_id, invitation.secret, make_csr(key), device.public.spki, roles=("edge",)
+        )
+        svid = Svid.from_chain(joined.issued.chain, key)
+        await DeviceIdentity(
+            svid.id, joined.enrolment, device, svid, self.lab.authority.bundle, tuple(map(str, ENDPOINTS))
+        ).save(self._settings)
+        self.start_edge()
+
+    async def start_gateway(self) -> None:
+        self.lab = await self._stack.enter_async_context(gateway(self._folder / "gateway", self.provider.base_url))
+
+    def start_edge(self) -> None:
+        self.client = GatewayClient(
+            self._settings, Outbox(self.queue), (), self._tracing, self.dial, clock=self.clock, give_up_s=3_000.0
+        )
+
+    async def dial(self, endpoint: Endpoint) -> Link:
+        fault = self._faults.pop(0) if self._faults else ("", "", 0)
+        via = "" if endpoint == ENDPOINTS[0] else "spiffe://field.example/hop/other"
+        link = FaultyLink(self.lab.link(via=via), *fault, self)
+        self._open.append(link)
+        return link
+
+    def arm(self, plan: Plan) -> None:
+        self._faults, self._cut_at = list(plan.links), None
+
+    def cut(self) -> None:
+        self._cut_at, self._slept = time.perf_counter(), self.clock.slept
+
+    def went_on(self) -> None:
+        """A byte of the answer has reached the reader."""
+        if self._cut_at is not None:
+            self.resumed.append(time.perf_counter() - self._cut_at - (self.clock.slept - self._slept))
+            self._cut_at = None
+
+    async def drop_links(self) -> None:
+        links, self._open = self._open, []
+        for link in links:
+            await link.abort()
+
+    async def kill_edge(self) -> None:
+        await self.drop_links()
+        await self.client.close()
+        self.start_edge()
+
+    async def kill_gateway(self, *, lose_journal: bool) -> None:
+        await self.drop_links()
+        await self._stack.aclose()
+        self._stack = contextlib.AsyncExitStack()
+        if lose_journal:
+            self.epoch_unknown = True
+            forget_journal(self._folder / "gateway")
+        await self.start_gateway()
+
+    async def close(self) -> None:
+        await self.client.close()
+        await self.drop_links()
+        await self._stack.aclose()
+        self._tracing.close()
+        self._database.close()
+
+
+def forget_journal(folder: Path) -> None:
+    """What a restored backup has: registrations, but no claim, and another epoch."""
+
+    def work(database: Connection) -> None:
+        for statement in FORGET:
+            database.execute(statement)
+
+    with open_state(folder, PASSPHRASE) as database:
+        database.run_sync(work)
+
+
+@dataclass
+class Result:
+    runs: int = 0
+    delivered: int = 0
+    interrupted: int = 0
+    needless: int = 0  # told interrupted although neither gateway nor journal was lost
+    failed: int = 0
+    lost: int = 0
+    different: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+
+
+async def one(world: World, number: int, plan: Plan, result: Result) -> None:
+    body = json.dumps({
+        "model": "small", "stream": True, "messages": [{"role": "user", "content": f"prompt number {number}"}],
+    }).encode()
+    world.arm(plan)
+    if number % 5 == 0:
+        await world.drop_links()  # begin without a session
+    kill, got = plan.kill, b""
+    request_id: bytes | None = None
+    try:
+        answer = await world.client.request("POST", "/v1/chat/completions", body)
+        while True:
+            request_id, got = answer.request_id, b""
+            async with contextlib.aclosing(answer.chunks()) as chunks:
+                async for chunk in chunks:
+                    got += chunk
+                    world.went_on()
+                    if kill and len(got) > plan.kill_after:
+                        break
+                else:
+                    break
+                # Killed: nothing of this process goes on. A gateway's death is the link's end for the reader.
+                if kill in ("gateway", "journal"):
+                    await world.kill_gateway(lose_journal=kill == "journal")
+                    kill = ""
+                    async for chunk in chunks:
+                        got += chunk
+                        world.went_on()
+                    break
+                await world.kill_edge()
+            kill = ""
+            answer = await world.client.take_up(request_id)
+    except Interrupted as error:
+        result.interrupted += 1
+        result.ends[f"interrupted: {error.reason}, {plan.kill or 'links alone'}"] += 1
+        result.needless += plan.kill not in ("gateway", "journal") and not world.epoch_unknown
+    except (EdgeError, TransportError) as error:
+        code = str(error.code)
+        result.failed += 1
+        result.ends[f"{code}, {plan.kill or 'links alone'}"] += 1
+    else:
+        result.delivered += 1
+        world.epoch_unknown = False
+        if got != b"".join(world.provider.text(number)):
+            result.different += 1
+    result.runs += 1
+    if request_id is not None:
+        row = await world.queue.get(request_id)
+        result.lost += row is None or row.state not in ("done", "interrupted", "failed", "expired")
+
+
+async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
+    dice = random.Random(seed)
+    provider, result = ScriptedProvider(seed), Result()
+    with tempfile.TemporaryDirectory(prefix="causeway-faults-") as name:
+        folder = Path(name)
+        made = make_folder(folder / "made")
+        async with provider.serve():
+            begun = time.perf_counter()
+            resumed: list[float] = []
+            for start in range(0, runs, 500):  # fresh stores now and then, as a fleet has
+                part = folder / f"part-{start}"
+                part.mkdir()
+                shutil.copytree(made, part / "gateway")
+                world = World(part, provider)
+                await world.start()
+                try:
+                    for number in range(start, min(start + 500, runs)):
+                        async with asyncio.timeout(60):
+                            await one(world, number, Plan.draw(dice), result)
+                        if not quiet and number % 100 == 99:
+                            rate = (number + 1) / (time.perf_counter() - begun)
+                            print(
+                                f"\r{number + 1}/{runs} · {100 * (number + 1) // runs} % · about "
+                                f"{(runs - number - 1) / rate:.0f} s left  ", end="", file=sys.stderr, flush=True,
+                            )
+                finally:
+                    await world.close()
+                    resumed += world.resumed
+                shutil.rmtree(part)
+    if not quiet:
+        print(file=sys.stderr)
+    quantiles = statistics.quantiles(resumed, n=20) if len(resumed) > 1 else [0.0] * 19
+    return {
+        "runs": result.runs, "delivered": result.delivered, "interrupted": result.interrupted,
+        "lost": result.lost, "identical": result.delivered - result.different,
+        "accepted_per_id_max": max(provider.accepted.values(), default=0),
+        "resume_p50_s": round(quantiles[9], 4), "resume_p95_s": round(quantiles[18], 4),
+        "failed": result.failed, "interrupted_without_a_kill": result.needless, "ends": dict(result.ends),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fault campaign.")
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="200 runs")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    runs = options.runs or (200 if options.smoke else 10_000)
+    os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
+    report = asyncio.run(campaign(runs, options.seed, quiet=options.json))
+    if options.json:
+        print(json.dumps(report))
+    else:
+        for key, value in report.items():
+            print(f"{key:28} {value}")
+    good = (
+        report["lost"] == 0 and report["identical"] == report["delivered"] and report["accepted_per_id_max"] == 1
+        and report["failed"] == 0 and report["interrupted_without_a_kill"] == 0
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
