@@ -203,5 +203,8 @@ class GatewayClient:
         for request_id in await self._outbox.cancelled(now=int(self._clock.now())):
             session.resume(request_id, Progress()).cancel()
             with contextlib.suppress(RequestRefused):  # cancelled, interrupted or unknown: it is over there
-                (await session.resume(request_id, Progress()).started()).cancel()
+                progress = Progress()
+                async for _ in await session.resume(request_id, progress).started():
+                    pass
+                self._sessions.acknowledge(request_id, progress.offset)  # it was whole before the cancellation came
             await self._outbox.cancel_confirmed(request_id)

@@ -187,3 +187,17 @@ async def test_cancel_from_another_process_stops_the_provider(both: Both) -> Non
     assert await client.cancel(answer.request_id)
     assert both.lab is not None and not both.lab.journal.running
     assert await both.states() == [("interrupted", "cancelled")]
+
+
+async def test_cancel_after_the_answer_was_whole_lets_it_go(both: Both) -> None:
+    client = both.start_edge()
+    answer = await client.request("POST", "/v1/chat/completions", chat(stream=True))
+    assert both.lab is not None
+    journal = both.lab.journal
+    await both.links[-1].abort()
+    await until(lambda: not journal.running)
+    await client.close()
+    assert await both.start_edge().cancel(answer.request_id)
+    (owner,) = journal.owners
+    await until(lambda: journal._usage[owner].kept == 0)
+    assert both.provider.calls == 1
