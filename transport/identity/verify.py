@@ -1,7 +1,7 @@
 """Whether a certificate chain is an SVID to believe, and if not, which rule it breaks.
 
 Pure: `now` comes in. The library builds and checks the path; what it does not call by its name ("candidates exhausted")
-is looked at beforehand, so that every refusal says what to mend. Only the path is cached, and our own roots as parsed:
+is looked for afterwards, so that every refusal says what to mend. Only the path is cached, and our own roots as parsed:
 expiry and role are checked each time, and the cache key covers the bundle, so a root that is taken out refuses at once.
 """
 
@@ -154,41 +154,53 @@ def _checked(
     key = key_of(leaf)
     if len(chain) > 1 and chain[-1] in bundle.roots:
         certificates = certificates[:-1]
-    for child, parent in pairwise(certificates):
-        if child.issuer != parent.subject:
-            raise IdentityRefused("the certificates do not follow each other", rule="chain order")
-    issuers = [root for root in roots if root.subject == certificates[-1].issuer]
-    if not issuers:
-        raise IdentityRefused(
-            "the chain does not lead to a root of the trust bundle", rule="root",
-            hint="an intermediate certificate is missing, the peer is of another trust domain, or the bundle is old",
-        )
     start = max(one.not_valid_before_utc for one in certificates)
     end = min(one.not_valid_after_utc for one in certificates)
-    if start > end:
-        raise IdentityRefused("the certificates are never valid together", rule="validity")
     # Validity is judged with leeway by the caller, every time; the path is built at the nearest moment they all share.
     moment = min(max(_datetime(now), start), end)
-    if not any(root.not_valid_before_utc <= moment <= root.not_valid_after_utc for root in issuers):
-        raise IdentityExpired(
-            "the root certificate is outside its validity", rule="root expired",
-            hint=f"the trust bundle here is too old, or a clock is wrong; the clock here says {_stamp(now)}",
-        )
     verifier = (
         verification.PolicyBuilder().store(verification.Store(roots)).time(moment.replace(tzinfo=None))
         .max_chain_depth(CHAIN_MAX - 1).build_client_verifier()
-    )
+    ) if roots else None
     try:
-        path = verifier.verify(leaf, certificates[1:]).chain
+        path = verifier.verify(leaf, certificates[1:]).chain if verifier else []
     except verification.VerificationError:
-        raise IdentityRefused("the certificate path is not valid", rule="path") from None
-    if path[:-1] != certificates:  # nothing rides along that the path does not need
-        raise IdentityRefused("the chain has certificates that do not belong to its path", rule="path")
+        path = []
+    # Nothing may ride along that the path does not need.
+    if start > end or path[:-1] != certificates or not _covers(path[-1], moment):
+        raise _what_is_wrong(certificates, roots, moment, now)
     return VerifiedPeer(
         identity, key, sha256(chain[0]), leaf.serial_number,
         max(one.not_valid_before_utc for one in path).timestamp(),
         min(one.not_valid_after_utc for one in path).timestamp(),
     )
+
+
+def _covers(certificate: x509.Certificate, moment: datetime) -> bool:
+    return certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
+
+
+def _what_is_wrong(
+    certificates: list[x509.Certificate], roots: list[x509.Certificate], moment: datetime, now: float
+) -> IdentityRefused:
+    """The rule that a path breaks, which the library does not call by its name. Names are slow to read: only now."""
+    for child, parent in pairwise(certificates):
+        if child.issuer != parent.subject:
+            return IdentityRefused("the certificates do not follow each other", rule="chain order")
+    issuers = [root for root in roots if root.subject == certificates[-1].issuer]
+    if not issuers:
+        return IdentityRefused(
+            "the chain does not lead to a root of the trust bundle", rule="root",
+            hint="an intermediate certificate is missing, the peer is of another trust domain, or the bundle is old",
+        )
+    if not all(_covers(one, moment) for one in certificates):
+        return IdentityRefused("the certificates are never valid together", rule="validity")
+    if not any(_covers(root, moment) for root in issuers):
+        return IdentityExpired(
+            "the root certificate is outside its validity", rule="root expired",
+            hint=f"the trust bundle here is too old, or a clock is wrong; the clock here says {_stamp(now)}",
+        )
+    return IdentityRefused("the certificate path is not valid", rule="path")
 
 
 def _datetime(now: float) -> datetime:
