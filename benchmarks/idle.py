@@ -50,7 +50,7 @@ def raise_limit(sessions: int) -> None:
 
 
 async def _be_gateway(chains: Chains, sessions: int, port_to: int) -> float:
-    here = 0
+    here = lost = 0
     warm, all_here = asyncio.Event(), asyncio.Event()
     gateway = responder(chains)
 
@@ -63,7 +63,9 @@ async def _be_gateway(chains: Chains, sessions: int, port_to: int) -> float:
             all_here.set()
 
     async def on_link(link: Link) -> None:
+        nonlocal lost
         await serve(link, gateway, admitted)
+        lost += 1
 
     listener = await listen(Endpoint.parse("tcp:127.0.0.1:0"), on_link)
     os.write(port_to, str(listener.endpoint).encode())
@@ -72,6 +74,8 @@ async def _be_gateway(chains: Chains, sessions: int, port_to: int) -> float:
     before = _resident()
     await all_here.wait()
     await asyncio.sleep(SETTLE_S)
+    if lost:
+        raise RuntimeError(f"{lost} sessions ended while others were opened; is the machine too busy?")
     return (_resident() - before) / sessions
 
 
@@ -107,6 +111,9 @@ def main() -> int:
         return 1
     try:
         result = asyncio.run(_be_gateway(chains, sessions, port_to))
+    except RuntimeError as error:
+        print(f"idle sessions: {error}", file=sys.stderr)
+        return 1
     finally:
         os.kill(edges, signal.SIGKILL)
         os.waitpid(edges, 0)
