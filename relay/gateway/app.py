@@ -41,6 +41,7 @@ from transport import telemetry
 from transport.identity.tls import load_svid, server_context
 from transport.links.base import listen
 from transport.primitives import Secret, random_bytes
+from transport.tickets import TicketStore
 
 AUDIT_FILE: Final = "audit.jsonl"
 SPANS_FILE: Final = "spans.jsonl"
@@ -165,7 +166,7 @@ async def serve(
         limits = config.limits
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
-            refusals=refusals, clock=clock,
+            refusals=refusals, tickets=TicketStore(), clock=clock,
             limits=SessionLimits(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session
             ),

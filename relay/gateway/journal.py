@@ -51,12 +51,13 @@ ACKNOWLEDGED: Final = Refusal(410, "acknowledged", "the device has acknowledged 
 
 @dataclass(frozen=True)
 class JournalLimits:
-    """Per identity: calls that run, requests on record, answer bytes kept. Per call: bytes in memory, bytes written at
-    a time, seconds to wait for room before an answer is cut.
+    """Per identity: calls that run, those and answers not acknowledged, outcomes on record, answer bytes kept. Per
+    call: bytes in memory, bytes written at a time, seconds to wait for room before an answer is cut.
     """
 
     live: int = 32
-    rows: int = 1_000
+    waiting: int = 1_000
+    rows: int = 20_000
     kept: int = 16 << 20
     memory: int = 1 << 20
     batch: int = 64 << 10
@@ -95,8 +96,8 @@ class _Pulse:
 class _Usage:
     """What one identity takes of its limits."""
 
-    def __init__(self, rows: int = 0, kept: int = 0) -> None:
-        self.live, self.rows, self.kept = 0, rows, kept
+    def __init__(self, rows: int = 0, waiting: int = 0, kept: int = 0) -> None:
+        self.live, self.rows, self.waiting, self.kept = 0, rows, waiting, kept
         self.freed = _Pulse()
 
     def free(self, count: int) -> None:
@@ -240,6 +241,8 @@ class Call:
 
     def _ended(self) -> None:
         self.usage.live -= 1
+        if not (self.whole and self.length):
+            self.usage.waiting -= 1
         self.changed.give()
         self._journal.let_go(self)
 
@@ -306,7 +309,7 @@ class Journal:
     async def load(self) -> None:
         """Ends what an earlier process left running, as interrupted. Raises StoreError."""
         self._epoch, usage = await self.writer.run(calls.start)
-        self._usage = {owner: _Usage(rows, kept) for owner, rows, kept in usage}
+        self._usage = {one.owner: _Usage(one.rows, one.waiting, one.kept) for one in usage}
 
     @property
     def epoch(self) -> bytes:
@@ -359,7 +362,9 @@ class Journal:
         if offset > call.length:
             raise ProtocolViolation("acknowledgement goes beyond the answer")
         if call.whole and offset == call.length:
-            call.usage.free(await self.writer.run(lambda connection: calls.erase(connection, call.number)))
+            freed = await self.writer.run(lambda connection: calls.erase(connection, call.number))
+            call.usage.waiting -= freed > 0
+            call.usage.free(freed)
             call.erased()
 
     async def cancel(self, key: Key) -> bool:
@@ -391,10 +396,11 @@ class Journal:
     async def sweep(self) -> None:
         """Forgets what has expired. Raises StoreError."""
         before = int(self._clock()) - KEPT_BEYOND_S
-        for owner, rows, kept in await self.writer.run(lambda connection: calls.sweep(connection, before)):
-            if (usage := self._usage.get(owner)) is not None:
-                usage.rows -= rows
-                usage.free(kept)
+        for gone in await self.writer.run(lambda connection: calls.sweep(connection, before)):
+            if (usage := self._usage.get(gone.owner)) is not None:
+                usage.rows -= gone.rows
+                usage.waiting -= gone.waiting
+                usage.free(gone.kept)
 
     async def close(self) -> None:
         """Ends what runs. Its rows stay as they are, and the next process says that it was interrupted."""
@@ -452,8 +458,11 @@ class Journal:
         self, key: Key, digest: bytes, expires: int, run: Callable[[Call], Coroutine[Any, Any, None]]
     ) -> Call | None:
         usage, limits = self._usage.setdefault(key.owner, _Usage()), self.limits
-        room = usage.live < limits.live and usage.rows < limits.rows and usage.kept < limits.kept
-        usage.live, usage.rows = usage.live + room, usage.rows + room
+        room = (
+            usage.live < limits.live and usage.waiting < limits.waiting and usage.rows < limits.rows
+            and usage.kept < limits.kept
+        )
+        usage.live, usage.waiting, usage.rows = usage.live + room, usage.waiting + room, usage.rows + room
         new = False
         try:
             generation = int.from_bytes(random_bytes(4), "big") >> 1
@@ -462,7 +471,7 @@ class Journal:
             )
         finally:
             if not new:
-                usage.live, usage.rows = usage.live - room, usage.rows - room
+                usage.live, usage.waiting, usage.rows = usage.live - room, usage.waiting - room, usage.rows - room
         if row is None:
             return None
         if not new:

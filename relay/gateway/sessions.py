@@ -59,11 +59,11 @@ class Sessions:
 
     def __init__(
         self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
-        traces: TraceStore, audit: AuditLog, refusals: Refusals, limits: SessionLimits,
-        tickets: TicketStore | None = None, clock: Callable[[], float] = time.time,
+        traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
+        limits: SessionLimits, clock: Callable[[], float] = time.time,
     ) -> None:
-        """`tickets` live as long as this process, whose sessions they resume."""
-        self._tickets = TicketStore() if tickets is None else tickets
+        """`tickets`: of this process, since they die with it."""
+        self._tickets = tickets
         self._authority = authority
         self._enrolment = enrolment
         self._requests = requests

@@ -19,8 +19,10 @@ from relay.gateway.audit.refusals import PER_MINUTE, Refusals
 from relay.gateway.https import listen_https, make_app
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
+from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import TraceStore
@@ -35,6 +37,7 @@ from transport.identity.tls import client_context, load_svid, server_context, un
 from transport.links.base import Endpoint
 from transport.links.websocket import connect_websocket
 from transport.primitives import SigningKey, random_bytes, sha256
+from transport.tickets import TicketStore
 
 JOIN, RENEW = HttpsOperation.JOIN, HttpsOperation.RENEW
 LIMIT = 20.0
@@ -83,10 +86,14 @@ async def running(made: Path, directory: Path, *, tls: bool = True, **limits: An
         identity, traces = OwnIdentity(authority, "main", clock=clock), TraceStore(database)
         tracing = telemetry.start("gateway")
         stack.callback(tracing.close)
-        pipeline = Pipeline(checks=[], answerers={}, taps=[], audit=audit, telemetry=tracing, node="x")
+        requests = Requests(
+            journal=Journal(database, clock=clock), enrolment=enrolment, traces=traces, telemetry=tracing,
+            pipeline=Pipeline(checks=[], answerers={}, taps=[], audit=audit, telemetry=tracing, node="x"),
+            refusals=refusals,
+        )
         sessions = Sessions(
-            identity=identity, authority=authority, enrolment=enrolment, pipeline=pipeline, traces=traces,
-            telemetry=tracing, audit=audit, refusals=refusals, limits=SessionLimits(), epoch=bytes(16), clock=clock,
+            identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
+            refusals=refusals, tickets=TicketStore(), limits=SessionLimits(), clock=clock,
         )
         context = server_context(identity.svid(), authority.bundle, ("hop",), require_client=False)
         gate = Gate(HttpsLimits(**limits))

@@ -13,6 +13,7 @@ import pytest
 import store.keys
 import store.sealed
 from relay.gateway.journal import JournalLimits
+from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker
 from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
@@ -21,6 +22,7 @@ from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import LinkLost, PeerRefused, RequestRefused, StreamEnded, TicketRefused
 from transport.identity.svid import Svid
+from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.messages import RequestHeader, encode_header
 from transport.primitives import random_bytes
 from transport.stream import Progress
@@ -359,6 +361,29 @@ async def test_m9_an_acknowledgement_beyond_the_answer_ends_the_session(lab: Lab
     edge.got = b""
     await edge.take(await edge.come_back())
     assert edge.got == WHOLE, "and changes nothing"
+
+
+async def test_m9_acknowledgements_wait_in_a_bounded_room(lab: Lab) -> None:
+    edge = await Edge.joined(lab)
+    asker = Asker(_peer(lab, edge), 1, "", "0" * 16)
+    violations = 0
+
+    def violated() -> None:
+        nonlocal violations
+        violations += 1
+
+    acks = Acknowledgements(lab.sessions._requests, asker, violated)
+    for number in range(ACKS_MAX):
+        acks.take(number.to_bytes(16, "big"), 1)
+    acks.take(bytes(16), 2)  # one with what waits already
+    assert violations == 0
+    acks.take(b"x" * 16, 1)
+    assert violations == 1
+    await acks.settled()
+
+
+def _peer(lab: Lab, edge: Edge) -> VerifiedPeer:
+    return verify_svid(edge.svid.chain, lab.authority.bundle, role="edge", now=time.time())
 
 
 async def test_m11_cancelling_ends_the_provider_s_call_for_good(lab: Lab, provider: MockProvider) -> None:

@@ -273,6 +273,19 @@ async def test_a_replaced_device_is_turned_away(gateway: Running) -> None:
     assert json.loads(await ask(await new.session(), chat())) == WHOLE
 
 
+async def test_m11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Running) -> None:
+    old = await joined(gateway)
+    live = await old.session()
+    gateway.provider.mode = "stream_stall"
+    asking = asyncio.create_task(ask(live, chat(stream=True)))
+    await gateway.provider.began.wait()
+    await joined(gateway)
+    await gateway.provider.ended.wait()
+    with pytest.raises(RequestRefused) as refused:
+        await asking
+    assert refused.value.reason == "unknown_request"
+
+
 async def test_h1_a_hop_s_svid_opens_no_session(gateway: Running, tmp_path: Path) -> None:
     home = HopHome(tmp_path / "hop", Passphrase("hop pass"))
     hop = await join_hop(home, await gateway.invite("hop/pi"), gateway.https)

@@ -511,6 +511,32 @@ async def test_m9_calls_of_an_identity_are_capped(database: Database) -> None:
     await world.journal.close()
 
 
+async def test_m9_answers_that_nobody_fetches_are_capped(database: Database) -> None:
+    world = World(database, JournalLimits(waiting=2))
+    await world.journal.load()
+    call = await world.finished(key(b"1"))
+    await world.finished(key(b"2"))
+    assert await world.try_claim(key(b"3")) == FULL
+    world = await world.restarted()
+    assert await world.try_claim(key(b"3")) == FULL
+    await world.journal.ack(key(b"1"), call.length)
+    await world.finished(key(b"3"))
+    assert await world.try_claim(key(b"4")) == FULL
+    for name in (b"2", b"3"):
+        await world.journal.ack(key(name), call.length)
+    world.answer = b""
+    for name in (b"4", b"5", b"6"):  # nothing to fetch
+        await world.finished(key(name))
+    for name in (b"7", b"8", b"9"):
+        world.hold.clear()
+        await world.claim(key(name))
+        assert await world.journal.cancel(key(name))
+    await world.journal.close()
+    other = await world.restarted()
+    usage = other.journal._usage[OWNER]
+    assert (usage.live, usage.waiting, usage.rows, usage.kept) == (0, 0, 9, 0)
+
+
 async def test_m9_rows_of_an_identity_are_capped(database: Database) -> None:
     world = World(database, JournalLimits(rows=2))
     await world.journal.load()
@@ -597,7 +623,7 @@ async def test_sweeping_leaves_running_calls(world: World) -> None:
     await call.task
     assert call.whole
     await world.journal.sweep()
-    assert (await world.rows(), call.usage.rows, call.usage.kept) == (0, 0, 0)
+    assert (await world.rows(), call.usage.rows, call.usage.waiting, call.usage.kept) == (0, 0, 0, 0)
 
 
 # --- cancelling -----------------------------------------------------------------------------------------------------

@@ -102,8 +102,21 @@ class Writer:
                 done.set_result(result)
 
 
-def start(connection: Connection) -> tuple[bytes, list[tuple[Owner, int, int]]]:
-    """What a new process finds: (epoch, [(owner, rows, answer bytes)]). Calls that were under way have ended with the
+@dataclass(frozen=True)
+class Share:
+    """What some of an owner's rows amount to: how many, of these how many with an answer, and its bytes."""
+
+    owner: Owner
+    rows: int
+    waiting: int
+    kept: int
+
+
+_SHARES: Final = "SELECT spiffe_id, enrolment, count(*), sum(kept > 0), sum(kept) FROM calls"
+
+
+def start(connection: Connection) -> tuple[bytes, list[Share]]:
+    """What a new process finds: (epoch, what each owner has). Calls that were under way have ended with the
     process that made them: their outcome is not known, and nobody makes them again.
     """
     connection.execute("DELETE FROM answer_parts WHERE call IN (SELECT number FROM calls WHERE state = 'running')")
@@ -112,10 +125,9 @@ def start(connection: Connection) -> tuple[bytes, list[tuple[Owner, int, int]]]:
     )
     row = connection.execute("SELECT epoch FROM journal").fetchone()
     assert row is not None
-    usage = connection.execute(
-        "SELECT spiffe_id, enrolment, count(*), sum(kept) FROM calls GROUP BY spiffe_id, enrolment"
-    ).fetchall()
-    return bytes(row[0]), [((str(one[0]), int(one[1])), int(one[2]), int(one[3])) for one in usage]
+    return bytes(row[0]), [
+        Share((one[0], one[1]), *one[2:]) for one in connection.execute(_SHARES + " GROUP BY spiffe_id, enrolment")
+    ]
 
 
 def find(connection: Connection, key: Key) -> Row | None:
@@ -195,16 +207,14 @@ def part(connection: Connection, number: int, offset: int) -> bytes:
     return b"" if row is None else bytes(row[1])[offset - int(row[0]):]
 
 
-def sweep(connection: Connection, before: int) -> list[tuple[Owner, int, int]]:
-    """Deletes calls that are over and expired before then: [(owner, rows, answer bytes)] of what went."""
-    rows = connection.execute(
-        "SELECT spiffe_id, enrolment, count(*), sum(kept) FROM calls"
-        " WHERE expires < ? AND state != 'running' GROUP BY spiffe_id, enrolment",
-        (before,),
-    ).fetchall()
-    if rows:
+def sweep(connection: Connection, before: int) -> list[Share]:
+    """Deletes calls that are over and expired before then: what went."""
+    shares = [Share((one[0], one[1]), *one[2:]) for one in connection.execute(
+        _SHARES + " WHERE expires < ? AND state != 'running' GROUP BY spiffe_id, enrolment", (before,)
+    )]
+    if shares:
         connection.execute("DELETE FROM calls WHERE expires < ? AND state != 'running'", (before,))
-    return [((str(one[0]), int(one[1])), int(one[2]), int(one[3])) for one in rows]
+    return shares
 
 
 def delete_owner(connection: Connection, owner: Owner) -> None:
