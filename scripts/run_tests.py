@@ -2,7 +2,8 @@
 
     quick   60 s    lint, types, import contracts, budget, unit, vectors, properties (short); no root, no model
     full     8 min  quick, then everything that needs processes, the command line or the local model   (the default)
-    ci      15 min  full, then the wheel in an empty environment, every command of the README, and the demo
+    ci      15 min  full, then the wheel in an empty environment, the model of exactly once (needs spin), every
+                    command of the README, and the demo
     long            Hypothesis with long profiles; prints what belongs to it
 
 Every stage is a process of its own with a time limit. A time table ends the output, followed by pytest's closing lines.
@@ -97,6 +98,7 @@ def ci(scratch: Path) -> list[Stage]:
     return [
         *full(),
         Stage("wheel, empty venv", ["bash", "-c", install], 240),
+        Stage("model of exactly once", [python, "scripts/check_model.py"], 200),  # some 40 s on a machine at rest
         pytest_stage("README and demo", FULL_TESTS, 420, "-m", "demo"),
     ]
 

@@ -38,6 +38,7 @@ INPUTS = ("requirements.lock", "requirements-models.lock", "pyproject.toml", "sc
 
 # What the compiler run and venv need, as the command to look for and the Debian package that brings it.
 TOOLS = {"g++": "build-essential", "cc": "build-essential"}
+FOR_TESTS = {"spin": "spin"}  # scripts/model and the ci tier alone; everything else works without
 
 
 class SetupFailed(Exception):
@@ -283,20 +284,33 @@ def check_system() -> None:
         import ensurepip  # noqa: F401  (Debian puts it in a package of its own)
     except ImportError:
         missing.add("python3-venv")
-    if not missing:
+    for_tests = {package for command, package in FOR_TESTS.items() if shutil.which(command) is None}
+    if os.geteuid() == 0 and shutil.which("apt-get") is not None:
+        if names := sorted(missing | for_tests):
+            say(f"installing Debian packages: {' '.join(names)}")
+            install_packages(names, needed=bool(missing))
         return
-    names = " ".join(sorted(missing))
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise SetupFailed(f"please install first: {names}   (Debian: sudo apt-get install {names})", code=2)
-    say(f"installing Debian packages: {names}")
+    for names, needed in ((sorted(missing), True), (sorted(for_tests), False)):
+        text = f"{' '.join(names)}   (Debian: sudo apt-get install {' '.join(names)})"
+        if names and needed:
+            raise SetupFailed(f"please install first: {text}", code=2)
+        if names:
+            say(f"going on without what only `scripts/model` and `scripts/test ci` need: {text}")
+
+
+def install_packages(names: list[str], *, needed: bool) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *sorted(missing)]
+    install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *names]
     for command in (["apt-get", "update", "-q"], install):
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise SetupFailed(f"`{' '.join(command)}` failed", (done.stdout + done.stderr).splitlines()[-15:], code=2)
+            tail = (done.stdout + done.stderr).splitlines()[-15:]
+            if needed:
+                raise SetupFailed(f"`{' '.join(command)}` failed", tail, code=2)
+            say(f"`{' '.join(command)}` failed; going on, since only `scripts/model` and `scripts/test ci` need it")
+            return
 
 
 def has_pip() -> bool:
