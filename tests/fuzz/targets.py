@@ -44,6 +44,9 @@ from transport.messages import (
     Issued,
     Message,
     Open,
+    Pace,
+    Padding,
+    Part,
     Ping,
     Pong,
     Refuse,
@@ -142,6 +145,7 @@ _SPAN = SpanRecord("0" * 32, "1" * 16, "", "edge.request", "edge", 1.0, 2.5, {"m
 FROM_EDGE: tuple[Message, ...] = (
     Open(0, b"r" * 16, _HEADER, request_digest(_HEADER, b"body")), Body(0, 0, b"body"), Credit(0, 300_000), Cancel(0),
     Spans([_SPAN]), Rekey(), Close("normal"), Resume(1, b"s" * 16, 2, 77), Ack(b"r" * 16, 12), Ping(), Pong(),
+    Pace(Padding.OFF), Pace(Padding.CONSTANT), Part(True, encode(Cancel(0))[:1]), Part(False, encode(Cancel(0))[1:]),
 )
 FROM_GATEWAY: tuple[Message, ...] = (
     Answer(0, 0, 200, "text/plain", True), AnswerData(0, 0, b"answer"), End(0, 6, sha256(b"answer")),
@@ -334,13 +338,17 @@ def edge_frame_seeds() -> Iterable[bytes]:
 def gateway_session_seeds() -> Iterable[bytes]:
     yield BETWEEN.join([records_of(*FROM_EDGE[:2]), records_of(*FROM_EDGE[2:5]), records_of(FROM_EDGE[5])])
     yield BETWEEN.join([b"", records_of(*FROM_EDGE[:2], FROM_EDGE[8]), records_of(FROM_EDGE[7], FROM_EDGE[9])])
-    yield BETWEEN.join([records_of(FROM_EDGE[7]), records_of(*FROM_EDGE[9:], FROM_EDGE[6])])
+    yield BETWEEN.join([records_of(FROM_EDGE[7]), records_of(*FROM_EDGE[9:11], FROM_EDGE[6])])
+    yield BETWEEN.join([records_of(*FROM_EDGE[:2]), records_of(FROM_EDGE[11]), records_of(*FROM_EDGE[13:])])
+    yield BETWEEN.join([b"", records_of(FROM_EDGE[12], *FROM_EDGE[:2]), records_of(*FROM_EDGE[13:])])
 
 
 def edge_session_seeds() -> Iterable[bytes]:
     yield BETWEEN.join([records_of(FROM_GATEWAY[5]), records_of(*FROM_GATEWAY[:3]), records_of(*FROM_GATEWAY[3:5])])
     yield BETWEEN.join([records_of(FROM_GATEWAY[5], FROM_GATEWAY[0]), records_of(Rekey())])
     yield records_of(Close("refused"))
+    parts = Part(True, encode(FROM_GATEWAY[0])[:4]), Part(False, encode(FROM_GATEWAY[0])[4:])
+    yield BETWEEN.join([records_of(FROM_GATEWAY[5]), records_of(*parts), records_of(*FROM_GATEWAY[1:3])])
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
