@@ -185,7 +185,10 @@ async def test_cancel_from_another_process_stops_the_provider(both: Both) -> Non
     await client.close()
     client = both.start_edge()
     assert await client.cancel(answer.request_id)
-    assert both.lab is not None and not both.lab.journal.running
+    assert both.lab is not None
+    journal = both.lab.journal
+    await until(lambda: not journal.running)  # the edge hears of it while the gateway writes it down
+    await both.provider.ended.wait()
     assert await both.states() == [("interrupted", "cancelled")]
 
 
