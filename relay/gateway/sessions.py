@@ -9,7 +9,7 @@ reason.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment, Joined
-from relay.gateway.requests import Acknowledgements, Asker, Requests
+from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
 from store.errors import StoreError
@@ -31,7 +31,6 @@ from transport.serving import GatewaySession, Responder
 from transport.tickets import TicketStore
 
 SESSION_ROLE: Final = "edge"  # who comes this way; hops, gateways and workloads join by HTTPS
-Settled = Callable[[], Awaitable[None]] | None
 _log = logging.getLogger(__name__)
 
 
