@@ -204,8 +204,6 @@ class World:
         self.clock = Hasty()
         self._slept = 0.0
         self.resumed: list[float] = []
-        # A journal was lost, and the edge may send before it is told so: then it cannot know what became of that.
-        self.epoch_unknown = False
         self.lab: Lab
         self.client: GatewayClient
 
@@ -249,6 +247,11 @@ class World:
             self.resumed.append(time.perf_counter() - self._cut_at - (self.clock.slept - self._slept))
             self._cut_at = None
 
+    @property
+    def epoch_unknown(self) -> bool:
+        """Whether the gateway's journal is another than the one the edge knows."""
+        return self.client._sessions._epoch not in (None, self.lab.journal.epoch)
+
     async def drop_links(self) -> None:
         links, self._open = self._open, []
         for link in links:
@@ -264,7 +267,6 @@ class World:
         await self._stack.aclose()
         self._stack = contextlib.AsyncExitStack()
         if lose_journal:
-            self.epoch_unknown = True
             forget_journal(self._folder / "gateway")
         await self.start_gateway()
 
@@ -307,6 +309,8 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     if number % 5 == 0:
         await world.drop_links()  # begin without a session
     kill, got = plan.kill, b""
+    # After a lost journal the edge may send before it is told so: then it cannot know what became of that.
+    epoch_unknown = world.epoch_unknown
     request_id: bytes | None = None
     try:
         answer = await world.client.request("POST", "/v1/chat/completions", body)
@@ -334,14 +338,13 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     except Interrupted as error:
         result.interrupted += 1
         result.ends[f"interrupted: {error.reason}, {plan.kill or 'links alone'}"] += 1
-        result.needless += plan.kill not in ("gateway", "journal") and not world.epoch_unknown
+        result.needless += plan.kill not in ("gateway", "journal") and not epoch_unknown
     except (EdgeError, TransportError) as error:
         code = str(error.code)
         result.failed += 1
         result.ends[f"{code}, {plan.kill or 'links alone'}"] += 1
     else:
         result.delivered += 1
-        world.epoch_unknown = False
         if got != b"".join(world.provider.text(number)):
             result.different += 1
     result.runs += 1

@@ -1,6 +1,6 @@
 """The gateway's side of a connection. See `transport.connection` for how it is driven."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from transport.connection import (
@@ -14,7 +14,7 @@ from transport.connection import (
     SignatureNeeded,
     SpansReceived,
 )
-from transport.errors import IdentityRefused, LocalMisuse, ProtocolViolation, TicketRefused, TransportError
+from transport.errors import IdentityRefused, LocalMisuse, Overloaded, ProtocolViolation, TicketRefused, TransportError
 from transport.handshake import (
     FIRST_BODY_LEN,
     RESUME_BODY_MAX,
@@ -40,12 +40,14 @@ UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has b
 class GatewayConnection(Connection):
     """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
 
-    `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here.
+    `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here. `take_full` is asked
+    before the costly work of a full handshake: where it says no, the edge is told to come later. Resumptions are not
+    asked for, so that strangers who start handshakes do not keep out those who were here before.
     """
 
     def __init__(
         self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
-        now: float, tickets: TicketStore,
+        now: float, tickets: TicketStore, *, take_full: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(now)
         self._chain, self._not_after, self._root = tuple(chain), not_after, root
@@ -54,6 +56,7 @@ class GatewayConnection(Connection):
         self._handshake: ResponderHandshake | None = None
         self.credential: Credential | None = None
         self._ticket_store = tickets
+        self._take_full = take_full
         self._early: list[bytes] = []
         self._siblings = b""  # of the ticket this session was resumed by, until its first record has authenticated
         self._paced = False  # whether the moment for `pace` has passed
@@ -141,6 +144,9 @@ class GatewayConnection(Connection):
         kind, body = taken
         if self._inbox:
             raise ProtocolViolation("the edge spoke out of turn")
+        if not self._take_full():
+            self.refuse_unheard(Hint.OVERLOADED)
+            raise Overloaded("too many full handshakes at once")
         self._handshake = ResponderHandshake(FrameType(kind), self._ephemerals, self._verify)
         message = self._handshake.read_first(body, self._chain[0])
         self.phase = Phase.SIGNING

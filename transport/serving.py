@@ -29,6 +29,7 @@ class Responder:
     root: Callable[[], bytes]
     verify_edge: Verify
     tickets: TicketStore
+    take_full: Callable[[], bool] = lambda: True  # asked once a link has begun a full handshake; see GatewayConnection
 
 
 class AnswerStream:
@@ -113,7 +114,7 @@ class GatewaySession:
         svid = responder.svid()
         connection = GatewayConnection(
             svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),
-            responder.tickets,
+            responder.tickets, take_full=responder.take_full,
         )
         session = cls(Driver(link, connection, svid.key, clock), connection)
         session._driver.on_event = session._on_event

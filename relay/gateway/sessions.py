@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from relay.gateway.audit.log import AuditLog
@@ -48,6 +48,11 @@ class SessionLimits:
         return max(1, self.handshakes * 3 // 4)
 
     @property
+    def full_handshakes(self) -> int:
+        """Full ones leave a quarter of the places to those who resume by a ticket."""
+        return max(1, self.handshakes * 3 // 4)
+
+    @property
     def handshakes_per_source(self) -> int:
         """One hop's strangers, or one address's, do not keep out those of others."""
         return max(1, self.handshakes // 4)
@@ -77,6 +82,7 @@ class Sessions:
             verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
             tickets=self._tickets,
         )
+        self._full_handshakes = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
         self._of_device: dict[int, list[tuple[GatewaySession, str]]] = {}  # by enrolment, oldest first, with their via
         self._links = 0
@@ -134,15 +140,24 @@ class Sessions:
 
     async def _handshake(self, link: Link, via: str, source: str) -> GatewaySession | None:
         """Leaves the place of `source` in any case."""
+        full = False
+
+        def take_full() -> bool:
+            nonlocal full
+            full = self._full_handshakes < self._limits.full_handshakes
+            self._full_handshakes += full
+            return full
+
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                return await GatewaySession.accept(link, self._responder)
+                return await GatewaySession.accept(link, replace(self._responder, take_full=take_full))
         except TimeoutError:
             _log.info("handshake on %s was not finished in time", link.peer)
         except IdentityRefused as refusal:
             await self._refusals.append("session.refused", reason=refusal.rule, via=via, peer=link.peer)
         finally:
             self._handshaking.leave(source)
+            self._full_handshakes -= full
         return None
 
     async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:

@@ -7,8 +7,8 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.connection_pair import Pair, answer, header, make_pair
 from transport.connection import IDLE_S, SILENCE_S, AckReceived, PeerClosed, Phase, Welcomed
-from transport.errors import DecryptFailed, LinkLost, PeerRefused, ProtocolViolation, TicketRefused
-from transport.handshake import ResumingInitiator
+from transport.errors import DecryptFailed, LinkLost, Overloaded, PeerRefused, ProtocolViolation, TicketRefused
+from transport.handshake import Hint, ResumingInitiator
 from transport.messages import Ack, Answer, AnswerData, Cancel, Credit, End, Open, encode, request_digest
 from transport.mux import AnswerBytes, AnswerEnded, RequestReceived, ResumeRequested
 from transport.noise import SystemEphemerals
@@ -350,6 +350,21 @@ def test_orderly_close_of_a_resumed_session() -> None:
     pair.pump()
     assert PeerClosed("normal") in pair.gateway_events
     assert any(isinstance(event, Welcomed) for event in pair.edge_events)
+
+
+def test_H15_full_handshakes_leave_room_for_those_who_resume() -> None:
+    """Where no full handshake is taken, the hint comes before any work, and a ticket still opens a session."""
+    world = World()
+    ticket = world.first().edge.tickets[0]
+    full = world.pair()
+    full.gateway._take_full = lambda: False
+    with pytest.raises(Overloaded):
+        full.pump()
+    assert full.gateway.data_to_send(full.now) == bytes([0, Hint.OVERLOADED])
+    back = world.pair(ticket)
+    back.gateway._take_full = lambda: False
+    back.pump()
+    assert back.edge.phase is Phase.OPEN
 
 
 # --- the stores -----------------------------------------------------------------------------------------------------
