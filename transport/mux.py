@@ -141,10 +141,18 @@ StreamEvent = (
 
 @dataclass
 class _Paced:
-    """A streamed answer in `bucket`: what waits for a tick besides its data, and how many cells it has taken."""
+    """A streamed answer in `bucket`: what waits for a tick besides its data, and what it has taken."""
 
     waiting: deque[bytes] = field(default_factory=deque)
     cells: int = 0
+    ticks: int = 0  # at which it had cells, this one not counted
+    busy: bool = False  # at this tick
+
+    @property
+    def rate(self) -> int:
+        """Cells a tick, on average over those that had any; at least one."""
+        ticks = self.ticks + self.busy
+        return max(1, (self.cells + ticks // 2) // ticks)
 
     def send(self, message: Message) -> None:
         self.waiting.extend(split(encode(message), BUCKET_ROOM))
@@ -427,8 +435,8 @@ class GatewayMux(_Mux):
         self._ungranted: deque[int] = deque()  # streams whose bodies have had no credit beyond the first
         self._answering: set[int] = set()
         self._ends: dict[int, End] = {}
-        self._tails: list[int] = []  # dummy cells that answers which are over still get
-        self._new_tails: list[int] = []  # the same, from the next tick on
+        self._tails: list[tuple[int, int]] = []  # dummy cells that an answer which is over still gets, and the rate
+        self._new_tails: list[tuple[int, int]] = []  # the same, from the next tick on
 
     def answer(
         self, stream: int, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0
@@ -490,11 +498,12 @@ class GatewayMux(_Mux):
             while paced.waiting:  # the parts of a message stay together
                 turn.append(fill(BUCKET_ROOM, partial(self._next_of, stream)))
             paced.cells += len(turn)
+            paced.busy = True
             out += turn
             if stream not in self._senders:
                 del self._paced[stream]
                 if tail := rung(paced.cells) - paced.cells:
-                    self._new_tails.append(tail)
+                    self._new_tails.append((tail, paced.rate))
         return out
 
     def _next_of(self, stream: int, room: int) -> bytes | None:
@@ -507,9 +516,11 @@ class GatewayMux(_Mux):
         return None if message is None else encode(message)
 
     def dummies(self) -> int:
-        count = len(self._tails)
-        left = [tail - 1 for tail in self._tails] + self._new_tails
-        self._tails = [tail for tail in left if tail][-TAILS_MAX:]
+        for paced in self._paced.values():
+            paced.ticks, paced.busy = paced.ticks + paced.busy, False
+        count = sum(min(tail, rate) for tail, rate in self._tails)
+        left = [(tail - rate, rate) for tail, rate in self._tails if tail > rate]
+        self._tails = [*left, *self._new_tails][-TAILS_MAX:]
         self._new_tails = []
         return count
 
