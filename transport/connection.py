@@ -20,6 +20,7 @@ the first `data_to_send` at or after the tick gives what is.
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -172,6 +173,7 @@ class Connection(ABC):
         self._pinged = False
         self.tickets: list[Ticket] = []  # derived from this session, once it is open
         self._chaining_key: Secret | None = None
+        self._on_record: Callable[[], None] | None = None  # called when a record of the open session is the peer's
         self._sealer: RecordSealer | None = None
         self._opener: RecordOpener | None = None
         self._link_head = bytearray()  # the edge's first 64 bytes
@@ -387,6 +389,8 @@ class Connection(ABC):
             messages = self._opener.next_messages(now)
             if messages is None:
                 return
+            if self._on_record is not None:
+                self._on_record()
             for message in messages:
                 if self._opener is None:
                     raise ProtocolViolation("message after close")

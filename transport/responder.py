@@ -58,7 +58,7 @@ class GatewayConnection(Connection):
         self._ticket_store = tickets
         self._take_full = take_full
         self._early: list[bytes] = []
-        self._siblings = b""  # of the ticket this session was resumed by, until its first record has authenticated
+        self._siblings = b""  # of the ticket this session was resumed by
         self._paced = False  # whether the moment for `pace` has passed
 
     @property
@@ -170,6 +170,7 @@ class GatewayConnection(Connection):
             self.refuse_unheard(Hint.UNKNOWN_TICKET)
             raise TicketRefused("the edge resumes by a ticket that has been used")
         self._early, self._siblings = unpack(early), siblings
+        self._on_record = self._forget_siblings
         self._resuming = True
         self._out += handshake.second_frame()
         self.session_hash = handshake.transcript
@@ -200,10 +201,12 @@ class GatewayConnection(Connection):
         elif self._opener.buffered > UNVERIFIED_MAX:
             raise ProtocolViolation("too much was sent before the credential was accepted")
 
+    def _forget_siblings(self) -> None:
+        """The resumed session's first record has authenticated: the edge will not need them."""
+        self._ticket_store.forget(self._siblings)
+        self._on_record = None
+
     def _handle(self, message: Message, now: float) -> None:
-        if self._siblings:
-            self._ticket_store.forget(self._siblings)
-            self._siblings = b""
         first, self._paced = not self._paced, True
         match message:
             case Pace() if first:

@@ -190,6 +190,17 @@ def test_H4_siblings_die_with_the_resumed_sessions_first_record() -> None:
         world.pair(tickets[1]).pump()
 
 
+def test_H4_any_first_record_ends_the_siblings() -> None:
+    world = World()
+    pair = world.pair(world.first().edge.tickets[0])
+    pair.pump()
+    before = len(world.store)
+    pair.edge.handle_time(pair.now + IDLE_S)  # a ping
+    pair.now += IDLE_S
+    pair.pump()
+    assert len(world.store) == before - 3
+
+
 def test_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None:
     world = World()
     world.edge = world.ca.issue("edge/lap-1", start=-10, lifetime=600)
