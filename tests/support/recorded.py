@@ -8,7 +8,7 @@ from tests.support.connection_pair import EPOCH, header, verifier
 from transport import primitives
 from transport.connection import CredentialReceived, SignatureNeeded
 from transport.identity.svid import TrustBundle
-from transport.initiator import EdgeConnection, SvidLogin
+from transport.initiator import EdgeConnection, Resumption, SvidLogin
 from transport.messages import Welcome
 from transport.mux import AnswerBytes, RequestReceived
 from transport.noise import KemKeyPair, KeyPair
@@ -28,6 +28,8 @@ class Recorded:
     gateway_scalar: bytes
     kem_secret: bytes
     kem_ciphertext: bytes
+    resuming_edge_scalar: bytes
+    resuming_gateway_scalar: bytes
 
     @classmethod
     def fresh(cls, label: str) -> "Recorded":
@@ -38,7 +40,10 @@ class Recorded:
 
         seed = derive("kem")
         secret, ciphertext = primitives.encapsulate(primitives.KemPrivate.from_seed(seed).public)
-        return cls(derive("edge")[:32], seed, derive("gateway")[:32], secret, ciphertext)
+        return cls(
+            derive("edge")[:32], seed, derive("gateway")[:32], secret, ciphertext, derive("resuming edge")[:32],
+            derive("resuming gateway")[:32],
+        )
 
     @classmethod
     def from_json(cls, vector: dict[str, Any]) -> "Recorded":
@@ -52,6 +57,10 @@ class Recorded:
 
     def for_gateway(self) -> "Side":
         return Side(self, self.gateway_scalar)
+
+    def for_resumption(self) -> tuple["Side", "Side"]:
+        """(edge, gateway)."""
+        return Side(self, self.resuming_edge_scalar), Side(self, self.resuming_gateway_scalar)
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,42 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
         for side in ("edge", "gateway")
     }
     chains = {side: [bytes.fromhex(part) for part in vector[side]["chain"]] for side in ("edge", "gateway")}
+    store = TicketStore()
     edge = EdgeConnection(
         SvidLogin(chains["edge"], now + 600), verifier(bundle, "gateway"), recorded.for_edge(), now
     )
     gateway = GatewayConnection(
         chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), recorded.for_gateway(), now,
-        TicketStore(),
+        store,
     )
+    first, got = _carry(edge, gateway, keys, body, now)
+    assert got == ANSWER
+    tickets = edge.tickets
+    resumed_edge, resumed_gateway = recorded.for_resumption()
+    again, got = _carry(
+        EdgeConnection(Resumption(tickets[0]), verifier(bundle, "gateway"), resumed_edge, now),
+        GatewayConnection(
+            chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), resumed_gateway, now, store
+        ),
+        keys, body, now,
+    )
+    assert got == ANSWER
+    return {
+        "request_id": (b"\x01" * 16).hex(),
+        "request_header": header(body).hex(),
+        "request_body": body.hex(),
+        "answer": ANSWER.hex(),
+        **first,
+        "tickets": [{"id": ticket.id.hex(), "psk": ticket.psk.expose().hex()} for ticket in tickets],
+        "resumed": again,
+    }
+
+
+def _carry(
+    edge: EdgeConnection, gateway: GatewayConnection, keys: dict[str, SigningKey], body: bytes, now: float
+) -> tuple[dict[str, Any], bytes]:
+    """One request and its answer: (what crossed the wire and came of it, the answer)."""
     flights: list[dict[str, str]] = []
-    request_header = header(body)
     got = b""
 
     def settle() -> None:
@@ -106,7 +142,7 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
                 elif isinstance(event, AnswerBytes):
                     got += event.data
 
-    edge.request(b"\x01" * 16, request_header, body)
+    edge.request(b"\x01" * 16, header(body), body)
     while True:
         settle()
         moved = False
@@ -118,13 +154,4 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
             settle()
         if not moved:
             break
-    assert got == ANSWER
-    return {
-        "request_id": (b"\x01" * 16).hex(),
-        "request_header": request_header.hex(),
-        "request_body": body.hex(),
-        "answer": ANSWER.hex(),
-        "flights": flights,
-        "session_hash": edge.session_hash.hex(),
-        "link_id": edge.link_id,
-    }
+    return {"flights": flights, "session_hash": edge.session_hash.hex(), "link_id": edge.link_id}, got
