@@ -14,7 +14,7 @@ from edge_client.router.policy import Decision, decide, features_of
 from edge_client.router.sensitivity import kinds
 from transport import telemetry
 
-__all__ = ["Answer", "Assistant", "Deliver", "Question", "Relay", "RelayedAnswer", "Routed"]
+__all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "RelayedAnswer", "Routed"]
 
 PROMPT_MAX_CHARS: Final = 1 << 20  # of all messages; finer limits follow once it is known where the prompt goes
 _GROUNDED_TOKENS: Final = 160  # an answer from a passage is a sentence or two
@@ -43,12 +43,16 @@ class Relay(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """The conversation, the question last. `model` is what a relayed one asks for; None the configured or first."""
+    """The conversation, the question last. `model` is what a relayed one asks for; None the configured or first.
+
+    Without `documents` they are not looked into, and none of them travels.
+    """
 
     messages: tuple[Message, ...]
     flag: Literal["local", "relay"] | None = None
     model: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    documents: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,27 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """Told before anything is sent. `model` is None where the gateway will be asked which it grants."""
+
+    decision: Decision
+    model: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The whole outcome. `via` is the hop's SPIFFE ID, empty if local or direct; timings in milliseconds."""
+    """The whole outcome. `via` is the hop's SPIFFE ID, empty if local or direct; timings in milliseconds.
+
+    Tokens are None where a provider does not count them.
+    """
 
     routed: Routed
     text: str
     via: str
     finish_reason: str
-    prompt_tokens: int
-    answer_tokens: int
+    prompt_tokens: int | None
+    answer_tokens: int | None
     timings: dict[str, float]
 
 
@@ -92,8 +108,10 @@ class Assistant:
         self._relay_model = relay_model
         self._collection = collection
 
-    async def answer(self, question: Question, deliver: Deliver) -> Answer:
-        """Delivers Routed, then the text in pieces, and returns the whole.
+    async def answer(
+        self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None
+    ) -> Answer:
+        """Delivers Routed, then the text in pieces, and returns the whole. `leaving` hears of a relay beforehand.
 
         Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
         the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
@@ -120,8 +138,10 @@ class Assistant:
                 if decision.route == "refuse":
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
-                way = self._answer_by_relay if relayed else self._answer_here
-                answer = await way(question, decision, passages, trace_id, timed)
+                if relayed:
+                    answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
+                else:
+                    answer = await self._answer_here(question, decision, passages, trace_id, timed)
         finally:
             # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
             if relayed and self._relay is not None:
@@ -130,7 +150,7 @@ class Assistant:
         return replace(answer, timings=timings)
 
     async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
-        if self._retrieval is None:
+        if self._retrieval is None or not question.documents:
             return []
         begun = time.monotonic()
         with self._tracing.span("edge.retrieve"):
@@ -180,12 +200,17 @@ class Assistant:
         return Answer(routed, text, "", finished.reason, finished.prompt_tokens, finished.answer_tokens, {})
 
     async def _answer_by_relay(
-        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver
+        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
+        leaving: Callable[[Leaving], None],
     ) -> Answer:
         assert self._relay is not None  # decide() never relays without
         model = question.model or self._relay_model
         context, kept = relayed_context(passages)
-        notes = (f"{kept} passage(s) of your documents stay on this device",) if kept else ()
+        notes = (
+            *([f"sent with it: {_passages(context)}"] if context else []),
+            *([f"{kept} passage(s) of your documents stay on this device"] if kept else []),
+        )
+        leaving(Leaving(decision, model, notes))
         with self._tracing.span("edge.relay", attributes={telemetry.GEN_AI_OPERATION: "chat"}) as span:
             if model is None:
                 granted = await self._relay.models()
@@ -209,11 +234,20 @@ class Assistant:
             if not pieces:
                 raise ProviderFailed("the provider's answer is empty", hint="ask again")
             span.set_attribute(telemetry.VIA, remote.via)
-            span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, reader.prompt_tokens)
-            span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, reader.answer_tokens)
+            for name, tokens in (
+                (telemetry.GEN_AI_INPUT_TOKENS, reader.prompt_tokens),
+                (telemetry.GEN_AI_OUTPUT_TOKENS, reader.answer_tokens),
+            ):
+                if tokens is not None:
+                    span.set_attribute(name, tokens)
         return Answer(
             routed, "".join(pieces), remote.via, reader.finish_reason, reader.prompt_tokens, reader.answer_tokens, {}
         )
+
+
+def _passages(context: Sequence[Passage]) -> str:
+    titles = ", ".join(dict.fromkeys(passage.document for passage in context))
+    return f"{len(context)} passage{'s' if len(context) > 1 else ''} of your documents ({titles})"
 
 
 def _refusal(decision: Decision) -> KeptLocal | NotJoined:

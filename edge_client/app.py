@@ -10,7 +10,7 @@ from edge_client.answering import Assistant, Relay
 from edge_client.config import Config
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
-from edge_client.errors import EdgeError
+from edge_client.errors import NoStore
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity
 from edge_client.outbox import Outbox
@@ -77,9 +77,9 @@ class App:
 
     @property
     def database(self) -> Database:
-        """Raises EdgeError where there is no store yet."""
+        """Raises NoStore where there is none yet."""
         if self._database is None:
-            raise EdgeError("there is no store yet", hint="`edge ingest` or `edge join` makes one")
+            raise NoStore
         return self._database
 
     @property
@@ -113,7 +113,7 @@ class App:
 
     @property
     def client(self) -> GatewayClient:
-        """The way to the gateway and the outbox, also before joining. Raises EdgeError where there is no store yet."""
+        """The way to the gateway and the outbox, also before joining. Raises NoStore where there is none yet."""
         if self._client is None:
             relay = self.config.relay
             endpoints = [Endpoint.parse(text) for text in relay.endpoints]

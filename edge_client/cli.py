@@ -3,6 +3,8 @@
 A command's body imports what it needs when it runs; a test looks at `sys.modules` after `edge --help`.
 """
 
+from typing import Annotated
+
 import typer
 
 from edge_client.commands.ask import ask
@@ -22,6 +24,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"edge {version('causeway')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(ask)
 app.command()(ingest)
 app.command()(search)

@@ -33,8 +33,8 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Problem(msgspec.Struct):
@@ -75,12 +75,15 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
 
 
 class AnswerReader:
-    """Text from the bytes of an answer, streamed (server-sent events) or whole; the counts are there afterwards."""
+    """Text from the bytes of an answer, streamed (server-sent events) or whole.
+
+    The counts are there afterwards; None where the provider did not say.
+    """
 
     def __init__(self, content_type: str) -> None:
         self._streamed = content_type.partition(";")[0].strip().lower() == "text/event-stream"
-        self.prompt_tokens = 0
-        self.answer_tokens = 0
+        self.prompt_tokens: int | None = None
+        self.answer_tokens: int | None = None
         self.finish_reason = ""
 
     async def texts(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:

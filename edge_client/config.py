@@ -16,6 +16,7 @@
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,8 +91,17 @@ class Config:
         try:
             settings = msgspec.toml.decode(raw, type=_File)
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
-            raise BadUse(f"{path}: {error}", hint="see the configuration section of the README") from None
+            raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
         return cls(home, settings.model, settings.embedder, settings.relay)
+
+
+def _keys(error: str) -> str:
+    """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
+    tables = {"model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings}
+    found = re.search(r"at `\$\.(\w+)", error)
+    if found is None or found[1] not in tables:
+        return "its tables are " + ", ".join(f"[{name}]" for name in tables)
+    return f"[{found[1]}] may hold: " + ", ".join(tables[found[1]].__struct_fields__)
 
 
 def home_path(environ: Mapping[str, str] = os.environ) -> Path:

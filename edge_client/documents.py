@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,9 @@ KINDS: Final = frozenset({".txt", ".md", ".markdown", ".pdf"})
 MAX_BYTES: Final = 64 << 20
 _MAX_PAGES: Final = 5_000
 _MAX_PAGE_TEXT: Final = 1 << 20  # characters; a page of print has about 4,000
+_MARGIN_LINES: Final = 2  # of a running head or foot
+_MARGIN_MAX: Final = 200  # characters of a line that are compared
+_MARGIN_PAGES: Final = 3  # on two pages a line may well stand twice by chance
 _HEADING: Final = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*")
 _FENCE: Final = ("```", "~~~")
 
@@ -26,9 +30,10 @@ class Content:
     blocks: tuple[Block, ...]
 
 
-def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+def find_files(paths: Iterable[Path], skip: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
     """The given files, and below given folders those of a known kind; hidden ones are left out. Sorted by folder.
 
+    `skip` hears of files below folders that are of another kind.
     A file named by the user is passed on whatever its kind, so that it is reported rather than ignored.
     """
     for path in paths:
@@ -37,8 +42,12 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             continue
         for found in sorted(path.rglob("*")):
             inner = found.relative_to(path).parts
-            if found.suffix.lower() in KINDS and found.is_file() and not any(part.startswith(".") for part in inner):
+            if any(part.startswith(".") for part in inner) or not found.is_file():
+                continue
+            if found.suffix.lower() in KINDS:
                 yield found
+            else:
+                skip(found)
 
 
 def parse(name: str, data: bytes) -> Content:
@@ -123,7 +132,7 @@ def _pdf(stem: str, data: bytes) -> Content:
 
     # pypdf reports every oddity of a file through logging; a broken file is one error of ours instead.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    blocks: list[Block] = []
+    pages: list[list[str]] = []
     try:
         reader = pypdf.PdfReader(io.BytesIO(data), strict=False)
         # Many PDFs are "encrypted" with an empty password, which only forbids printing: those open.
@@ -131,13 +140,60 @@ def _pdf(stem: str, data: bytes) -> Content:
             raise BadDocument("it is protected by a password")
         if len(reader.pages) > _MAX_PAGES:
             raise BadDocument(f"it has {len(reader.pages)} pages, the limit is {_MAX_PAGES}")
-        for number, page in enumerate(reader.pages, start=1):
-            text = page.extract_text()[:_MAX_PAGE_TEXT].replace("\0", "")
-            # A word divided at a line's end would be found by neither of its halves.
-            blocks.extend(_paragraphs(re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", text), page=number))
+        for page in reader.pages:
+            pages.append(page.extract_text()[:_MAX_PAGE_TEXT].replace("\0", "").splitlines())
         title = str((reader.metadata.title if reader.metadata else None) or stem)[:200]
     except BadDocument:
         raise
     except Exception as error:  # hostile files raise anything, RecursionError and KeyError included
         raise BadDocument(f"it is not a PDF that can be read ({type(error).__name__})") from None
+    blocks: list[Block] = []
+    for number, lines in enumerate(_without_margins(pages), start=1):
+        # A word divided at a line's end would be found by neither of its halves.
+        text = re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", "\n".join(lines))
+        blocks.extend(_paragraphs(text, page=number))
     return Content(title, tuple(blocks))
+
+
+def _without_margins(pages: Sequence[list[str]]) -> Iterator[list[str]]:
+    """The pages without running heads and feet: lines at an edge that most pages have there, but for the page's number.
+
+    A page that holds nothing else is left as it is.
+    """
+    heads, feet = Counter[str](), Counter[str]()
+    for number, lines in enumerate(pages):
+        heads.update(_forms_at_edge(lines, number))
+        feet.update(_forms_at_edge(lines[::-1], number))
+    for number, lines in enumerate(pages):
+        kept = lines
+        if len(pages) >= _MARGIN_PAGES:
+            kept = _cut(_cut(lines, number, heads, len(pages))[::-1], number, feet, len(pages))[::-1]
+        yield kept if any(line.strip() for line in kept) else lines
+
+
+def _cut(lines: list[str], number: int, forms: Counter[str], pages: int) -> list[str]:
+    """Without its first lines, of which more than half of the pages have one like it there."""
+    left = _MARGIN_LINES
+    for place, line in enumerate(lines):
+        if line.strip():
+            if left == 0 or max(forms[form] for form in _forms(line, number)) * 2 <= pages:
+                return lines[place:]
+            left -= 1
+    return []
+
+
+def _forms_at_edge(lines: Sequence[str], number: int) -> set[str]:
+    edge = [line for line in lines if line.strip()][:_MARGIN_LINES]
+    return {form for line in edge for form in _forms(line, number)}
+
+
+def _forms(line: str, number: int) -> set[str]:
+    """The line as it is, and with each number in it as what it is ahead of the page's: "Page 7 of 9" is "Page +1 of 9".
+
+    Only a page's number counts up with the pages; "12 bar" on one and "16 bar" on the next are content.
+    """
+    text = " ".join(line.split())[:_MARGIN_MAX]
+    return {text} | {
+        f"{text[: found.start()]}\0{int(found[0]) - number}{text[found.end() :]}"
+        for found in re.finditer(r"(?<![0-9])[0-9]{1,5}(?![0-9])", text)
+    }

@@ -7,9 +7,11 @@
      |    +-- UnknownModel   user      a model name nobody here answers to
      |    +-- BadDocument    user      a document that cannot be read
      +-- NoPassphrase        store     the store needs a passphrase and there is no way to ask for one
-     +-- ModelMissing        local     weights are not installed
-     +-- ModelUnusable       local     weights are there but the engine cannot load them
+     +-- NoStore             store     there is no store yet
+     +-- ModelMissing        user      weights are not installed, or not where the configuration says
+     +-- ModelUnusable       user      weights are there but the engine cannot load them
      +-- EngineFailed        local     the engine stopped in the middle of its work
+     +-- CannotListen        link      the port is taken, or may not be used
      +-- NotJoined           identity  a relayed prompt without an identity
      +-- KeptLocal           policy    privacy forbids to relay this prompt
      +-- GatewayRefused      policy    the gateway said no, with a code
@@ -64,12 +66,27 @@ class NoPassphrase(EdgeError):
     fault = "store"
 
 
+class NoStore(EdgeError):
+    code = "no_store"
+    fault = "store"
+
+    def __init__(self) -> None:
+        super().__init__("there is no store yet", hint="`edge ingest` or `edge join` makes one")
+
+
 class ModelMissing(EdgeError):
     code = "model_missing"
+    fault = "user"
 
 
 class ModelUnusable(EdgeError):
     code = "model_unusable"
+    fault = "user"
+
+
+class CannotListen(EdgeError):
+    code = "cannot_listen"
+    fault = "link"
 
 
 class EngineFailed(EdgeError):

@@ -2,14 +2,17 @@
 
 import getpass
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from edge_client.errors import BadUse, NoPassphrase
+from store.errors import StoreMissing
 from store.keys import Passphrase
 
-__all__ = ["passphrase"]
+__all__ = ["hidden", "passphrase"]
 
 
 def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphrase:
@@ -18,7 +21,7 @@ def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphr
     Raises NoPassphrase where nobody can be asked, BadUse if the two do not match, PassphraseRefused, StoreMissing.
     """
     if path := environ.get("CAUSEWAY_PASSPHRASE_FILE"):
-        return Passphrase.from_file(Path(path))
+        return _from_file(Path(path))
     if text := environ.get("CAUSEWAY_PASSPHRASE"):
         print("edge: warning: CAUSEWAY_PASSPHRASE is for tests; other programs can read it", file=sys.stderr)
         return Passphrase(text)
@@ -27,12 +30,39 @@ def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphr
             "the store needs a passphrase and there is no terminal to ask on", hint="set CAUSEWAY_PASSPHRASE_FILE"
         )
     try:
-        first = getpass.getpass("Passphrase for a new store: " if new else "Passphrase: ")
-        if new and getpass.getpass("Once more: ") != first:
+        first = hidden("Passphrase for a new store: " if new else "Passphrase: ")
+        if new and hidden("Once more: ") != first:
             raise BadUse("the two passphrases differ", hint="nothing was created; try again")
     except EOFError:
         raise NoPassphrase("no passphrase was given") from None
     return Passphrase(first)
+
+
+def hidden(prompt: str) -> str:
+    """A line from the terminal, not shown. Ctrl-C is a KeyboardInterrupt at once; EOFError as getpass."""
+    if threading.current_thread() is not threading.main_thread():
+        return getpass.getpass(prompt)
+    # A running event loop takes SIGINT as a wish to be granted when control returns to it, which a read keeps away.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return getpass.getpass(prompt)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _from_file(path: Path) -> Passphrase:
+    try:
+        if path.stat().st_mode & 0o077:
+            print(f"edge: warning: others may read or write {path}; chmod 600 it", file=sys.stderr)
+        return Passphrase.from_file(path)
+    except (FileNotFoundError, NotADirectoryError, StoreMissing):
+        hint = "CAUSEWAY_PASSPHRASE_FILE names it"
+        raise StoreMissing(f"there is no passphrase file {path}", hint=hint) from None
+    except OSError as error:
+        raise BadUse(f"cannot read {path}: {error.strerror}", hint="CAUSEWAY_PASSPHRASE_FILE names it") from None
 
 
 def _has_terminal() -> bool:

@@ -23,7 +23,8 @@ UNKNOWN: Final = "unknown_request"
 _STABLE_S: Final = 30.0  # a session that stood for so long ends an outage, also if it brought no byte
 _HINTS: Final = {
     "not_allowed": "ask the gateway's administrator to allow it for this device",
-    "model_not_allowed": "`edge status` lists the models this device may use",
+    "model_not_allowed": "ask the gateway's administrator which models this device may use",
+    "provider_unreachable": "the gateway cannot reach its provider; ask again later, or with `edge ask --local`",
     "provider_auth": "the gateway's provider key is not accepted; tell its administrator",
     "provider_rate_limited": "wait a little, then ask again",
     "provider_timeout": "ask again",

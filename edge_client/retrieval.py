@@ -9,7 +9,7 @@ from typing import Final
 
 from edge_client.chunking import Block, chunks
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder, Message
-from edge_client.router.policy import RELATED
+from edge_client.router.policy import CONFIDENT, RELATED
 from edge_client.router.sensitivity import kinds
 from store.search import Search
 
@@ -90,10 +90,13 @@ def local_context(passages: Sequence[Passage]) -> list[Passage]:
 
 
 def relayed_context(passages: Sequence[Passage]) -> tuple[list[Passage], int]:
-    """(what may travel, how many related passages stay behind): no local-only text, no secrets, no personal data."""
-    related = [passage for passage in passages if passage.similarity >= RELATED]
-    free = [passage for passage in related if passage.label != LOCAL_ONLY and not kinds(passage.text)]
-    return free, len(related) - len(free)
+    """(what may travel, how many close passages stay behind): no local-only text, no secrets, no personal data.
+
+    Only what is as close as a local answer needs: what is merely related would leave the device for nothing.
+    """
+    close = [passage for passage in passages if passage.similarity >= CONFIDENT]
+    free = [passage for passage in close if passage.label != LOCAL_ONLY and not kinds(passage.text)]
+    return free, len(close) - len(free)
 
 
 def prompt_with(messages: Sequence[Message], passages: Sequence[Passage], *, relayed: bool) -> list[Message]:

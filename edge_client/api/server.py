@@ -26,7 +26,7 @@ from edge_client.api.shapes import (
     usage_object,
 )
 from edge_client.engine.base import Text
-from edge_client.errors import BadUse, UnknownModel
+from edge_client.errors import CannotListen, UnknownModel
 
 __all__ = ["Models", "Names", "make_runner", "serve_until_stopped"]
 
@@ -169,7 +169,7 @@ class Names:
 
 
 async def serve_until_stopped(models: Models, token_path: Path, port: int, note: Callable[[str], None]) -> None:
-    """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises BadUse if the port is taken or the token is not private."""
+    """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises CannotListen, or BadUse if the token is not private."""
     runner = make_runner(models, load_token(token_path))
     await runner.setup()
     try:
@@ -178,7 +178,7 @@ async def serve_until_stopped(models: Models, token_path: Path, port: int, note:
             await site.start()
         except OSError as error:
             reason = error.strerror or "it is taken"
-            raise BadUse(f"cannot listen on port {port}: {reason}", hint="another --port, or 0 for any") from None
+            raise CannotListen(f"cannot listen on port {port}: {reason}", hint="another --port, or 0 for any") from None
         actual = runner.addresses[0][1]
         note(f"ready, serving http://127.0.0.1:{actual}/v1 (token in {token_path})")
         stopped = asyncio.Event()

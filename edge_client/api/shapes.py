@@ -105,7 +105,10 @@ def sampling_of(request: ChatRequest) -> Sampling:
     )
 
 
-def usage_object(answer: Answer) -> dict[str, int]:
+def usage_object(answer: Answer) -> dict[str, int] | None:
+    """None where the provider did not say."""
+    if answer.prompt_tokens is None or answer.answer_tokens is None:
+        return None
     return {
         "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.answer_tokens,
         "total_tokens": answer.prompt_tokens + answer.answer_tokens,
@@ -166,7 +169,8 @@ def failure_response(error: Exception) -> tuple[int, dict[str, Any]]:
     code, fault = getattr(error, "code", None), getattr(error, "fault", None)
     if not isinstance(code, str) or not isinstance(fault, str):
         return 500, error_object(500, "internal_error", "something unexpected went wrong")
-    status = 404 if code == "model_not_found" else 503 if code == "model_missing" else _STATUS.get(fault, 500)
+    own = {"model_not_found": 404, "model_missing": 503, "model_unusable": 503}  # the server's doing, not the request's
+    status = own.get(code) or _STATUS.get(fault, 500)
     hint = getattr(error, "hint", None)
     text = f"{error} ({hint})" if hint else str(error)
     # The one code that clients of this API act upon.

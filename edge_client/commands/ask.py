@@ -1,6 +1,10 @@
 """`edge ask`."""
 
+import contextlib
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -8,7 +12,7 @@ import typer
 from edge_client.commands.terminal import JSON, note, run, show
 
 if TYPE_CHECKING:
-    from edge_client.answering import Answer, Routed
+    from edge_client.answering import Answer, Leaving, Routed
     from edge_client.retrieval import Passage
 
 _QUOTE = 240  # characters of a cited passage that are shown
@@ -19,19 +23,21 @@ def ask(
     local: Annotated[bool, typer.Option("--local", help="Answer on this device.")] = False,
     relay: Annotated[bool, typer.Option("--relay", help="Send it to the gateway.")] = False,
     model: Annotated[str | None, typer.Option(help="The model a relayed question asks for.")] = None,
+    no_documents: Annotated[
+        bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Answer a question from your documents, or relay it; says which, and why."""
+    if local and relay:
+        raise typer.BadParameter("--local and --relay exclude each other")
 
     async def work() -> None:
         from edge_client.answering import Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
-        from edge_client.errors import BadUse
 
-        if local and relay:
-            raise BadUse("--local and --relay exclude each other")
         prompt = _prompt(question)
         flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay else None
         async with App.open(Config.load(), store="if present", tell=note) as app:
@@ -45,12 +51,14 @@ def ask(
                 else:
                     _announce(event)
 
-            answer = await assistant.answer(Question((Message("user", prompt),), flag, model), deliver)
+            asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
+            with _link_hint():
+                answer = await assistant.answer(asked, deliver, _say_what_leaves)
         if as_json:
             show(_object(answer))
         else:
             print(flush=True)
-            _footer(answer)
+            _footer(answer, prompt)
 
     run(work, as_json=as_json)
 
@@ -68,18 +76,70 @@ def _prompt(question: str | None) -> str:
     return prompt
 
 
+@contextlib.contextmanager
+def _link_hint() -> Iterator[None]:
+    """Whoever has no way to the gateway may do without."""
+    from edge_client.errors import EdgeError
+    from transport.errors import TransportError
+
+    try:
+        yield
+    except (EdgeError, TransportError) as error:
+        if error.fault == "link":
+            here = "`edge ask --local` answers on this device"
+            error.hint = f"{error.hint}; {here}" if error.hint else here
+        raise
+
+
+def _say_what_leaves(what: "Leaving") -> None:
+    """Before anything is sent, also with --json: a person may be at the keyboard, and can still press Ctrl-C."""
+    note(f"relay{' to ' + what.model if what.model else ''}: {'; '.join(what.decision.reasons)}")
+    for text in what.notes:
+        note(text)
+
+
 def _announce(routed: "Routed") -> None:
-    word = "local" if routed.decision.route == "local" else f"relayed to {routed.model}"
-    note(f"{word}: {'; '.join(routed.decision.reasons)}")
+    if routed.decision.route == "relay":
+        note(f"relayed to {routed.model}")  # the rest was said before it was sent
+        return
+    note(f"local: {'; '.join(routed.decision.reasons)}")
     for text in routed.notes:
         note(text)
 
 
-def _footer(answer: "Answer") -> None:
+def quote(text: str, wanted: str) -> str:
+    """At most 240 characters on one line, around the sentence that shares most words with `wanted`."""
+    sentences = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n", text) if part.strip()]
+    if not sentences:
+        return ""
+    words = set(_words(wanted))
+    shared = [sum(len(word) for word in words & set(_words(sentence))) for sentence in sentences]
+    best = shared.index(max(shared))
+    first, last, held = best, best, len(sentences[best])
+    while True:  # what follows explains more often than what precedes
+        if last + 1 < len(sentences) and held + 1 + len(sentences[last + 1]) <= _QUOTE - 2:
+            last += 1
+            held += 1 + len(sentences[last])
+        elif first > 0 and held + 1 + len(sentences[first - 1]) <= _QUOTE - 2:
+            first -= 1
+            held += 1 + len(sentences[first])
+        else:
+            break
+    shown = " ".join(sentences[first : last + 1])
+    if len(shown) > _QUOTE - 2:
+        return shown[: _QUOTE - 1] + "…"
+    return ("…" if first else "") + shown + ("…" if last + 1 < len(sentences) else "")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _footer(answer: "Answer", question: str) -> None:
+    wanted = f"{question} {answer.text}"
     for number, passage in enumerate(answer.routed.citations, 1):
-        text = " ".join(passage.text.split())
-        quote = text if len(text) <= _QUOTE else text[: _QUOTE - 1] + "…"
-        print(f"  [{number}] {passage.place}: \"{quote}\"", file=sys.stderr)
+        name = Path(passage.source).name
+        print(f"  [{number}] {passage.place} ({name}): \"{quote(passage.text, wanted)}\"", file=sys.stderr)
     if answer.finish_reason == "length":
         note("the answer was cut off at its limit")
     way = f", via {answer.via}" if answer.via else ""

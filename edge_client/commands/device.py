@@ -1,6 +1,5 @@
 """`edge join`, `edge status` and `edge models install`: what this device is and has."""
 
-import getpass
 import sys
 import time
 from pathlib import Path
@@ -49,16 +48,17 @@ def join(
 
 def _invitation(file: Path | None) -> str:
     from edge_client.errors import BadUse
+    from edge_client.passphrase import hidden
 
     if file is None:
         if not sys.stdin.isatty():
             raise BadUse("there is no terminal to ask for the invitation on", hint="use --invitation-file")
-        return getpass.getpass("Invitation: ").strip()
+        return hidden("Invitation: ").strip()
     try:
         with file.open("rb") as stream:
             return stream.read(64 << 10).decode("ascii", "replace").strip()
     except OSError as error:
-        raise BadUse(f"cannot read {file}: {error.strerror}") from None
+        raise BadUse(f"cannot read {file}: {error.strerror}", hint="--invitation-file names it") from None
 
 
 def status(as_json: Annotated[bool, JSON] = False) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,7 @@ def ingest(
             raise BadUse("nothing to ingest", hint="name files or folders")
         done: list[Outcome] = []
         failed: list[dict[str, str]] = []
+        skipped: Counter[str] = Counter()
 
         def fail(source: str, error: BadUse) -> None:
             note(f"{source}: {error}" + (f" ({error.hint})" if error.hint else ""))
@@ -49,7 +51,7 @@ def ingest(
                     for path in paths or [Path("-")]:
                         await _records(ingester, path, collection, tell, done.append, fail)
                 else:
-                    found = list(find_files(paths or []))
+                    found = list(find_files(paths or [], lambda path: skipped.update([path.suffix.lower()])))
                     for number, path in enumerate(found):
                         tell(path.name, number, len(found))
                         try:
@@ -57,7 +59,7 @@ def ingest(
                         except BadUse as error:
                             fail(str(path), error)
                     tell("done", len(found), len(found))
-        _report(done, failed, as_json)
+        _report(done, failed, skipped, as_json)
 
     run(work, as_json=as_json)
 
@@ -81,19 +83,22 @@ async def _records(
                 fail(f"{name} line {number}", error)
 
 
-def _report(done: "list[Outcome]", failed: list[dict[str, str]], as_json: bool) -> None:
+def _report(
+    done: "list[Outcome]", failed: list[dict[str, str]], skipped: Counter[str], as_json: bool
+) -> None:
     added = [outcome for outcome in done if outcome.state == "added"]
     counts = {
         "added": len(added), "unchanged": len(done) - len(added), "failed": len(failed),
-        "chunks": sum(outcome.chunks for outcome in added),
+        "chunks": sum(outcome.chunks for outcome in added), "skipped": skipped.total(),
     }
     if as_json:
         documents = [{"source": o.source, "state": o.state, "chunks": o.chunks} for o in done]
-        show({**counts, "documents": documents, "failures": failed})
+        show({**counts, "skipped_kinds": dict(skipped), "documents": documents, "failures": failed})
     else:
+        kinds = ", ".join(kind or "no ending" for kind in sorted(skipped))
         print(
             f"{counts['added']} added ({counts['chunks']} passages), {counts['unchanged']} unchanged, "
-            f"{counts['failed']} failed"
+            f"{counts['failed']} failed" + (f", {skipped.total()} skipped ({kinds})" if skipped else "")
         )
     if failed:
         raise Exit(3)
@@ -167,7 +172,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         stream = path.open("rb")
     except OSError as error:
-        raise BadUse(f"cannot read {path}: {error.strerror}") from None
+        hint = "with --jsonl the argument is a file, one JSON object a line; without one, standard input is read"
+        raise BadUse(f"cannot read {path}: {error.strerror}", hint=hint) from None
     with stream:
         yield stream
 

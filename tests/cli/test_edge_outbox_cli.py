@@ -99,7 +99,7 @@ def row(request_id: bytes, state: str = "waiting", question: str = "why does it 
 def test_empty_and_without_a_store(edge: Edge) -> None:
     assert edge("outbox", "--json").stdout == '{"outbox": []}\n'
     assert "the outbox is empty" in edge("outbox").stderr
-    assert edge("outbox", "retry", "ab").exit_code == 1
+    assert edge("outbox", "retry", "ab").exit_code == 8
 
 
 def test_list(edge: Edge) -> None:

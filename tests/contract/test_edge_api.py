@@ -13,7 +13,7 @@ from aiohttp import ClientResponse, ClientSession, web
 from edge_client.answering import Assistant
 from edge_client.api.guard import load_token
 from edge_client.api.server import Names, make_runner
-from edge_client.errors import BadUse, EngineFailed, ModelMissing
+from edge_client.errors import BadUse, EngineFailed, ModelMissing, ModelUnusable
 from tests.support.fake_engine import FakeChat, FakeRelay
 from transport import telemetry
 
@@ -190,6 +190,8 @@ async def test_an_error_before_the_first_word_is_a_status_and_later_an_event(api
     found = events(await streamed.text())
     assert found[-1]["error"]["code"] == "engine_failed", "no [DONE] after an error"
     api.chat.words, api.chat.error = [], ModelMissing("no model", hint="install it")
+    assert (await api.chat_with()).status == 503
+    api.chat.error = ModelUnusable("no model that loads")
     assert (await api.chat_with()).status == 503
 
 

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.answering import Answer, Assistant, Question, Routed
+from edge_client.answering import Answer, Assistant, Leaving, Question, Routed
+from edge_client.api.shapes import usage_object
 from edge_client.engine.base import Message, Text
-from edge_client.errors import EdgeError, EmptyPrompt, EngineFailed, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
-from edge_client.retrieval import Retrieval
+from edge_client.errors import (
+    EdgeError,
+    EmptyPrompt,
+    EngineFailed,
+    GaveUp,
+    KeptLocal,
+    NotJoined,
+    PromptTooLong,
+    ProviderFailed,
+)
+from edge_client.retrieval import Passage, Retrieval, local_context, relayed_context
+from edge_client.router.policy import CONFIDENT
 from store.documents import Chunk, Documents
 from store.search import Search
-from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay, sse
+from tests.support.fake_engine import FakeAnswer, FakeChat, FakeEmbedder, FakeRelay, sse
 from tests.support.stores import open_store
 from transport import telemetry
 
@@ -90,8 +101,50 @@ async def test_a_relayed_prompt_takes_only_what_may_travel(
     assert PRESSURE in body.decode(), "the control: context does travel"
     assert b"Wintermute" not in body, "local-only text left the machine"
     assert b"jane@example.com" not in body, "personal data from a document left the machine"
-    assert answer.routed.notes == ("2 passage(s) of your documents stay on this device",)
+    assert answer.routed.notes == (
+        "sent with it: 1 passage of your documents (Manual 0)", "2 passage(s) of your documents stay on this device"
+    )
     assert [passage.text for passage in answer.routed.citations] == [PRESSURE]
+
+
+async def test_what_leaves_is_told_before_it_does(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:
+    class Unreachable(FakeRelay):
+        async def request(self, method: str, route: str, body: bytes) -> FakeAnswer:
+            raise GaveUp("", 1, sent=False)
+
+    assistant = Assistant(chat=FakeChat(), retrieval=retrieval, relay=Unreachable(), tracing=tracing)
+    told: list[Leaving] = []
+    with pytest.raises(GaveUp):
+        await assistant.answer(ask("Explain the maximum working pressure of the pump"), Heard(), told.append)
+    assert [(what.decision.route, what.model) for what in told] == [("relay", None)]
+    assert told[0].notes[0] == "sent with it: 1 passage of your documents (Manual 0)"
+
+
+async def test_without_documents_none_is_looked_into(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:
+    relay = FakeRelay()
+    assistant = Assistant(chat=FakeChat(), retrieval=retrieval, relay=relay, tracing=tracing)
+    question = ask("the maximum working pressure of the pump is?", flag="relay", documents=False)
+    answer, _ = await answered(assistant, question)
+    assert (answer.routed.notes, answer.routed.citations) == ((), ())
+    assert PRESSURE not in relay.requests[0][2].decode()
+
+
+def test_only_close_passages_travel() -> None:
+    def passage(similarity: float) -> Passage:
+        return Passage("Manual", "m.md", 1, None, f"text {similarity}", "internal", similarity)
+
+    near, far = passage(CONFIDENT), passage(CONFIDENT - 0.01)
+    assert relayed_context([near, far]) == ([near], 0)
+    assert local_context([far]) == [far], "the control: it is related"
+
+
+async def test_tokens_that_nobody_counted_are_unknown(tracing: telemetry.Telemetry) -> None:
+    parts = [b'data: {"choices": [{"delta": {"content": "Yes."}, "finish_reason": "stop"}]}\n\n', b"data: [DONE]\n\n"]
+    assistant = Assistant(chat=FakeChat(), retrieval=None, relay=FakeRelay(parts), tracing=tracing)
+    answer, _ = await answered(assistant, ask("hello", flag="relay"))
+    assert (answer.prompt_tokens, answer.answer_tokens, usage_object(answer)) == (None, None, None)
+    span = next(span for span in tracing.finished(answer.routed.trace_id) if span.name == "edge.relay")
+    assert not [name for name in span.attributes if "tokens" in name]
 
 
 async def test_local_only_text_may_serve_a_local_answer(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:

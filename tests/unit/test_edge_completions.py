@@ -49,6 +49,7 @@ async def test_a_whole_answer_is_read_too() -> None:
     body = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "length"}], "usage": {"prompt_tokens": 3}}
     text, reader = await read([json.dumps(body).encode()], "application/json")
     assert (text, reader.finish_reason, reader.prompt_tokens) == ("Yes.", "length", 3)
+    assert reader.answer_tokens is None, "not counted is not zero"
 
 
 @pytest.mark.parametrize(("parts", "content_type"), [

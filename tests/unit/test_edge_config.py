@@ -12,6 +12,7 @@ from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.minilm import convert
 from edge_client.errors import BadUse, ModelMissing, ModelUnusable, NoPassphrase
 from edge_client.passphrase import passphrase
+from store.errors import StoreMissing
 from transport.messages import Padding
 
 
@@ -33,6 +34,16 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(BadUse, match=r"config\.toml"):
             Config.load({"CAUSEWAY_HOME": str(tmp_path)})
+    for text, hint in (
+        ("[relay]\nendpoint = 1\n", "[relay] may hold: model, endpoints, early_data, give_up_s, padding"),
+        ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads"),
+        ("[modle]\n", "its tables are [model], [embedder], [relay]"),
+        ("= broken", "its tables are [model], [embedder], [relay]"),
+    ):
+        file.write_text(text)
+        with pytest.raises(BadUse) as caught:
+            Config.load({"CAUSEWAY_HOME": str(tmp_path)})
+        assert caught.value.hint == hint
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(BadUse):
         Config.load({"CAUSEWAY_HOME": str(tmp_path)})
@@ -41,11 +52,22 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
 def test_a_passphrase_comes_from_file_then_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pass"
     file.write_text("from file\n")
+    file.chmod(0o600)
     both = {"CAUSEWAY_PASSPHRASE_FILE": str(file), "CAUSEWAY_PASSPHRASE": "from environment"}
     assert passphrase(new=True, environ=both).expose() == b"from file"
     assert capsys.readouterr().err == ""
+    file.chmod(0o640)
+    assert passphrase(new=True, environ=both).expose() == b"from file"
+    assert f"warning: others may read or write {file}" in capsys.readouterr().err
     assert passphrase(new=False, environ={"CAUSEWAY_PASSPHRASE": "env"}).expose() == b"env"
     assert "for tests" in capsys.readouterr().err
+
+
+def test_a_missing_passphrase_file_names_the_variable(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", tmp_path / "absent" / "below"):
+        with pytest.raises(StoreMissing, match=str(path)) as caught:
+            passphrase(new=False, environ={"CAUSEWAY_PASSPHRASE_FILE": str(path)})
+        assert "CAUSEWAY_PASSPHRASE_FILE" in (caught.value.hint or "")
 
 
 def test_a_new_passphrase_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,25 @@ def test_pdf_has_pages() -> None:
     assert "6 bar" in content.blocks[0].text
 
 
+def test_running_heads_and_feet_are_left_out_and_content_is_not() -> None:
+    texts = ["Prime the pump.", "Open the valve.", "Close the valve.", "Drain it."]
+    pages = [
+        f"Field Manual 7  Pumps\n\n{bar} bar\n\n{text}\n\nACME Works\n\nPage {number} of 9"
+        for number, (bar, text) in enumerate(zip((6, 10, 4, 9), texts, strict=True), start=3)
+    ]
+    blocks = parse("manual.pdf", pdf(*pages)).blocks
+    assert [(block.text, block.page) for block in blocks] == [
+        (found, number)
+        for number, (bar, text) in enumerate(zip((6, 10, 4, 9), texts, strict=True), start=1)
+        for found in (f"{bar} bar\n{text}",)
+    ]
+
+
+def test_pages_that_are_all_alike_are_kept() -> None:
+    blocks = parse("manual.pdf", pdf(*["The same form."] * 4)).blocks
+    assert [block.page for block in blocks] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(("name", "data", "says"), [
     ("a.docx", b"PK", "not supported"),
     ("a", b"text", "not supported"),
@@ -127,4 +146,7 @@ def test_folders_are_walked_in_order_and_hidden_files_left_out(tmp_path: Path) -
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
     assert found == ["a.txt", "b.md", "sub/c.PDF"]
+    skipped: list[Path] = []
+    assert len(list(find_files([tmp_path], skipped.append))) == 3
+    assert skipped == [tmp_path / "image.png"], "hidden files are not even counted"
     assert list(find_files([tmp_path / "image.png"])) == [tmp_path / "image.png"], "a named file is never ignored"
