@@ -4,9 +4,10 @@ Each group is imported when one of its commands runs, so that a hop never loads 
 """
 
 import importlib
+import json
 import os
 import sys
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -53,8 +54,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"relay {version('causeway')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     pass
 
 
@@ -63,20 +76,24 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        sys.exit(_print_error(error))
+        sys.exit(_print_error(error, as_json="--json" in sys.argv[1:]))
 
 
-def _print_error(error: Any) -> int:
+def _print_error(error: Any, *, as_json: bool = False) -> int:
+    """Words on stderr, with `as_json` an object on stdout as well. Returns the exit code."""
     while isinstance(error, ExceptionGroup) and error.exceptions:  # a task group's: the first one is the story
         error = error.exceptions[0]
     fault = getattr(error, "fault", None)
     if fault is None:
         if os.environ.get("CAUSEWAY_DEBUG"):
             raise error
-        typer.echo(f"relay: unexpected error: {type(error).__name__}", err=True)
-        typer.echo("hint: this is a defect; CAUSEWAY_DEBUG=1 shows where it happened", err=True)
-        return 1
-    typer.echo(f"relay: {error}", err=True)
-    if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        code, fault, message = "internal", "local", f"unexpected error: {type(error).__name__}"
+        hint = "this is a defect; CAUSEWAY_DEBUG=1 shows where it happened"
+    else:
+        code, message, hint = error.code, str(error), error.hint
+    typer.echo(f"relay: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"error": {"code": code, "fault": fault, "message": message, "hint": hint}}))
     return EXIT_CODES.get(fault, 1)

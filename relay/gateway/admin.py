@@ -12,6 +12,7 @@ from relay.gateway.trace import TraceStore
 from transport.errors import BadInput
 from transport.telemetry import as_object
 
+_NO_TRACE = "traces are kept for 7 days; of answers given on the device itself the gateway never hears"
 _TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -62,7 +63,7 @@ class Admin:
             raise BadInput("this is not a trace id", hint="a trace id is 32 hexadecimal digits; answers print it")
         spans = await self._traces.find(trace_id)
         if not spans:
-            raise NotFound("the gateway knows no such trace", hint="traces are kept for 7 days")
+            raise NotFound("the gateway knows no such trace", hint=_NO_TRACE)
         return {"trace_id": trace_id, "spans": [as_object(span) for span in spans]}
 
 

@@ -126,7 +126,7 @@ def trace(
     start = min(span["start_ms"] for span in answer["spans"])
     _table(["span", "where", "at ms", "ms", "bytes in", "bytes out", "note"], [
         [
-            f"{span['role']:<{_ROLE_WIDTH}}{span['name']}", _where(span), f"{span['start_ms'] - start:.1f}",
+            f"{span['role']:<{_ROLE_WIDTH}}{_name(span)}", _where(span), f"{span['start_ms'] - start:.1f}",
             f"{span['end_ms'] - span['start_ms']:.1f}", _number(span, "causeway.bytes.in"),
             _number(span, "causeway.bytes.out"), str(span["attributes"].get("error.type", "")),
         ]
@@ -204,18 +204,25 @@ def _passphrase(
     file: Path | None, prompt: str, *, confirm: bool = False, credential: str = "gateway-passphrase"
 ) -> "Passphrase":
     """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked."""
+    from relay.asking import passphrase_from_file, passphrase_from_terminal
     from relay.gateway.errors import ConfigError
     from store.keys import Passphrase
 
     if file is not None:
-        return Passphrase.from_file(file)
+        return passphrase_from_file(file, f"--{credential.removeprefix('gateway-')}-file")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if folder and (Path(folder) / credential).is_file():
         return Passphrase.from_file(Path(folder) / credential)
     if not sys.stdin.isatty():
         raise ConfigError("a passphrase is needed and there is no terminal to ask on",
                           hint="give it by --passphrase-file or as a systemd credential")
-    return Passphrase(typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True))
+    return passphrase_from_terminal(prompt, confirm=confirm)
+
+
+def _name(span: dict[str, Any]) -> str:
+    """With the route that an edge decided on: `edge.ask (relay)`."""
+    route = span["attributes"].get("causeway.route")
+    return f"{span['name']} ({route})" if route else str(span["name"])
 
 
 def _where(span: dict[str, Any]) -> str:

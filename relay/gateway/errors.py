@@ -5,7 +5,7 @@
      +-- SetupRefused       fault user      init would overwrite something, or was asked for something it may not do
      +-- NotReady           fault user      a command needs a gateway folder or a running gateway that is not there
      +-- NotFound           fault user      what was asked for is not on record
-     +-- Busy               fault local     another process holds the gateway's state
+     +-- Busy               fault store     another process holds the gateway's state
      +-- EnrolmentRefused   fault identity  an invitation or registration does not allow this; the reason stays here
      +-- AuthorityExpired   fault identity  the online intermediate certificate has run out
      +-- AuditUnavailable   fault local     the audit record could not be written, so nothing may happen
@@ -52,6 +52,7 @@ class NotFound(GatewayError):
 
 class Busy(GatewayError):
     code = "busy"
+    fault = "store"
     retryable = True
 
 

@@ -102,11 +102,12 @@ def _report(line: str) -> None:
 
 
 def _invitation(path: Path | None) -> "Invitation":
+    from relay.asking import hidden
     from transport.identity.join import LINE_MAX, Invitation
 
     if path is None:
         _need_terminal("an invitation", "--invitation-file FILE")
-        return Invitation.parse(typer.prompt("invitation", hide_input=True, err=True))
+        return Invitation.parse(hidden("Invitation"))
     try:
         with path.open("rb") as file:
             line = file.read(2 * LINE_MAX)
@@ -124,15 +125,16 @@ def _hinted(hints: tuple[str, ...]) -> str:
 
 
 def _passphrase(path: Path | None, *, confirm: bool) -> "Passphrase":
+    from relay.asking import passphrase_from_file, passphrase_from_terminal
     from store.keys import Passphrase
 
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if path is None and credentials and (Path(credentials) / "hop-passphrase").exists():
-        path = Path(credentials) / "hop-passphrase"
     if path is not None:
-        return Passphrase.from_file(path)
+        return passphrase_from_file(path, "--passphrase-file")
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (Path(credentials) / "hop-passphrase").exists():
+        return Passphrase.from_file(Path(credentials) / "hop-passphrase")
     _need_terminal("the passphrase", "--passphrase-file FILE")
-    return Passphrase(typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+    return passphrase_from_terminal("Passphrase", confirm=confirm)
 
 
 def _need_terminal(what: str, option: str) -> None:

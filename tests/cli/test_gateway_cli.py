@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.gateway.cli import _name
 from tests.support.mock_provider import KEY
 
 LIMIT = 60
@@ -30,6 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "pass").write_text("gateway pass\n")
     (folder / "rootpass").write_text("root pass\n")
+    for name in ("pass", "rootpass"):
+        (folder / name).chmod(0o600)
     done = relay(
         "init", folder / "gw", "--trust-domain", "field.example",
         "--passphrase-file", folder / "pass", "--root-passphrase-file", folder / "rootpass",
@@ -142,6 +145,26 @@ def test_bad_input_is_one_line_a_hint_and_an_exit_code(folder: Path, arguments: 
     assert done.stdout == ""
     assert done.stderr.startswith("relay: ")
     assert "Traceback" not in done.stderr
+    machine = relay(*arguments, *config(folder), "--passphrase-file", folder / "pass", "--json")
+    error = json.loads(machine.stdout)["error"]
+    assert machine.returncode == code and error["message"] in machine.stderr and error["fault"] == "user"
+    assert arguments != ["trace", "a" * 32] or "given on the device" in error["hint"]
+
+
+def test_a_passphrase_file_that_others_can_read_is_used_and_warned_about(folder: Path) -> None:
+    (folder / "pass").chmod(0o644)
+    done = relay("devices", *config(folder), "--passphrase-file", folder / "pass", "--json")
+    assert json.loads(done.stdout) == {"devices": []}
+    assert done.stderr == f"relay: warning: others may read or write {folder / 'pass'}; chmod 600 it\n"
+
+
+def test_a_missing_passphrase_file_names_its_option(folder: Path) -> None:
+    done = relay("devices", *config(folder), "--passphrase-file", folder / "absent")
+    assert done.returncode == 8 and str(folder / "absent") in done.stderr
+    assert "hint: --passphrase-file names it" in done.stderr
+    root = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+                 "--root-passphrase-file", folder / "absent")
+    assert root.returncode == 8 and "hint: --root-passphrase-file names it" in root.stderr
 
 
 def test_wrong_passphrase_and_missing_gateway(folder: Path) -> None:
@@ -172,7 +195,7 @@ def test_serve_says_where_and_commands_ask_it_without_a_passphrase(
     assert "--allow-gateway" in refused.stderr
     assert json.loads(relay("devices", *config(folder), "--json").stdout) == {"devices": []}
     second = relay("serve", *config(folder), "--passphrase-file", folder / "pass")
-    assert second.returncode == 1
+    assert second.returncode == 8
     assert "another process" in second.stderr
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(LIMIT) == 0
@@ -207,3 +230,8 @@ def test_renew_ca(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not_after" in json.loads(done.stdout)
     assert (folder / "gw" / "intermediate.sealed").read_bytes() != before
+
+
+def test_a_span_is_shown_with_its_route() -> None:
+    assert _name({"name": "edge.ask", "attributes": {"causeway.route": "relay"}}) == "edge.ask (relay)"
+    assert _name({"name": "tunnel", "attributes": {}}) == "tunnel"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ async def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
 def files(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "pass").write_text("correct horse\n")
     (tmp_path / "wrong").write_text("battery staple\n")
+    for name in ("pass", "wrong"):
+        (tmp_path / name).chmod(0o600)
     return {"home": str(tmp_path / "hop"), "pass": str(tmp_path / "pass"), "wrong": str(tmp_path / "wrong"),
             "invitation": str(tmp_path / "invitation"), "dir": tmp_path}
 
@@ -118,6 +121,16 @@ async def test_gateways_that_are_down_or_false(files: dict[str, Any]) -> None:
         assert false.requests == []
     code, _, err = await run(*arguments)
     assert code == 5 and "cannot reach the gateway" in err and "hint: " in err
+
+
+async def test_errors_are_objects_for_machines_and_the_version_is_told(files: dict[str, Any]) -> None:
+    code, out, err = await run("join", "--invitation-file", "/nowhere", "--home", files["home"], "--json")
+    assert code == 3 and json.loads(out)["error"]["code"] == "hop_misuse" and err.startswith("relay: ")
+    process = await asyncio.create_subprocess_exec(
+        *RELAY, "--version", cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+    )
+    shown, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, shown.decode()) == (0, f"relay {version('causeway')}\n")
 
 
 async def test_a_folder_is_no_passphrase_file(files: dict[str, Any]) -> None:
