@@ -103,7 +103,7 @@ def invite(
 def devices(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
-    """List who has joined."""
+    """List who has joined. A lost device is replaced by a new invitation for its name; revoking is yet to come."""
     answer = _ask(config, passphrase_file, "devices", {})
     if as_json:
         typer.echo(json.dumps(answer))
