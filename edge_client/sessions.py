@@ -24,6 +24,7 @@ from transport.tickets import Ticket, Wallet
 
 _EPOCH: Final = "journal-epoch"
 _ACKS_REPEATED: Final = 16  # the latest, with each new session; about 30 bytes each
+LINGER_S: Final = 10.0  # for the padding behind the last answer, which hides how long it was
 _RENEWAL_PAUSE_S: Final = 60.0  # between attempts at renewal while the old SVID is still good
 
 Dial = Callable[[Endpoint], Awaitable[Link]]
@@ -126,6 +127,7 @@ class Sessions:
         async with self._lock:
             session, self.current = self.current, None
         if session is not None:
+            await session.linger(LINGER_S)
             await session.close()
         if self._closing:
             await asyncio.wait(self._closing)

@@ -31,7 +31,7 @@ from transport.identity.join import Invitation
 from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
 from transport.mux import EdgeMux
 from transport.noise import Ephemerals
-from transport.pacing import Veil
+from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256
 from transport.records import pack, pad
 from transport.stream import Progress
@@ -118,6 +118,13 @@ class EdgeConnection(Connection):
         for message in self._veil.drain():
             self._streams.send(message)
         super().close(code, now)
+
+    def tail_seconds(self, now: float) -> float:
+        """How long nothing must come, from now on, until the tail of a streamed answer counts as over; 0 if it does.
+
+        Closing before that shows the answer's length to one cell (mode `bucket`).
+        """
+        return max(0.0, self._heard + QUIET_S - now) if self._veil.drawn else 0.0
 
     def _lift_veil(self, now: float) -> None:
         for message in self._veil.release(now, self._heard):

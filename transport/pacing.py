@@ -15,8 +15,8 @@ on average over the ticks that had any (rounded, at least one), until the number
 32, 48, 64, 96, ...; the edge's application has had the end by then. What an edge says because an answer is over (`ack`,
 `spans`) would tell where the tail begins: once a streamed answer has begun it waits until nothing has come for 500 ms,
 or for the next whole minute of the edge's clock. A session that ends before the tail does loses it, and with it the
-rung: the length of its last answer then shows to one cell. An answer that goes on over another session is counted from
-0 there.
+rung: the length of its last answer then shows to one cell (`EdgeSession.linger` waits for it). An answer that goes on
+over another session is counted from 0 there.
 
 **constant.** At every tick from the beginning of the session to its end each side sends one cell of 512 bytes of
 plaintext, whatever waits, and nothing else. The edge's cell with `pace` comes first: behind record 0, or at once behind

@@ -15,7 +15,7 @@ from transport.edge_session import EdgeSession
 from transport.errors import LinkLost
 from transport.initiator import SvidLogin
 from transport.messages import Padding, Welcome
-from transport.pacing import CONSTANT_CELL, TICK_S
+from transport.pacing import BUCKET_CELL, CONSTANT_CELL, TICK_S
 from transport.primitives import sha256
 from transport.serving import GatewaySession, Incoming, Responder
 from transport.tickets import TicketStore
@@ -69,6 +69,32 @@ async def session(
 async def test_answers_arrive_in_every_mode(padding: Padding) -> None:
     async with asyncio.timeout(20), session(padding, memory_links()) as (edge, _):
         answer = await edge.request(b"r" * 16, header(b"x"), b"x").started()
+        assert b"".join([chunk async for chunk in answer]) == b"".join(WORDS)
+
+
+async def test_H9_who_lingers_before_closing_leaves_a_whole_rung() -> None:
+    """The prompt's process may end at once with its answer; its session ends when the ladder is reached."""
+    ours, theirs = memory_links(record=True)
+    async with asyncio.timeout(20), session(Padding.BUCKET, (ours, theirs)) as (edge, _):
+        mark = len(theirs.sent)
+
+        def cells() -> int:
+            return record_sizes(bytes(theirs.sent[mark:])).count(2 + BUCKET_CELL + 16)
+
+        answer = await edge.request(b"r" * 16, header(b"x"), b"x").started()
+        _ = [chunk async for chunk in answer]
+        at_end = cells()
+        await edge.linger(10)
+        assert at_end < 16 == cells()
+
+
+async def test_lingering_is_bounded_and_needless_without_an_answer() -> None:
+    async with asyncio.timeout(20), session(Padding.BUCKET, memory_links()) as (edge, _):
+        await edge.linger(60)  # at once
+        answer = await edge.request(b"r" * 16, header(b"x"), b"x").started()
+        begun = asyncio.get_running_loop().time()
+        await edge.linger(0.05)
+        assert asyncio.get_running_loop().time() - begun < 1
         assert b"".join([chunk async for chunk in answer]) == b"".join(WORDS)
 
 
