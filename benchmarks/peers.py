@@ -1,8 +1,8 @@
-"""What Causeway is compared with: TLS 1.3 of the standard library, and `noiseprotocol`.
+"""What Causeway is compared with: TLS 1.3 of the standard library, and `noiseprotocol`. And what it is attacked with.
 
-`noiseprotocol` is no dependency of the project: it lives in `.venv-peers` (benchmarks/peers.lock, hashes, no index),
-installed when first needed, and uses the `cryptography` of the project's own environment, so that both call the same
-primitives.
+`noiseprotocol` and scikit-learn are no dependencies of the project: they live in `.venv-peers` (benchmarks/peers.lock,
+hashes, no index), installed when first needed, and use the `cryptography` and the `numpy` of the project's own
+environment, so that all call the same primitives.
 """
 
 import contextlib
@@ -76,6 +76,20 @@ def noiseprotocol() -> tuple[Any, str]:
     except (OSError, subprocess.SubprocessError, ImportError) as error:
         return None, f"{name} (not measured: {type(error).__name__} while installing benchmarks/peers.lock)"
     return connection, name
+
+
+def scikit_learn() -> str:
+    """Makes `sklearn` importable and returns its version. Raises RuntimeError that says why it cannot."""
+    try:
+        _install()
+        if str(FOLDER) not in sys.path:
+            sys.path.append(str(FOLDER))
+        import sklearn  # type: ignore[import-not-found]
+    except (OSError, subprocess.SubprocessError, ImportError) as error:
+        raise RuntimeError(
+            f"scikit-learn of benchmarks/peers.lock cannot be installed ({type(error).__name__})"
+        ) from error
+    return str(sklearn.__version__)
 
 
 def _install() -> None:
