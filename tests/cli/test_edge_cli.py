@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -296,6 +297,13 @@ def test_the_unexpected_is_a_line_not_a_traceback(edge: Edge, monkeypatch: pytes
     done = edge("ask", "hello")
     assert done.code == 1 and "unexpected" in done.err and "SECRETTEXT" not in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_port_that_is_taken_is_the_links_fault(edge: Edge) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = edge("serve", "--no-store", "--port", port)
+    assert done.code == 5 and f"cannot listen on port {port}" in done.err and "hint: another --port" in done.err
 
 
 def test_a_corrupt_store_is_named(edge: Edge, manual: Path, home: Path) -> None:
