@@ -9,7 +9,9 @@ import pytest
 
 from edge_client.errors import BadUse, GaveUp, Interrupted, ProviderFailed, RequestExpired
 from edge_client.gateway_client import REQUEST_LIFETIME_S
+from edge_client.identity import DeviceIdentity
 from edge_client.outbox import CANCELLED
+from store.database import Connection
 from tests.support.edge_lab import Edge, edge_lab, read, until
 from tests.support.fake_gateway import Call, say_hello
 from transport.errors import PeerRefused
@@ -509,3 +511,24 @@ async def test_models_of_last_time_serve_while_there_is_no_link(edge: Edge) -> N
     await edge.gateway.cut()
     assert await edge.client.models() == ["a"]
     assert await edge.outbox.unsettled() == []
+
+
+async def test_H3_no_ticket_is_ever_in_the_store(tmp_path: Path) -> None:
+    """The disk of an edge, opened with its key, holds no ticket: early data that was recorded stays closed."""
+    async with edge_lab(tmp_path) as edge:
+        await edge.join()
+        assert await edge.ask() == b"hello"
+        session = edge.client._sessions.current
+        assert session is not None and session.tickets
+        secrets = [secret for ticket in session.tickets for secret in (ticket.id, ticket.psk.expose())]
+
+        def everything(connection: Connection) -> bytes:
+            names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            rows = [row for name in names for row in connection.execute(f"SELECT * FROM \"{name}\"")]
+            return b"\0".join(value for row in rows for value in row if isinstance(value, bytes))
+
+        stored = await edge.settings._database.run(everything, read_only=True)
+        identity = await DeviceIdentity.load(edge.settings)
+        assert identity is not None
+        assert identity.device_key.to_pkcs8().expose() in stored, "the search could not find"
+        assert not [secret for secret in secrets if secret in stored]

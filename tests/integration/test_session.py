@@ -198,7 +198,7 @@ async def test_lost_link_ends_answers_and_requests_on_both_sides() -> None:
             edge.request(b"2" * 16, header(b"x"), b"x")
 
 
-async def test_orderly_close_by_the_gateway_is_not_the_end_of_an_answer() -> None:
+async def test_M8_orderly_close_by_the_gateway_is_not_the_end_of_an_answer() -> None:
     async def begin(incoming: Incoming) -> None:
         incoming.begin(200, "text/plain", streamed=True)
         await incoming.write(b"half")

@@ -288,7 +288,7 @@ def test_handshake_deadline_is_per_step() -> None:
         pair.edge.handle_time(pair.now + 10)
 
 
-def test_end_of_file_without_close_is_a_lost_link() -> None:
+def test_M8_end_of_file_without_close_is_a_lost_link() -> None:
     pair = make_pair()
     pair.pump()
     with pytest.raises(LinkLost):
@@ -572,3 +572,28 @@ def test_gateway_answers_nothing_before_admission() -> None:
     pair.gateway.refuse(pair.now)
     with pytest.raises(PeerRefused):
         pair.pump()
+
+
+@pytest.mark.parametrize("form", ["compressed", "hybrid", "infinity", "off the curve", "short"])
+def test_M1_one_form_of_a_point_and_no_other(form: str) -> None:
+    """Frame 1 with another encoding of its ephemeral key, or none on the curve, is refused before any work for it."""
+    pair = make_pair()
+    first = pair.edge.data_to_send(pair.now)
+    point = first[3:68]
+    bent = {
+        "compressed": bytes([2 + point[64] % 2]) + point[1:33] + bytes(32),
+        "hybrid": bytes([6 + point[64] % 2]) + point[1:],
+        "infinity": bytes(65),
+        "off the curve": point[:-1] + bytes([point[-1] ^ 1]),
+        "short": b"\x04" + bytes(64),
+    }[form]
+    with pytest.raises(ProtocolViolation):
+        pair.gateway.receive_data(first[:3] + bent + first[68:], pair.now)
+    assert pair.gateway.data_to_send(pair.now) == b""
+
+
+def test_M12_both_ends_and_a_hop_name_a_link_alike() -> None:
+    pair = make_pair()
+    pair.pump()
+    seen = sha256(b"causeway link", pair.to_gateway[0][:64])[:8].hex()
+    assert pair.edge.link_id == pair.gateway.link_id == seen

@@ -90,7 +90,7 @@ def test_record_length_is_checked_before_anything_is_buffered_for_it(length: int
         opener.next_record()
 
 
-def test_length_bytes_are_authenticated() -> None:
+def test_M7_length_bytes_are_authenticated() -> None:
     sealer, opener = both()
     wire = bytearray(sealer.seal_record(b"\0" * 40))
     wire[1] -= 1

@@ -219,7 +219,7 @@ def test_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None
     assert wallet.take(end + 1) is None
 
 
-def test_tickets_of_another_gateway_process_are_unknown() -> None:
+def test_H5_tickets_of_another_gateway_process_are_unknown() -> None:
     world = World()
     ticket = world.first().edge.tickets[0]
     world.store = TicketStore()

@@ -116,7 +116,7 @@ def test_certificates_that_are_never_valid_together() -> None:
     assert rule(ca.issue().chain, ca.bundle()) == "validity"
 
 
-def test_a_removed_root_refuses_though_the_path_is_cached() -> None:
+def test_H2_a_removed_root_refuses_though_the_path_is_cached() -> None:
     verifier, new = SvidVerifier(), Ca(now=NOW, name="new root")
     svid = CA.issue()
     both = CA.bundle(sequence=1, also=[new.root_der])
