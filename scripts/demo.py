@@ -42,6 +42,8 @@ LOCAL_QUESTION = "What is the maximum working pressure of the P-101 pump?"
 HARD_PART = "explain in two sentences why boiling makes water safe to drink."
 RELAYED_QUESTION = "For the report of station {name}: " + HARD_PART
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 # What each step took on a 2-core machine, in seconds.
 STEPS = {
     "starting the provider": 4.0,
@@ -419,6 +421,9 @@ def picture(console: Console) -> str:
 
 
 def interrupted(number: int, frame: object) -> None:
+    """The first signal ends the run; further ones must not cut short the ending of what was started."""
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -444,7 +449,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, interrupted)
     console = Console(stderr=arguments.json, record=arguments.svg is not None, width=112 if arguments.svg else None)
     began = time.monotonic()

@@ -36,6 +36,8 @@ SLOW = "llama-cpp-python"
 MEASURED = (SLOW, "packages")  # steps that report how far they are; of the others only the usual time is known
 INPUTS = ("requirements.lock", "requirements-models.lock", "pyproject.toml", "scripts/setup.py")
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 # What the compiler run and venv need, as the command to look for and the Debian package that brings it.
 TOOLS = {"g++": "build-essential", "cc": "build-essential"}
 FOR_TESTS = {"spin": "spin"}  # scripts/model and the ci tier alone; everything else works without
@@ -424,13 +426,17 @@ def set_up() -> None:
 
 
 def interrupted(number: int, frame: object) -> None:
+    """The first signal ends the run; further ones must not cut short the ending of pip and its compilers."""
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> int:
     if is_current():
         return 0
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in ENDINGS:
+        signal.signal(number, interrupted)
     folder = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -310,7 +310,8 @@ async def test_slow_handshakes_end(made: Path, tmp_path: Path, limits: dict[str,
 
 
 async def test_one_source_has_a_share_of_the_places(made: Path, tmp_path: Path) -> None:
-    async with running(made, tmp_path / "g", tls=False, strangers=8, per_source=2) as lab:
+    patient = {"idle_s": 100.0, "life_s": 100.0}  # so that nothing else ends a connection
+    async with running(made, tmp_path / "g", tls=False, strangers=8, per_source=2, **patient) as lab:
         held = [await lab.dial() for _ in range(2)]
         while lab.gate.places.taken < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
