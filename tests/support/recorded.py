@@ -16,6 +16,8 @@ from transport.primitives import Secret, SigningKey, sha256
 from transport.responder import GatewayConnection
 from transport.tickets import TicketStore
 
+REQUEST_IDS = b"\x01" * 16, b"\x02" * 16  # of the first session and of the resumed one
+LIFETIME_S = 86_400
 ANSWER = b"the maximum pressure of the P-101 is 6 bar"
 
 
@@ -96,7 +98,7 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
         chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), recorded.for_gateway(), now,
         store,
     )
-    first, got = _carry(edge, gateway, keys, body, now)
+    first, got = _carry(edge, gateway, keys, REQUEST_IDS[0], body, now)
     assert got == ANSWER
     tickets = edge.tickets
     resumed_edge, resumed_gateway = recorded.for_resumption()
@@ -105,22 +107,23 @@ def run_session(vector: dict[str, Any], body: bytes) -> dict[str, Any]:
         GatewayConnection(
             chains["gateway"], now + 600, bundle.roots[0], verifier(bundle, "edge"), resumed_gateway, now, store
         ),
-        keys, body, now,
+        keys, REQUEST_IDS[1], body, now,
     )
     assert got == ANSWER
     return {
-        "request_id": (b"\x01" * 16).hex(),
-        "request_header": header(body).hex(),
+        "epoch": EPOCH.hex(),
+        "request_id": REQUEST_IDS[0].hex(),
+        "request_header": header(body, expires_at=int(now) + LIFETIME_S).hex(),
         "request_body": body.hex(),
         "answer": ANSWER.hex(),
         **first,
-        "tickets": [{"id": ticket.id.hex(), "psk": ticket.psk.expose().hex()} for ticket in tickets],
-        "resumed": again,
+        "resumed": {"request_id": REQUEST_IDS[1].hex(), **again},
     }
 
 
 def _carry(
-    edge: EdgeConnection, gateway: GatewayConnection, keys: dict[str, SigningKey], body: bytes, now: float
+    edge: EdgeConnection, gateway: GatewayConnection, keys: dict[str, SigningKey], request_id: bytes, body: bytes,
+    now: float,
 ) -> tuple[dict[str, Any], bytes]:
     """One request and its answer: (what crossed the wire and came of it, the answer)."""
     flights: list[dict[str, str]] = []
@@ -142,7 +145,7 @@ def _carry(
                 elif isinstance(event, AnswerBytes):
                     got += event.data
 
-    edge.request(b"\x01" * 16, header(body), body)
+    edge.request(request_id, header(body, expires_at=int(now) + LIFETIME_S), body)
     while True:
         settle()
         moved = False
@@ -154,4 +157,7 @@ def _carry(
             settle()
         if not moved:
             break
-    return {"flights": flights, "session_hash": edge.session_hash.hex(), "link_id": edge.link_id}, got
+    tickets = [{"id": ticket.id.hex(), "psk": ticket.psk.expose().hex()} for ticket in edge.tickets]
+    return {
+        "flights": flights, "session_hash": edge.session_hash.hex(), "link_id": edge.link_id, "tickets": tickets,
+    }, got
