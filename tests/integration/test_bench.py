@@ -1,4 +1,4 @@
-"""`scripts/bench session`, smallest size: it runs, and every row says something. Its numbers are not judged here."""
+"""Benchmarks in their smallest size: they run, and every row says something. Speeds are not judged here, losses are."""
 
 import json
 import math
@@ -32,6 +32,32 @@ def test_every_row_of_the_session_benchmark_has_its_numbers() -> None:
                  "idle session"):
         assert part in names
     assert next(row for row in rows if "without early data" in row["what"])["ours"] == 184
+
+
+def test_a_small_campaign_of_faults_loses_and_doubles_nothing() -> None:
+    done = subprocess.run(
+        [BENCH, "faults", "--runs", "120", "--seed", "7", "--json"], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=200,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert result["runs"] == 120 == result["delivered"] + result["interrupted"]
+    assert (result["lost"], result["failed"], result["accepted_per_id_max"]) == (0, 0, 1)
+    assert result["identical"] == result["delivered"] > 100
+    assert result["interrupted_without_a_kill"] == 0
+
+
+def test_traffic_analysis_learns_nothing_from_sizes_in_bucket_nor_at_all_in_constant() -> None:
+    done = subprocess.run(
+        [BENCH, "whisper", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    hidden = ("topic from sizes, bucket", "length within a rung from sizes, bucket")  # the rung itself is published
+    judged = [row for what, row in rows.items() if what in hidden or (row["unit"] == "AUC" and "constant" in what)]
+    assert len(judged) == 10
+    assert all(row["ours"] < 0.65 for row in judged), judged  # chance is 0.5; a smoke run has few answers
+    assert any(row["peer"] > 0.9 for row in judged), "the attack itself no longer works"
 
 
 def test_a_name_that_is_not_there_is_an_error_with_the_names_that_are() -> None:
