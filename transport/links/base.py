@@ -18,7 +18,9 @@ UNIX_PATH_MAX: Final = 107  # bytes, sockaddr_un on Linux
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _URL = re.compile(r"//(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?(?P<path>/[\x21-\x7e]*)?")
-_FORMS: Final = "an endpoint is tcp:HOST:PORT, unix:PATH or wss://HOST:PORT"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}", re.ASCII)
+_SIM = re.compile(r"(?P<weather>[a-z0-9][a-z0-9-]{0,31}(\?[\x21-\x3f\x41-\x7e]{0,255})?)@(?P<inner>.+)", re.ASCII)
+_FORMS: Final = "an endpoint is tcp:HOST:PORT, unix:PATH, wss://HOST:PORT, ble: or ble:NAME, or sim:PROFILE@ENDPOINT"
 
 
 class Link(Protocol):
@@ -53,16 +55,20 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to connect or listen. `address` is HOST:PORT, a path, or what follows `wss:`."""
+    """Where to connect or listen. `address` is HOST:PORT, a path, a Bluetooth name or address ("" for any hop), what
+    follows `wss:`, or for `sim` a profile of weather (`transport.links.simulated`) and the endpoint that it lies over.
+    """
 
     scheme: str
     address: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH` or `wss://HOST[:PORT][/PATH]`. BadInput."""
+        """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH`, `wss://HOST[:PORT][/PATH]`, `ble:[NAME]` or
+        `sim:PROFILE[?NAME=VALUE&...]@ENDPOINT`. BadInput.
+        """
         scheme, colon, address = text.strip().partition(":")
-        valid = {"tcp": _is_host_port, "unix": _is_path, "wss": _is_url}.get(scheme)
+        valid = {"tcp": _is_host_port, "unix": _is_path, "wss": _is_url, "ble": _is_ble, "sim": _is_sim}.get(scheme)
         if not colon or valid is None:
             raise BadInput("this is not an endpoint", hint=_FORMS)
         if not valid(address):
@@ -73,20 +79,42 @@ class Endpoint:
         return f"{self.scheme}:{self.address}"
 
     def host_port(self) -> tuple[str, int]:
-        """Host without brackets, and port (443 if a URL names none). Raises BadInput for unix endpoints."""
-        if self.scheme == "unix":
-            raise BadInput("a unix endpoint has no port")
+        """Host without brackets, and port (443 if a URL names none). Raises BadInput for other endpoints."""
+        if self.scheme not in ("tcp", "wss"):
+            raise BadInput(f"a {self.scheme} endpoint has no port")
         if self.scheme == "wss" and (match := _URL.fullmatch(self.address)):
             return match["host"].strip("[]"), int(match["port"] or 443)
         host, _, port = self.address.rpartition(":")
         return host.strip("[]"), int(port)
 
 
-async def connect(endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> Link:
-    """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities). Raises LinkLost.
+class Radio(Protocol):
+    """A Bluetooth radio of this process, opened by `transport.links.radio.open_radio`."""
 
-    What may happen to the bytes is the handshake's concern: no link is trusted, with TLS or without.
+    async def connect(self, name: str, *, timeout_s: float) -> Link:
+        """To the best hop in reach, or to the one of that name or address. Raises LinkLost."""
+
+    async def listen(self, on_link: "Callable[[Link], Awaitable[None]]", *, name: str) -> "Listener":
+        """As a peripheral that edges find. Raises LinkLost, BadInput if this radio cannot be one."""
+
+    async def close(self) -> None: ...
+
+
+async def connect(
+    endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None, radio: Radio | None = None
+) -> Link:
+    """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities), `radio` for ble.
+
+    Raises LinkLost. What may happen to the bytes is the handshake's concern: no link is trusted, with TLS or without.
     """
+    if endpoint.scheme == "sim":
+        from transport.links.simulated import connect_simulated
+
+        return await connect_simulated(endpoint, timeout_s=timeout_s, tls=tls, radio=radio)
+    if endpoint.scheme == "ble":
+        if radio is None:
+            raise BadInput("no Bluetooth radio is open", hint="open one, see transport.links.radio")
+        return await radio.connect(endpoint.address, timeout_s=timeout_s)
     if endpoint.scheme == "wss":
         from transport.links.websocket import connect_websocket  # the HTTP client takes 170 ms to import
 
@@ -96,13 +124,19 @@ async def connect(endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLCo
     return await connect_stream(endpoint, timeout_s=timeout_s)
 
 
-async def listen(endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]]) -> Listener:
-    """Accepts links on a tcp or unix endpoint; each runs `on_link` in a task of its own and is closed after it.
+async def listen(
+    endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]], *, radio: Radio | None = None
+) -> Listener:
+    """Accepts links on a tcp, unix or ble endpoint; each runs `on_link` in a task of its own and is closed after it.
 
-    Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept).
+    Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept) and for sim.
     """
-    if endpoint.scheme == "wss":
-        raise BadInput("cannot listen on a wss endpoint", hint="listen on tcp:HOST:PORT or unix:PATH")
+    if endpoint.scheme in ("wss", "sim"):
+        raise BadInput(f"cannot listen on a {endpoint.scheme} endpoint", hint="listen on tcp:HOST:PORT or unix:PATH")
+    if endpoint.scheme == "ble":
+        if radio is None:
+            raise BadInput("no Bluetooth radio is open", hint="open one, see transport.links.radio")
+        return await radio.listen(on_link, name=endpoint.address)
     from transport.links.tcp import listen_stream
 
     return await listen_stream(endpoint, on_link)
@@ -115,6 +149,21 @@ def _is_host_port(address: str) -> bool:
 
 def _is_port(port: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", port, re.ASCII) is not None and int(port) <= 65535
+
+
+def _is_ble(address: str) -> bool:
+    return not address or _NAME.fullmatch(address) is not None
+
+
+def _is_sim(address: str) -> bool:
+    match = _SIM.fullmatch(address)
+    if match is None or match["inner"].startswith("sim:"):
+        return False
+    try:
+        Endpoint.parse(match["inner"])
+    except BadInput:
+        return False
+    return True
 
 
 def _is_path(address: str) -> bool:
