@@ -97,13 +97,15 @@ class Database:
         Raises what `work` raises; errors of the database as StoreBusy (after 5 s), StoreConflict (a constraint),
         StoreCorrupt, DiskFull, StoreUnwritable; StoreMisuse after `close`.
         """
-        return await asyncio.wrap_future(self._submit(work, read_only))
+        return await self._accepted(
+            lambda: asyncio.get_running_loop().run_in_executor(self._executor, self._transaction, work, read_only)
+        )
 
     def run_sync(self, work: Callable[[Connection], T], *, read_only: bool = False) -> T:
         """The same for plain threads. Blocks."""
         if threading.get_ident() == self._owner:
             raise StoreMisuse("work must not start other work and wait for it")
-        return self._submit(work, read_only).result()
+        return self._accepted(lambda: self._executor.submit(self._transaction, work, read_only)).result()
 
     def close(self) -> None:
         """Waits for work begun, folds the log into the database and closes it. Idempotent."""
@@ -119,11 +121,11 @@ class Database:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _submit(self, work: Callable[[Connection], T], read_only: bool) -> "concurrent.futures.Future[T]":
+    def _accepted(self, submit: Callable[[], T]) -> T:
         if self._closed:
             raise StoreMisuse("the database is closed")
         try:
-            return self._executor.submit(self._transaction, work, read_only)
+            return submit()
         except RuntimeError:  # closed by another thread in between
             raise StoreMisuse("the database is closed") from None
 
