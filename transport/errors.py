@@ -18,7 +18,10 @@
 Retrying helps after TicketRefused, LinkLost, HandshakeTimeout and Overloaded, and after nothing else.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+CloseReason = Literal["done", "idle", "limit", "shutdown", "error"]  # why an end closes a link
+LostReason = Literal["lost", "idle", "limit", "shutdown", "error", "out_of_range", "unavailable", "refused"]
 
 
 class TransportError(Exception):
@@ -113,9 +116,17 @@ class TicketRefused(TransportError):
 
 
 class LinkLost(TransportError):
+    """`reason` is the peer's own if it closed the link with one (never "done", which is an end of file), else what is
+    known here: "lost", or of a radio "out_of_range", "unavailable" (none, or off), "refused" (no permission).
+    """
+
     code = "link_lost"
     fault = "link"
     retryable = True
+
+    def __init__(self, message: str, *, reason: LostReason = "lost", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason: LostReason = reason
 
 
 class HandshakeTimeout(TransportError):
