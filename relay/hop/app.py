@@ -5,16 +5,19 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from relay.hop.counters import Counters
 from relay.hop.errors import HopError
+from relay.hop.gateways import Gateways
 from relay.hop.identity import HopHome, HopIdentity, renew
 from relay.hop.pipe import Pipe, PipeLimits
+from relay.hop.quotas import Flight, Patience
 from relay.places import Places, source_of_link
 from store.errors import StoreError
 from transport.errors import LinkLost, TransportError
 from transport.identity.tls import client_context
-from transport.links.base import Endpoint, Link, Listener, listen
+from transport.links.base import Endpoint, Link, Listener, Radio, listen
 from transport.links.websocket import WebSocketLink, connect_websocket
 
 TUNNEL_PATH: Final = "/v1/tunnel"
@@ -24,13 +27,15 @@ CHECK_S: Final = 60.0  # a laptop that slept must notice that its SVID has run o
 
 @dataclass(frozen=True)
 class HopLimits:
-    """`max_links` at once, of which one address has `per_source` and a unix socket, which may stand for many edges,
-    three quarters; `first_s`: how long a stranger may hold a place without sending a byte.
+    """`max_links` at once, of which one address has `per_source`; a unix socket and the radio, which may stand for many
+    edges, have three quarters. `first_s`: how long a stranger may hold a place without sending a byte. `max_flight`:
+    bytes of all links together that wait for somebody to take them.
     """
 
     max_links: int = 64
     first_s: float = 10.0
-    connect_s: float = 15.0
+    connect_s: float = 10.0
+    max_flight: int = 32 << 20
     pipe: PipeLimits = field(default_factory=PipeLimits)
 
     @property
@@ -39,7 +44,7 @@ class HopLimits:
         return max(4, self.max_links // 4)
 
     @property
-    def per_socket(self) -> int:
+    def per_door(self) -> int:
         return max(4, self.max_links * 3 // 4)
 
 
@@ -47,29 +52,38 @@ class Hop:
     """One hop process. `report` takes one line for the person who runs it."""
 
     def __init__(
-        self, home: HopHome, identity: HopIdentity, gateway: str, *, limits: HopLimits,
+        self, home: HopHome, identity: HopIdentity, gateways: Sequence[str], *, limits: HopLimits,
         report: Callable[[str], None], clock: Callable[[], float] = time.time,
     ) -> None:
-        """`gateway` is a base URL, https://HOST:PORT."""
-        self._home, self._identity, self._gateway = home, identity, gateway
-        self._tunnel = Endpoint.parse(gateway.replace("https://", "wss://", 1) + TUNNEL_PATH)
+        """`gateways` are base URLs, https://HOST:PORT, best first."""
+        self._home, self._identity = home, identity
+        self._gateways = Gateways(gateways)
         self._limits, self._report, self._clock = limits, report, clock
         self._tls = client_context(identity.bundle, identity.svid)
         self._renewing = asyncio.Lock()
         self._places = Places(limits.max_links, limits.per_source)
+        self._flight = Flight(limits.max_flight)
+        self._patience = Patience()
+        self._counters = Counters(time.monotonic())
         self._last_report = ""
 
     @property
     def identity(self) -> HopIdentity:
         return self._identity
 
-    async def run(self, endpoints: Sequence[Endpoint], stop: asyncio.Event) -> None:
-        """Listens until `stop` is set. Raises LinkLost if an address cannot be had."""
+    def status(self) -> dict[str, Any]:
+        """Blurred counters, see `relay.hop.counters`."""
+        return self._counters.blurred(
+            now=time.monotonic(), carried=self._flight.carried, gateway=self._gateways.current
+        )
+
+    async def run(self, endpoints: Sequence[Endpoint], stop: asyncio.Event, *, radio: Radio | None = None) -> None:
+        """Listens until `stop` is set; `radio` is for ble endpoints. Raises LinkLost if an address cannot be had."""
         listeners: list[Listener] = []
         freshness = asyncio.create_task(self._stay_fresh())
         try:
             for endpoint in endpoints:
-                listeners.append(await listen(endpoint, self._on_link))
+                listeners.append(await listen(endpoint, self._on_link, radio=radio))
             where = ", ".join(str(listener.endpoint) for listener in listeners)
             self._report(f"hop ready {self._identity.svid.id.name} listening on {where}")
             await stop.wait()
@@ -78,21 +92,29 @@ class Hop:
             await asyncio.gather(freshness, *(one.close() for one in listeners), return_exceptions=True)
 
     async def _on_link(self, edge: Link) -> None:
-        source = source_of_link(edge.peer)
-        if not self._places.take(source, share=self._limits.per_socket if edge.peer.startswith("unix:") else None):
+        door = edge.peer.partition(":")[0]
+        # A Bluetooth address is made up as one likes, so the radio is one source, as a socket is.
+        source = "ble" if door == "ble" else source_of_link(edge.peer)
+        if not self._places.take(source, share=self._limits.per_door if door in ("unix", "ble") else None):
             if self._places.taken >= self._limits.max_links:
                 self._tell(f"all {self._limits.max_links} links are taken; one more was turned away")
             else:
-                self._tell(f"all links that one source may have are taken by {source}; one more was turned away")
+                whole = "all links that one source may have are taken"
+                self._tell(f"{whole} by {source}; one more was turned away", shown=f"{whole}; one was turned away")
             return
+        self._counters.arrived()
         try:
-            await self._serve(edge)
+            await self._serve(edge, door)
         except (TransportError, StoreError, HopError) as error:
             self._tell(f"no tunnel: {error}" + (f" ({error.hint})" if error.hint else ""))
         finally:
+            self._counters.left()
             self._places.leave(source)
 
-    async def _serve(self, edge: Link) -> None:
+    async def _serve(self, edge: Link, door: str) -> None:
+        culprit = edge.peer if door == "ble" else source_of_link(edge.peer)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._patience.pause(culprit, loop.time()))
         try:
             async with asyncio.timeout(self._limits.first_s):
                 first = await edge.receive()
@@ -102,18 +124,44 @@ class Hop:
             return
         tunnel = await self._open_tunnel()
         self._last_report = ""
-        await Pipe(edge, tunnel, self._limits.pipe, first=first, clock=self._clock).run()
+        pipe = Pipe(edge, tunnel, self._limits.pipe, first=first, flight=self._flight, clock=self._clock)
+        if (await pipe.run()).reason == "refused" and door != "unix":  # a socket's strangers are not told apart
+            self._patience.failed(culprit, loop.time())
 
     async def _open_tunnel(self) -> WebSocketLink:
+        """To the first gateway that answers. Only before a link's first byte has left is there a choice."""
         if self._clock() >= self._identity.svid.not_after:
             await self._renew(self._identity)
-        return await connect_websocket(self._tunnel, tls=self._tls, timeout_s=self._limits.connect_s)
+        now = asyncio.get_running_loop().time
+        failure: TransportError = LinkLost("no gateway has answered of late", hint="they are tried again in a moment")
+        candidates = self._gateways.candidates(now())
+        for url in candidates:
+            began = now()
+            try:
+                tunnel = await connect_websocket(_tunnel_of(url), tls=self._tls, timeout_s=self._limits.connect_s)
+            except TransportError as error:
+                self._gateways.failed(url, began=began, now=now())
+                failure = error
+                if url != candidates[-1]:
+                    self._tell(f"{error}; the next gateway is tried")
+            else:
+                self._gateways.worked(url)
+                return tunnel
+        raise failure
 
     async def _renew(self, seen: HopIdentity) -> None:
         async with self._renewing:  # many links may see the same old identity; one renewal serves them all
-            if self._identity is seen:
-                self._identity = await renew(self._home, self._identity, self._gateway, clock=self._clock)
-                self._tls = client_context(self._identity.bundle, self._identity.svid)
+            if self._identity is not seen:
+                return
+            urls = self._gateways.all()
+            for url in urls:
+                try:
+                    self._identity = await renew(self._home, seen, url, clock=self._clock)
+                    break
+                except (TransportError, HopError):
+                    if url == urls[-1]:
+                        raise
+            self._tls = client_context(self._identity.bundle, self._identity.svid)
 
     async def _stay_fresh(self) -> None:
         """Renews at half-life; after a failure again and again, ever more slowly, and the hop goes on."""
@@ -134,9 +182,14 @@ class Hop:
                 self._tell(f"cannot renew this hop's identity: {error}" + (f" ({error.hint})" if error.hint else ""))
                 wait, pause = pause, min(pause * 2, RETRY_S[1])
 
-    def _tell(self, line: str) -> None:
-        """Says a thing once, not for each of a thousand links."""
+    def _tell(self, line: str, *, shown: str | None = None) -> None:
+        """Says a thing once, not for each of a thousand links; `shown` is what the status keeps of it."""
+        self._counters.last_error = line if shown is None else shown
         if line != self._last_report:
             self._last_report = line
             with contextlib.suppress(OSError):
                 self._report(line)
+
+
+def _tunnel_of(url: str) -> Endpoint:
+    return Endpoint.parse(url.replace("https://", "wss://", 1) + TUNNEL_PATH)

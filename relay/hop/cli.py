@@ -60,41 +60,89 @@ def join(
 @app.command()
 def serve(
     listen: Annotated[
-        list[str], typer.Option("--listen", help="tcp:HOST:PORT or unix:PATH for edges; may be repeated.")
+        list[str],
+        typer.Option("--listen", help="ble, ble:NAME, tcp:HOST:PORT or unix:PATH for edges; may be repeated."),
     ],
     gateway: Annotated[
-        str | None, typer.Option("--gateway", help="wss://HOST:PORT of the gateway; else the one joined at.")
+        str | None,
+        typer.Option("--gateway", help="wss://HOST:PORT of the gateway, or several with commas, best first; else the "
+                                       "one joined at."),
     ] = None,
     home: Annotated[Path, _HOME] = _DEFAULT_HOME,
     passphrase_file: Annotated[Path | None, _PASSPHRASE] = None,
+    radio: Annotated[
+        str, typer.Option("--radio", help="For ble: system, hci:TRANSPORT (a dongle) or virtual:PATH.")
+    ] = "system",
     max_links: Annotated[int, typer.Option("--max-links", min=1, max=10_000, help="Links at once.")] = 64,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="Bytes of one link, both ways.")] = 1 << 30,
+    max_rate: Annotated[
+        int, typer.Option("--max-rate", min=16_384, help="Bytes a second of one link, both ways.")
+    ] = 8 << 20,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", min=1.0, help="Seconds of one link.")] = 6 * 3600.0,
     idle: Annotated[float, typer.Option("--idle", min=1.0, help="Seconds without a byte that end a link.")] = 300.0,
 ) -> None:
     """Accept links and copy their bytes to the gateway and back, until SIGTERM or SIGINT."""
     from relay.hop import identity
     from relay.hop.app import Hop, HopLimits
+    from relay.hop.control import StatusServer
     from relay.hop.pipe import PipeLimits
     from transport.links.base import Endpoint
 
-    endpoints = [Endpoint.parse(text) for text in listen]
-    hop_home = identity.HopHome(home.expanduser(), _passphrase(passphrase_file, confirm=False))
+    endpoints = [Endpoint.parse("ble:" if text.strip() == "ble" else text) for text in listen]
+    folder = home.expanduser()
+    hop_home = identity.HopHome(folder, _passphrase(passphrase_file, confirm=False))
     me = hop_home.load()
-    url = identity.base_url(gateway or me.gateway)
-    limits = HopLimits(max_links=max_links, pipe=PipeLimits(max_bytes=max_bytes, idle_s=idle))
+    urls = [identity.base_url(url) for url in (gateway or me.gateway).split(",")]
+    limits = HopLimits(
+        max_links=max_links, pipe=PipeLimits(max_bytes=max_bytes, max_rate=max_rate, max_s=max_seconds, idle_s=idle)
+    )
 
     async def run() -> None:
-        await _until_signal(Hop(hop_home, me, url, limits=limits, report=_report), endpoints)
+        hop = Hop(hop_home, me, urls, limits=limits, report=_report)
+        control = StatusServer(folder, hop.status)
+        await control.start()
+        try:
+            await _until_signal(hop, endpoints, radio)
+        finally:
+            await control.close()
 
     asyncio.run(run())
 
 
-async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]") -> None:
+@app.command()
+def status(
+    home: Annotated[Path, _HOME] = _DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """How a running hop does, in counts too blurred to tell of an edge."""
+    from relay.hop.control import status as ask
+
+    told = asyncio.run(ask(home.expanduser()))
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    typer.echo(f"links       up to {told['links']} now, up to {told['links_since_start']} since the start")
+    typer.echo(f"bytes       up to {told['bytes_since_start']:,}")
+    typer.echo(f"up          {told['uptime_h']} h")
+    typer.echo(f"gateway     {told['gateway'] or 'none has answered yet'}")
+    typer.echo(f"last error  {told['last_error'] or 'none'}")
+
+
+async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await hop.run(endpoints, stop)
+    if all(endpoint.scheme != "ble" for endpoint in endpoints):
+        await hop.run(endpoints, stop)
+        return
+    from transport.links.radio import open_radio
+
+    radio = await open_radio(radio_spec)
+    try:
+        await hop.run(endpoints, stop, radio=radio)
+    finally:
+        await radio.close()
 
 
 def _report(line: str) -> None:

@@ -8,15 +8,17 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from relay.hop.quotas import Flight, Rate
 from transport.errors import LinkLost
 from transport.links.base import Link
 from transport.primitives import sha256
 
 LINK_ID_FROM: Final = 64  # bytes of the edge's that the link id is made of
+REFUSED: Final = "error"  # why a gateway closes a tunnel whose handshake failed, docs/SPEC.md section 9
 
 
 class Tunnel(Link, Protocol):
@@ -27,16 +29,25 @@ class Tunnel(Link, Protocol):
 
 @dataclass(frozen=True)
 class PipeLimits:
-    """Bounds of one pipe: bytes of both directions together, seconds without a byte, seconds between notes."""
+    """Bounds of one pipe: bytes of both directions together, and a second; seconds in all, without a byte, for a peer
+    to take what it is sent, and between notes.
+    """
 
     max_bytes: int = 1 << 30
+    max_rate: float = 8 << 20
+    max_s: float = 6 * 3600.0
     idle_s: float = 300.0
+    stuck_s: float = 120.0
     note_every_s: float = 1.0
 
 
 @dataclass(frozen=True)
 class PipeReport:
-    """How a pipe ended: "edge" or "gateway" (who ended it), "bytes" or "idle"; bytes each way. `link_id` may be ""."""
+    """How a pipe ended, and bytes each way. `link_id` may be "".
+
+    `reason`: "edge" or "gateway" (who ended it), "refused" (the gateway, in the handshake), or which limit it was:
+    "bytes", "time", "idle", "stuck" (a peer that takes nothing) or "crowded" (its bytes were in the way of others').
+    """
 
     reason: str
     link_id: str
@@ -54,10 +65,13 @@ class Pipe:
 
     def __init__(
         self, edge: Link, tunnel: Tunnel, limits: PipeLimits, *, first: bytes = b"",
-        clock: Callable[[], float] = time.time,
+        flight: Flight | None = None, clock: Callable[[], float] = time.time,
     ) -> None:
-        """`first` holds what the edge has sent already; `clock` gives unix seconds for the notes."""
+        """`first` holds what the edge has sent already; `clock` gives unix seconds for notes, `flight` is shared."""
         self._edge, self._tunnel, self._limits, self._clock = edge, tunnel, limits, clock
+        self._flight = flight or Flight(limits.max_bytes)
+        self._rate = Rate(limits.max_rate, asyncio.get_running_loop().time())
+        self._crowded = asyncio.Event()
         self._first = [first] if first else []
         self._start = bytearray()
         self._up = self._down = 0
@@ -79,7 +93,7 @@ class Pipe:
 
     async def _copy(self) -> str:
         async with asyncio.TaskGroup() as group:
-            ends = [group.create_task(self._upward()), group.create_task(self._downward())]
+            ends = [group.create_task(work) for work in (self._upward(), self._downward(), self._limit())]
             notes = group.create_task(self._notes())
             done, rest = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in (*rest, notes):
@@ -99,28 +113,49 @@ class Pipe:
             self._up += len(data)
             self._start += data[:max(0, LINK_ID_FROM - len(self._start))]
             try:
-                async with self._tunnel_lock:
-                    await self._tunnel.send(data)
+                await self._pass_on(data, self._send_up)
             except LinkLost:
                 return "gateway"
-            self._progress()
+            except TimeoutError:
+                return "stuck"
 
     async def _downward(self) -> str:
         while True:
             try:
                 data = await self._tunnel.receive()
-            except LinkLost:
-                data = b""
+            except LinkLost as lost:
+                return "refused" if lost.reason == REFUSED else "gateway"
             if not data:
                 return "gateway"
             if not self._room(len(data)):
                 return "bytes"
             self._down += len(data)
             try:
-                await self._edge.send(data)
+                await self._pass_on(data, self._edge.send)
             except LinkLost:
                 return "edge"
-            self._progress()
+            except TimeoutError:
+                return "stuck"
+
+    async def _send_up(self, data: bytes) -> None:
+        async with self._tunnel_lock:
+            await self._tunnel.send(data)
+
+    async def _pass_on(self, data: bytes, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Raises LinkLost, and TimeoutError if the other side does not take it."""
+        with self._flight.hold(len(data), self._crowded.set):
+            async with asyncio.timeout(self._limits.stuck_s):
+                await send(data)
+        self._progress()
+        if wait := self._rate.spend(len(data), asyncio.get_running_loop().time()):
+            await asyncio.sleep(wait)
+
+    async def _limit(self) -> str:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.max_s):
+                await self._crowded.wait()
+                return "crowded"
+        return "time"
 
     def _room(self, size: int) -> bool:
         return self._up + self._down + size <= self._limits.max_bytes

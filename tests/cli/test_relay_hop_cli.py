@@ -82,6 +82,41 @@ async def test_join_serve_and_a_clean_stop(files: dict[str, Any]) -> None:
             assert not Path(path).exists()
 
 
+async def test_status_tells_how_a_hop_does_and_nothing_of_an_edge(files: dict[str, Any]) -> None:
+    home, common = files["home"], ["--home", files["home"], "--passphrase-file", files["pass"]]
+    code, _, err = await run("status", "--home", home)
+    assert code == 3 and "no hop runs" in err and "hint: " in err
+    async with JoiningGateway(Ca()).running() as gateway:
+        Path(files["invitation"]).write_text(gateway.invitation().encode() + "\n")
+        assert (await run("join", "--invitation-file", files["invitation"], *common))[0] == 0
+        dead = "wss://127.0.0.1:9"
+        process = await start("serve", "--listen", "tcp:127.0.0.1:0", *common, "--gateway", f"{dead},{gateway.url}")
+        assert process.stderr is not None
+        ready = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+        link = await connect(Endpoint.parse(ready.rpartition(" ")[2]))
+        await link.send(bytes(3 << 20))
+        received = 0
+        while received < 3 << 20:
+            received += len(await link.receive())
+        code, out_json, err = await run("status", "--home", home, "--json")
+        assert code == 0, err
+        assert json.loads(out_json) == {
+            "links": 4, "links_since_start": 4, "bytes_since_start": 8 << 20, "uptime_h": 0, "gateway": gateway.url,
+            "last_error": "cannot reach wss://127.0.0.1:9/v1/tunnel; the next gateway is tried",
+        }
+        code, out, _ = await run("status", "--home", home)
+        assert code == 0 and "up to 4 now" in out and gateway.url in out
+        control = Path(home) / "run"
+        assert control.stat().st_mode & 0o777 == 0o700
+        code, _, err = await run("serve", "--listen", "tcp:127.0.0.1:0", *common)
+        assert code == 3 and "runs already" in err
+        process.send_signal(signal.SIGTERM)
+        _, err_bytes = await asyncio.wait_for(process.communicate(), 30)
+        assert err_bytes.decode().splitlines() == [f"relay: {json.loads(out_json)['last_error']}"]
+        await link.close()
+        assert list(control.iterdir()) == []
+
+
 async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) -> None:
     home, passphrase = files["home"], files["pass"]
     Path(files["invitation"]).write_text("cw1aeaqcaibaeaqcaibaeaqcaibaeaqcaiba")
@@ -97,6 +132,7 @@ async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) ->
         (3, "not joined", ["serve", "--listen", "tcp:127.0.0.1:0", *common]),
         (3, "no terminal", ["serve", "--listen", "tcp:127.0.0.1:0", "--home", home]),
         (3, "endpoint", ["serve", "--listen", "tcp:nowhere", *common]),
+        (3, "not joined", ["serve", "--listen", "ble", *common]),
         (2, "", ["serve", *common]),
         (2, "", ["serve", "--listen", "tcp:h:1", "--max-links", "0", *common]),
     ]

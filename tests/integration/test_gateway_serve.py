@@ -326,7 +326,7 @@ async def test_everything_through_a_real_hop(gateway: Running, tmp_path: Path) -
     assert str(identity.svid.id) == f"spiffe://{DOMAIN}/hop/pi"
     assert (await renew(home, identity, gateway.https)).enrolment == identity.enrolment
     listening, stop = asyncio.Event(), asyncio.Event()
-    hop = Hop(home, identity, gateway.https, limits=HopLimits(), report=lambda line: listening.set())
+    hop = Hop(home, identity, [gateway.https], limits=HopLimits(), report=lambda line: listening.set())
     endpoint = Endpoint("unix", str(tmp_path / "hop.sock"))
     task = asyncio.create_task(hop.run([endpoint], stop))
     await asyncio.wait_for(listening.wait(), LIMIT)

@@ -39,13 +39,14 @@ def home(tmp_path: Path) -> HopHome:
 class Running:
     """A hop that serves, its lines and its address."""
 
-    def __init__(self, home: HopHome, identity: HopIdentity, url: str, listen: str = "tcp:127.0.0.1:0",
+    def __init__(self, home: HopHome, identity: HopIdentity, url: str | list[str], listen: str = "tcp:127.0.0.1:0",
                  **limits: object) -> None:
         self.lines: list[str] = []
         self.ready = asyncio.Event()
         self.stop = asyncio.Event()
         self.changed = asyncio.Condition()
-        self.hop = Hop(home, identity, url, limits=HopLimits(**limits), report=self._report)  # type: ignore[arg-type]
+        urls = [url] if isinstance(url, str) else url
+        self.hop = Hop(home, identity, urls, limits=HopLimits(**limits), report=self._report)  # type: ignore[arg-type]
         self.listen = Endpoint.parse(listen)
 
     def _report(self, line: str) -> None:
@@ -301,6 +302,63 @@ async def test_a_gateway_that_is_down_ends_the_link_and_the_hop_goes_on(home: Ho
             await link.close()
         assert sum("cannot reach" in line for line in running.lines) == 1  # said once, not for each link
         assert not running.task.done()
+
+
+async def test_the_next_gateway_takes_over_and_the_dead_one_is_left_alone(home: HopHome) -> None:
+    ca = Ca()
+    first, second = JoiningGateway(ca), JoiningGateway(ca)
+    async with second.running():
+        async with first.running():
+            joined = await join(home, first.invitation(), first.url)
+            running = Running(home, joined, [first.url, second.url])
+            await running.__aenter__()
+            link = await running.connect()
+            await link.send(b"one")
+            assert await read(link, 3) == b"one"
+            assert running.hop.status()["gateway"] == first.url
+        assert await link.receive() == b"", "its link ends with it: no tunnel of another gateway comes under it"
+        await link.close()
+        assert (len(first.tunnels), len(second.tunnels)) == (1, 0)
+        for number in range(3):
+            link = await running.connect()
+            await link.send(b"two")
+            assert await read(link, 3) == b"two"
+            await link.close()
+            assert len(second.tunnels) == number + 1
+        assert running.hop.status()["gateway"] == second.url
+        await running.__aexit__()
+
+
+async def test_renewal_too_finds_the_gateway_that_is_up(home: HopHome) -> None:
+    ca = Ca()
+    first, second = JoiningGateway(ca), JoiningGateway(ca)
+    second._device = None
+    async with second.running():
+        async with first.running():
+            joined = await join(home, first.invitation(), first.url)
+        second._device, second.path = first._device, first.path
+        old = ca.issue("hop/pi", start=-7200, lifetime=3600)
+        expired = HopIdentity(joined.device_key, old, joined.bundle, 1, first.url)
+        async with Running(home, expired, [first.url, second.url]) as running:
+            link = await running.connect()
+            await link.send(b"x")
+            assert await read(link, 1) == b"x"
+            await link.close()
+            assert running.hop.identity.svid.not_after > time.time()
+    assert "/v1/renew" in [path for path, _ in second.requests]
+
+
+async def test_while_every_gateway_rests_a_link_ends_at_once(home: HopHome) -> None:
+    async with JoiningGateway(Ca()).running() as gateway:
+        joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url) as running:
+        for _ in range(2):
+            link = await running.connect()
+            await link.send(b"x")
+            assert await link.receive() == b""
+            await link.close()
+        assert any("cannot reach" in line for line in running.lines)
+        assert "no gateway has answered of late" in running.hop.status()["last_error"]
 
 
 async def test_a_refused_svid_is_said_plainly(gateway: JoiningGateway, home: HopHome) -> None:

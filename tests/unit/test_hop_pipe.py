@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from relay.hop.pipe import Pipe, PipeLimits, PipeReport, link_id
+from relay.hop.quotas import Flight
 from tests.support.memory_link import MemoryLink, memory_links
 from transport.errors import LinkLost
+from transport.links import virtual_time
 from transport.primitives import sha256
 
 
@@ -164,6 +166,76 @@ async def test_a_stalled_reader_stalls_the_sender_and_is_idle_in_the_end() -> No
             await s.gateway.send(bytes(64 * 1024))  # nobody reads at the edge
     assert (await running).reason == "idle"
     assert len(s.tunnel.sent) == 0
+
+
+def test_who_trickles_is_never_idle_but_ends_by_time() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        s = Setting(idle_s=300.0, max_s=6 * 3600.0)
+        running, began = s.start(), loop.time()
+        with pytest.raises(LinkLost):
+            while True:
+                await s.edge.send(b"x")
+                await drain(s.gateway, 1)
+                await asyncio.sleep(60)
+        assert (await running).reason == "time"
+        assert 6 * 3600 <= loop.time() - began < 6 * 3600 + 61
+
+    virtual_time.run(main())
+
+
+def test_a_peer_that_takes_nothing_ends_though_the_other_goes_on() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        s = Setting(idle_s=300.0, stuck_s=120.0)
+        running, began = s.start(), loop.time()
+        flood = asyncio.create_task(s.gateway.send(bytes(1 << 20)))  # nobody reads at the edge
+        with pytest.raises(LinkLost):
+            while True:
+                await s.edge.send(b"x")
+                await asyncio.sleep(1)
+        assert (await running).reason == "stuck"
+        await asyncio.gather(flood, return_exceptions=True)
+        assert 120 <= loop.time() - began < 122
+
+    virtual_time.run(main())
+
+
+def test_the_rate_holds_for_both_directions_together() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        s = Setting(max_rate=100_000.0)
+        running, began = s.start(), loop.time()
+        await asyncio.gather(
+            s.edge.send(bytes(500_000)), s.gateway.send(bytes(500_000)), drain(s.gateway, 500_000),
+            drain(s.edge, 500_000))
+        assert 8 < loop.time() - began < 11
+        await s.edge.close()
+        await running
+
+    virtual_time.run(main())
+
+
+async def test_bytes_that_nobody_takes_give_way_to_those_of_others() -> None:
+    flight = Flight(200_000)
+    stuck, other = Setting(), Setting()
+    for s in (stuck, other):
+        s.pipe = Pipe(s.hop_edge, s.tunnel, PipeLimits(), flight=flight)
+    running, second = stuck.start(), other.start()
+    flood = asyncio.create_task(stuck.gateway.send(bytes(1 << 20)))  # nobody reads at its edge
+    while flight.size < 65_536:  # noqa: ASYNC110 - a full link is what is waited for
+        await asyncio.sleep(0)
+    data = os.urandom(1 << 20)
+    sending = asyncio.create_task(other.gateway.send(data))
+    assert await drain(other.edge, len(data)) == data
+    assert not running.done(), "there was room"
+    flight._max_bytes = 65_536
+    sending = asyncio.create_task(other.gateway.send(data))
+    assert await drain(other.edge, len(data)) == data
+    assert (await running).reason == "crowded"
+    await asyncio.gather(flood, sending, return_exceptions=True)
+    await other.edge.close()
+    assert (await second).reason == "edge"
 
 
 async def test_cancelling_closes_both_sides() -> None:

@@ -1,0 +1,56 @@
+"""What `relay hop status` asks of a hop that runs: its blurred counters, and nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from relay.hop.errors import HopMisuse
+from relay.local_socket import LocalSocket, PathTooLong, ask
+
+_QUESTION = {"operation": "status"}
+
+
+class StatusServer:
+    """Answers on `folder`/run/control.sock, with mode 0700 beside the hop's identity."""
+
+    def __init__(self, folder: Path, status: Callable[[], dict[str, Any]]) -> None:
+        """Raises HopMisuse."""
+        self._folder, self._status = folder, status
+        try:
+            self._socket = LocalSocket(folder, self._answer)
+        except PathTooLong:
+            raise _too_long() from None
+
+    async def start(self) -> None:
+        """Raises HopMisuse if another hop runs on this folder."""
+        try:
+            await ask(self._folder, _QUESTION)
+        except (OSError, ValueError, TimeoutError):
+            pass
+        else:
+            raise HopMisuse("a hop runs already with this identity", hint="end it, or choose another --home")
+        await self._socket.start()
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        return self._status()
+
+
+async def status(folder: Path) -> dict[str, Any]:
+    """Of the hop that runs with the identity in `folder`. Raises HopMisuse if none does."""
+    try:
+        return await ask(folder, _QUESTION)
+    except PathTooLong:
+        raise _too_long() from None
+    except PermissionError:
+        raise HopMisuse("the hop's control socket belongs to another user", hint="run as that user") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise HopMisuse("no hop runs with this identity", hint="`relay hop serve` starts one") from None
+    except (OSError, ValueError, TimeoutError):
+        raise HopMisuse("the running hop did not answer", hint="look at what it has said") from None
+
+
+def _too_long() -> HopMisuse:
+    return HopMisuse("the hop's folder has too long a path for a control socket", hint="use a shorter --home")
