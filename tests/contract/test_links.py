@@ -14,9 +14,9 @@ from aiohttp import web
 
 from tests.support.ca import Ca
 from tests.support.memory_link import memory_links
-from transport.errors import LinkLost
+from transport.errors import CloseReason, LinkLost
 from transport.identity.tls import client_context, server_context
-from transport.links.base import RECEIVE_MAX, Endpoint, Link, connect, listen
+from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint, Link, connect, listen
 from transport.links.websocket import WebSocketLink, accept_websocket
 
 Pair = tuple[Link, Link, Callable[[], Awaitable[None]]]  # two ends; the third breaks the second end's connection
@@ -173,6 +173,44 @@ async def test_close_is_a_clean_end_after_all_bytes(pair: Pair) -> None:
     assert await far.receive() == b""
     await far.close()
     await closing
+
+
+@pytest.mark.parametrize("reason", ["idle", "limit", "shutdown", "error"])
+async def test_a_close_for_a_reason_is_never_a_clean_end(
+    pair: Pair, reason: CloseReason, request: pytest.FixtureRequest
+) -> None:
+    near, far, _ = pair
+    await near.send(b"hello")
+    assert await read(far, 5) == b"hello"
+    closing = asyncio.create_task(near.close(reason))
+    async with asyncio.timeout(LIMIT):
+        if "unix" in request.node.name:  # the kernel has no reset for unix sockets
+            assert await far.receive() == b""
+        else:
+            for _ in range(2):
+                with pytest.raises(LinkLost) as lost:
+                    await far.receive()
+                assert lost.value.reason == ("lost" if "tcp" in request.node.name else reason)
+        with pytest.raises(LinkLost):
+            while True:
+                await far.send(bytes(1000))
+                await asyncio.sleep(0)
+        await far.close("error")
+        await closing
+    with pytest.raises(LinkLost):
+        await near.send(b"x")
+
+
+async def test_a_reason_does_not_wait_for_what_nobody_reads(pair: Pair) -> None:
+    near, _, _ = pair
+    flood = asyncio.create_task(near.send(bytes(32 << 20)))
+    for _ in range(2000):
+        await asyncio.sleep(0)
+    assert not flood.done()
+    async with asyncio.timeout(CLOSE_TIMEOUT_S - 1):
+        await near.close("shutdown")
+        with pytest.raises(LinkLost):
+            await flood
 
 
 async def test_an_abort_is_never_a_clean_end(pair: Pair, request: pytest.FixtureRequest) -> None:

@@ -263,6 +263,21 @@ def test_a_missing_value_is_a_lost_link_after_two_seconds() -> None:
         two.pipe.handle_time(1.0 + GAP_S)
 
 
+def test_each_gap_has_its_own_two_seconds() -> None:
+    one, two = connected()
+    one.pipe.send(bytes(6 * 494))
+    one.pump(0.0)
+    values = one.wire[1:]  # behind the central's first grant
+    for at, number in ((0.0, 1), (1.0, 4), (1.5, 0), (3.0, 5)):  # 2 is missing from 1.5 on, whatever else comes
+        two.take(values[number], at)
+        if at < 1.5:
+            assert two.pipe.next_deadline() == GAP_S
+    assert two.pipe.next_deadline() == 1.5 + GAP_S
+    two.take(values[2], 3.1)
+    two.take(values[3], 3.1)
+    assert two.pipe.next_deadline() is None and len(two.pipe.read(10_000)) == 6 * 494
+
+
 def test_the_loss_of_the_last_value_shows_too() -> None:
     one, two = connected()
     one.pipe.send(bytes(100))
@@ -381,6 +396,90 @@ def test_an_end_that_is_lost_is_said_again_and_answered() -> None:
     one.pump(2.0)
     assert carry(one, two, 2.0)
     assert one.pipe.finished and two.pipe.finished and one.pipe.next_deadline() is None
+
+
+def test_an_old_grant_that_comes_late_takes_nothing_back() -> None:
+    pipe = GattPipe(VALUE_MAX, 0, WINDOW, 0.0)
+    for limit in (20, 5):
+        pipe.receive_value(b"\x80" + limit.to_bytes(4, "big") + bytes(4), 0.0)
+    pipe.send(bytes(20 * 494))
+    assert sum(pipe.next_value(0.0) is not None for _ in range(21)) == 20
+
+
+def test_an_end_that_closes_takes_what_still_comes_and_waits_for_no_part_of_it() -> None:
+    one, two = connected()
+    carry(one, two, 0.0)
+    two.pipe.send(bytes(40 * 494))
+    two.pump(0.0)
+    for value in two.wire[:5]:
+        one.take(value, 0.0)
+    assert len(one.pipe.read(700)) == 700  # into the middle of a value
+    one.pipe.end("done")
+    for value in two.wire[6:]:  # one is lost
+        one.take(value, 0.0)
+    assert one.pipe.read(10_000) == b""
+    assert one.pipe.next_deadline() is None  # no gap that matters
+    one.pump(0.0)
+    two.wire.clear()
+    carry(one, two, 0.0)
+    assert one.pipe.finished and two.pipe.finished and two.pipe.buffered == 0
+
+
+def test_what_waits_is_dropped_when_the_peer_has_ended_as_well() -> None:
+    one, two = connected()
+    carry(one, two, 0.0)
+    two.pipe.send(bytes(2_000))
+    two.pump(0.0)
+    two.wire.pop(1)
+    one.pipe.send(bytes(QUEUE_MAX))
+    one.pump(0.0)  # as far as it may
+    one.pipe.end("done")
+    two.pipe.end("limit")
+    two.pump(0.0)
+    for value in two.wire:
+        one.take(value, 0.0)
+    one.pump(0.0)
+    assert one.pipe.finished and one.pipe.buffered == 0
+
+
+def test_a_peer_in_the_middle_of_sending_can_go_on_to_hear_the_end() -> None:
+    one, two = connected()
+    carry(one, two, 0.0)
+    two.pipe.send(bytes(40 * 494))
+    two.pump(0.0)
+    one.pipe.send(bytes(494 * (WINDOW + 1)))
+    one.pump(0.0)
+    one.pipe.end("done")  # has to wait for grants, as the peer does
+    for end, other in ((two, one), (one, two)):
+        while end.wire:
+            other.take(end.wire.pop(0), 0.0)
+    one.pump(0.0)
+    assert one.wire[0][0] == 0x80  # what is not read any more is granted on all the same
+    two.take(one.wire.pop(0), 0.0)
+    two.pump(0.0)
+    assert two.pipe.buffered == 0
+    carry(one, two, 0.0)
+    assert one.pipe.finished and len(two.got) == 494 * (WINDOW + 1)
+
+
+@pytest.mark.parametrize("reason", ["idle", "limit", "shutdown", "error"])
+def test_an_end_for_a_reason_does_not_wait_for_the_queue(reason: Any) -> None:
+    one, two = connected()
+    carry(one, two, 0.0)
+    one.pipe.send(bytes(QUEUE_MAX))
+    one.pump(0.0, most=3)
+    one.pipe.end(reason)
+    carry(one, two, 0.0)
+    assert two.pipe.ended == reason and len(two.got) == 3 * 494 and one.pipe.finished and two.pipe.finished
+
+
+def test_both_ends_may_close_at_once() -> None:
+    one, two = connected()
+    for end in (one, two):
+        end.pipe.send(bytes(QUEUE_MAX))
+        end.pipe.end("done")
+    carry(one, two, 0.0)
+    assert one.pipe.finished and two.pipe.finished and one.pipe.buffered == two.pipe.buffered == 0
 
 
 def test_a_pipe_of_more_values_than_can_be_counted_stops() -> None:

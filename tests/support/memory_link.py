@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from transport.errors import LinkLost
+from transport.errors import CloseReason, LinkLost
 from transport.links.base import RECEIVE_MAX
 
 CAPACITY = 64 * 1024  # bytes under way in one direction above which send() waits
@@ -17,6 +17,7 @@ class _Pipe:
         self.size = 0
         self.ended = False
         self.lost = False
+        self.reason: CloseReason = "done"  # why its sender ended it
         self.changed = asyncio.Condition()
 
 
@@ -55,17 +56,21 @@ class MemoryLink:
             if pipe.lost:
                 raise LinkLost("the link broke while receiving")
             if not pipe.parts:
+                if pipe.reason != "done":
+                    raise LinkLost(f"the peer ended the link: {pipe.reason}", reason=pipe.reason)
                 return b""
             part = pipe.parts.popleft()
             pipe.size -= len(part)
             pipe.changed.notify_all()
             return part
 
-    async def close(self) -> None:
+    async def close(self, reason: CloseReason = "done") -> None:
         if self._closed:
             return
         self._closed = True
         async with self._out.changed:
+            if not self._out.ended:
+                self._out.reason = reason
             self._out.ended = True
             self._out.changed.notify_all()
         async with self._in.changed:

@@ -107,12 +107,13 @@ async def test_a_frame_over_64_kib_is_not_taken(server: Server) -> None:
 
 
 async def test_a_close_code_tells_why(server: Server) -> None:
-    near, far = await server.pair()
-    closing = asyncio.create_task(far.close(4001))
-    with pytest.raises(LinkLost, match="4001"):
-        await near.receive()
-    assert near.close_code == 4001
-    await asyncio.gather(closing, near.close())
+    for code, reason in ((4001, "idle"), (4002, "limit"), (4003, "shutdown"), (4004, "error"), (4005, "lost")):
+        near, far = await server.pair()
+        closing = asyncio.create_task(far._socket.close(code=code))
+        with pytest.raises(LinkLost, match=str(code)) as lost:
+            await near.receive()
+        assert lost.value.reason == reason
+        await asyncio.gather(closing, near.close(), far.close())
 
 
 async def test_the_end_that_takes_notes_gets_the_last_one(server: Server) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from transport.errors import BadInput
+from transport.errors import BadInput, CloseReason
 
 RECEIVE_MAX: Final = 64 * 1024  # bytes that one receive() returns at most
 SEND_HIGH_WATER: Final = 64 * 1024  # bytes waiting in user space above which send() waits
@@ -39,8 +39,13 @@ class Link(Protocol):
     async def receive(self) -> bytes:
         """1 to 65,536 bytes; b"" at a clean end of file. Raises LinkLost. A cancelled call loses no byte."""
 
-    async def close(self) -> None:
-        """Ends the link after what was sent (at most 5 s). Never raises; more calls do nothing."""
+    async def close(self, reason: CloseReason = "done") -> None:
+        """Ends the link. "done" comes after what was sent (at most 5 s later): the peer reads it all, then b"".
+
+        For another reason what is under way may be dropped, and the peer gets LinkLost with that `reason` where the
+        link can carry one, else with "lost"; a Unix socket cannot even tell it from the end of a file. Never raises;
+        more calls do nothing.
+        """
 
 
 class Listener(Protocol):

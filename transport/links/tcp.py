@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from transport.errors import LinkLost
+from transport.errors import CloseReason, LinkLost
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, SEND_HIGH_WATER, Endpoint, Link
 
 _SOCKET_MODE: Final = 0o600  # who may use a unix endpoint: the user who made it (and root)
@@ -49,11 +50,16 @@ class StreamLink:
             self._check_open()
         return data
 
-    async def close(self) -> None:
+    async def close(self, reason: CloseReason = "done") -> None:
+        """As Link.close. TCP has two words: FIN for "done", RST for everything else."""
         if self._closed:
             return
         self._closed = True
-        self._writer.close()
+        if reason == "done":
+            self._writer.close()
+        else:
+            _reset(self._writer.get_extra_info("socket"))
+            self._writer.transport.abort()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
@@ -165,6 +171,13 @@ def tune_socket(sock: socket.socket | None) -> None:
         for name, value in _KEEPALIVE:
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _reset(sock: socket.socket | None) -> None:
+    """Makes closing a TCP socket a reset, which the peer cannot take for the end of a file."""
+    if sock is not None and sock.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _bind_unix(path: Path) -> socket.socket:

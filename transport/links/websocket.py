@@ -1,8 +1,9 @@
 """Links over WebSocket: the tunnel between hop and gateway. Binary frames carry bytes, text frames carry notes.
 
 Notes are small side remarks (a hop's span); they are no part of the byte stream. Close codes 1000 and 1001 are a clean
-end of file, every other end is a lost link. A WebSocket has no half-close, so the end that takes notes says "end" in a
-note before it closes: the other end reads that as end of file, sends its last note and closes.
+end of file, 4001 to 4004 a lost link with its reason, every other end a lost link without. A WebSocket has no
+half-close, so the end that takes notes says "end" in a note before it closes: the other end reads that as end of file,
+sends its last note and closes.
 """
 
 import asyncio
@@ -14,13 +15,16 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import WSMsgType, web
 
-from transport.errors import BadInput, LinkLost, PeerRefused
+from transport.errors import BadInput, CloseReason, LinkLost, LostReason, PeerRefused
 from transport.identity.tls import refusal_in
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint
 from transport.links.tcp import tune_socket
 
 NOTE_MAX: Final = 4096  # bytes of UTF-8
 _CLEAN: Final = (1000, 1001)
+_CODES: Final[dict[CloseReason, int]] = {"done": 1000, "idle": 4001, "limit": 4002, "shutdown": 4003, "error": 4004}
+_REASONS: Final[dict[int, LostReason]] = {4001: "idle", 4002: "limit", 4003: "shutdown", 4004: "error"}
+_IN_A_HURRY_S: Final = 1.0  # how long a peer that reads nothing may hold up a close for a reason
 _END: Final = "end"
 _LAST_NOTES_S: Final = 2.0  # how long close() waits for the peer's last note
 _NOT_UNDERSTOOD: Final = 1003
@@ -31,19 +35,19 @@ _Socket = aiohttp.ClientWebSocketResponse[Any] | web.WebSocketResponse[Any]
 
 
 class WebSocketLink:
-    """A link over one WebSocket, at either end. `close_code` is the peer's once it has closed."""
+    """A link over one WebSocket, at either end."""
 
     def __init__(
         self, socket: _Socket, peer: str, *, on_note: Callable[[str], None] | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
         self.peer = peer
-        self.close_code: int | None = None
         self._socket = socket
         self._on_note = on_note
         self._session = session  # the client's end owns the session that opened it
         self._closed = False
         self._ended = False
+        self._ended_by_peer: LinkLost | None = None
         self._receiving = False
         self._last_word = asyncio.Event()  # the peer has closed, or is gone
         tune_socket(socket.get_extra_info("socket"))
@@ -66,6 +70,8 @@ class WebSocketLink:
 
     async def receive(self) -> bytes:
         self._check_open()
+        if self._ended_by_peer is not None:
+            raise self._ended_by_peer
         if self._ended:
             return b""
         self._receiving = True
@@ -92,8 +98,10 @@ class WebSocketLink:
         finally:
             self._receiving = False
 
-    async def close(self, code: int = 1000) -> None:
-        """As Link.close; `code` (1000, or 4000 to 4999 for a reason of our own) tells the peer why."""
+    async def close(self, reason: CloseReason = "done") -> None:
+        await self._close(_CODES[reason])
+
+    async def _close(self, code: int) -> None:
         if self._closed:
             return
         self._closed = True
@@ -101,7 +109,7 @@ class WebSocketLink:
             if self._on_note is not None and code == 1000 and not self._ended:
                 await self._await_last_note()
             with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S if code == 1000 else _IN_A_HURRY_S):
                     await self._socket.close(code=code)
         finally:
             if self._session is not None:
@@ -126,9 +134,10 @@ class WebSocketLink:
             raise LinkLost("the link broke while receiving") from error
 
     def _end(self, code: int) -> None:
-        self.close_code = code
         if code not in _CLEAN:
-            raise LinkLost(f"the peer ended the link with code {code}")
+            reason = _REASONS.get(code, "lost")
+            self._ended_by_peer = LinkLost(f"the peer ended the link with code {code}", reason=reason)
+            raise self._ended_by_peer
         self._ended = True
         self._last_word.set()
 
@@ -138,7 +147,7 @@ class WebSocketLink:
 
     async def _note(self, text: str) -> None:
         if self._on_note is None or len(text.encode(errors="replace")) > NOTE_MAX:
-            await self.close(_TOO_BIG if self._on_note else _NOT_UNDERSTOOD)
+            await self._close(_TOO_BIG if self._on_note else _NOT_UNDERSTOOD)
             raise LinkLost("the peer sent a note that is too long or not expected")
         self._on_note(text)
 
