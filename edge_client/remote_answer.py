@@ -16,6 +16,7 @@ from edge_client.sessions import Clock, Sessions
 from transport.edge_session import EdgeSession
 from transport.edge_session import RemoteAnswer as SessionAnswer
 from transport.errors import RequestRefused, TransportError
+from transport.events import CONTENT_TYPE, PLAIN_TYPE, EventDecoder
 from transport.reconnect import Reconnect, worth_retrying
 from transport.stream import Progress
 
@@ -52,6 +53,8 @@ _dice = SystemRandom().random
 class RemoteAnswer:
     """An answer under way. Complete only if `chunks()` ends without an exception; then the outbox row is done.
 
+    What came in the session's compact form is given out as the events it stands for.
+
     `begun_under` is the epoch under which an earlier process sent the request; None if none has.
     """
 
@@ -68,6 +71,7 @@ class RemoteAnswer:
         self._epoch = begun_under
         self._sendings = 0 if begun_under is None else 1
         self._progress = Progress()
+        self._events: EventDecoder | None = None
         self._outage = Reconnect(give_up_s)
         self._give_up_s = give_up_s
         self._told = False
@@ -107,7 +111,13 @@ class RemoteAnswer:
                     continue
                 try:
                     async for chunk in self._answer:
-                        yield chunk
+                        if self._events is None:
+                            yield chunk
+                            continue
+                        for event in self._events.feed(chunk):
+                            yield event
+                    if self._events is not None:
+                        self._events.finish()
                     break
                 except TransportError as error:
                     self._answer = None
@@ -156,6 +166,9 @@ class RemoteAnswer:
                 continue
             self._answer, self._begun = answer, True
             self.status, self.content_type = answer.status, answer.content_type
+            if answer.content_type == CONTENT_TYPE:
+                self.content_type = PLAIN_TYPE
+                self._events = self._events or EventDecoder()
             return
 
     async def _after(self, error: TransportError) -> None:

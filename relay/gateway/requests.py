@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.gateway.audit.refusals import Refusals
+from relay.gateway.compact import Compact
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import UNKNOWN, Call, CallRefused, Journal, Reader
@@ -138,7 +139,7 @@ class Requests:
 
     async def _carry_out(self, context: RequestContext, call: Call) -> None:
         try:
-            await self._pipeline.handle(context, call)
+            await self._pipeline.handle(context, Compact(call))
         finally:
             call.trace_id, call.link_id = context.trace_id, context.link_id
             if context.trace_id:
