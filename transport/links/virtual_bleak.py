@@ -197,12 +197,12 @@ class _Client(BaseBleakClient):
                 connection = await self._reach()
         except TimeoutError:
             raise BleakDeviceNotFoundError(self.address, "the device was not heard in time") from None
+        if self.radio.device.connections.get(connection.handle) is not connection:
+            raise BleakError("the connection ended as soon as it was made")  # another central was faster
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._connection, self._ended = connection, ended
         connection.once(connection.EVENT_DISCONNECTION, lambda _: self._disconnected(connection, ended))
         try:
-            if connection.handle not in self.radio.device.connections:  # it ended before we looked
-                self._disconnected(connection, ended)
             peer = Peer(connection)
             await self._run(peer.request_mtu(MTU))
             self.services = await self._run(self._discover(peer))
