@@ -5,7 +5,6 @@ new with each SVID. Both lie in the encrypted store. What the gateway issues is 
 against the root that the invitation named.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -22,6 +21,7 @@ from transport.initiator import Joining, Renewing
 from transport.links.base import Link
 from transport.messages import Issued
 from transport.primitives import Secret, SigningKey, sha256
+from transport.session import Clock, session_clock
 
 NAMESPACE = "identity"
 _RECORD = "device"
@@ -98,7 +98,9 @@ class DeviceIdentity:
         return verify_svid(chain, self.bundle, role="gateway", now=now)
 
 
-async def join(settings: Settings, invitation: Invitation, link: Link, endpoints: tuple[str, ...]) -> DeviceIdentity:
+async def join(
+    settings: Settings, invitation: Invitation, link: Link, endpoints: tuple[str, ...], *, clock: Clock | None = None
+) -> DeviceIdentity:
     """Redeems an invitation over a fresh link, which it closes, and stores the identity. Raises TransportError.
 
     A link lost half-way strands nobody: the device key is stored first and used again by the next attempt, for which
@@ -114,38 +116,42 @@ async def join(settings: Settings, invitation: Invitation, link: Link, endpoints
         return verify_svid(chain, bundle_from_joined_root(invitation, chain), role="gateway", now=now)
 
     purpose = Joining(invitation, device_key.public.spki, make_csr(svid_key))
-    issued = await obtain(link, purpose, device_key, verify_gateway)
+    clock = clock or session_clock()
+    issued = await obtain(link, purpose, device_key, verify_gateway, clock)
     if not any(sha256(root) == invitation.root_sha256 for root in issued.roots):
         raise IdentityRefused("the issued bundle lacks the invitation's root", rule="root hash")
     bundle = TrustBundle(invitation.trust_domain, tuple(issued.roots), issued.bundle_sequence)
-    svid = _accept(issued, svid_key, bundle, invitation.id)
+    svid = _accept(issued, svid_key, bundle, invitation.id, clock())
     identity = DeviceIdentity(invitation.id, issued.enrolment, device_key, svid, bundle, endpoints)
     await identity.save(settings)
     await settings.delete(_PENDING)
     return identity
 
 
-async def renew(settings: Settings, identity: DeviceIdentity, link: Link) -> DeviceIdentity:
+async def renew(
+    settings: Settings, identity: DeviceIdentity, link: Link, *, clock: Clock | None = None
+) -> DeviceIdentity:
     """Gets and stores the next SVID over a fresh link, which it closes. Works after the old one has run out.
 
     Raises TransportError; then the stored identity is as it was.
     """
     svid_key = SigningKey.generate()
     purpose = Renewing(identity.device_key.public.spki, make_csr(svid_key))
-    issued = await obtain(link, purpose, identity.device_key, identity.verify_gateway)
+    clock = clock or session_clock()
+    issued = await obtain(link, purpose, identity.device_key, identity.verify_gateway, clock)
     bundle = identity.bundle
     if issued.bundle_sequence > bundle.sequence:  # never back: an old bundle could bring back a withdrawn root
         bundle = TrustBundle(bundle.trust_domain, tuple(issued.roots), issued.bundle_sequence)
-    svid = _accept(issued, svid_key, bundle, identity.id)
+    svid = _accept(issued, svid_key, bundle, identity.id, clock())
     renewed = replace(identity, svid=svid, bundle=bundle, enrolment=issued.enrolment)
     await renewed.save(settings)
     return renewed
 
 
-def _accept(issued: Issued, key: SigningKey, bundle: TrustBundle, expected: SpiffeId) -> Svid:
+def _accept(issued: Issued, key: SigningKey, bundle: TrustBundle, expected: SpiffeId, now: float) -> Svid:
     """The issued SVID, if it is for our key, our ID and leads to the bundle. Raises IdentityRefused."""
     svid = Svid.from_chain(issued.chain, key)
-    peer = verify_svid(issued.chain, bundle, role="edge", now=time.time())
+    peer = verify_svid(issued.chain, bundle, role="edge", now=now)
     if peer.id != expected or issued.id != str(expected):
         raise IdentityRefused("the gateway issued an SVID for another ID", rule="issued ID")
     return svid

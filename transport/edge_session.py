@@ -13,7 +13,7 @@ from transport.messages import Issued, Padding, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, StreamRefused
 from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
-from transport.session import Driver, session_clock
+from transport.session import Clock, Driver, session_clock
 from transport.stream import Progress
 from transport.tickets import Ticket
 
@@ -85,9 +85,9 @@ class EdgeSession:
 
     def __init__(
         self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify,
-        padding: Padding = Padding.BUCKET,
+        padding: Padding = Padding.BUCKET, *, clock: Clock | None = None,
     ) -> None:
-        clock = session_clock()
+        clock = clock or session_clock()
         self._connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock(), padding)
         self._driver = Driver(link, self._connection, key, clock)
         self._driver.on_event = self._on_event
@@ -205,9 +205,12 @@ class EdgeSession:
                 self._answers.clear()
 
 
-async def obtain(link: Link, purpose: Joining | Renewing, device_key: SigningKey, verify_gateway: Verify) -> Issued:
+async def obtain(
+    link: Link, purpose: Joining | Renewing, device_key: SigningKey, verify_gateway: Verify,
+    clock: Clock | None = None,
+) -> Issued:
     """A join or renewal over a fresh link, which it closes. Raises TransportError."""
-    clock = session_clock()
+    clock = clock or session_clock()
     connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock())
     driver = Driver(link, connection, device_key, clock)
     issued: list[Issued] = []

@@ -15,7 +15,7 @@ from transport.messages import Issued, RequestHeader, SpanRecord, Welcome
 from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
 from transport.responder import GatewayConnection
-from transport.session import Driver, session_clock
+from transport.session import Clock, Driver, session_clock
 from transport.tickets import TicketStore
 
 WRITE_HIGH_WATER: Final = 64 * 1024  # answer bytes of one stream that wait before `write` does
@@ -30,6 +30,7 @@ class Responder:
     verify_edge: Verify
     tickets: TicketStore
     take_full: Callable[[], bool] = lambda: True  # asked once a link has begun a full handshake; see GatewayConnection
+    clock: Callable[[], Clock] = session_clock  # makes one for each session
 
 
 class AnswerStream:
@@ -110,7 +111,7 @@ class GatewaySession:
     @classmethod
     async def accept(cls, link: Link, responder: Responder) -> "GatewaySession":
         """Handshake over a fresh link, up to a verified `credential`. Raises TransportError, with the link closed."""
-        clock = session_clock()
+        clock = responder.clock()
         svid = responder.svid()
         connection = GatewayConnection(
             svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),

@@ -28,6 +28,7 @@ from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.links.base import Link
 from transport.messages import Issued, SpanRecord, Welcome
 from transport.serving import GatewaySession, Responder
+from transport.session import Clock, session_clock
 from transport.tickets import TicketStore
 
 SESSION_ROLE: Final = "edge"  # who comes this way; hops, gateways and workloads join by HTTPS
@@ -65,8 +66,9 @@ class Sessions:
         self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
         limits: SessionLimits, clock: Callable[[], float] = time.time,
+        session_clock: Callable[[], Clock] = session_clock,
     ) -> None:
-        """`tickets`: of this process, since they die with it."""
+        """`tickets`: of this process, since they die with it. `session_clock` makes one for each session."""
         self._tickets = tickets
         self._authority = authority
         self._enrolment = enrolment
@@ -81,6 +83,7 @@ class Sessions:
             root=lambda: authority.root,
             verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
             tickets=self._tickets,
+            clock=session_clock,
         )
         self._full_handshakes = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
