@@ -322,6 +322,23 @@ def test_a_lost_grant_is_said_again() -> None:
     assert len(two.got) == 60 * 494
 
 
+def test_what_is_due_does_not_ring_again_before_it_has_left() -> None:
+    """The carrier may be full: a driver would call in a circle."""
+    one, two = connected()
+    carry(one, two, 0.0)
+    one.pipe.send(b"a")
+    one.pump(0.0)
+    one.wire.clear()
+    one.pipe.handle_time(1.0)
+    assert one.pipe.next_deadline() is None
+    one.pump(5.0)
+    one.pipe.end("done")
+    one.pump(5.0)
+    assert one.pipe.next_deadline() == 6.0
+    one.pipe.handle_time(6.0)
+    assert one.pipe.next_deadline() is None
+
+
 def test_a_quiet_peer_is_not_asked_for_ever() -> None:
     one, two = connected()
     carry(one, two, 0.0)

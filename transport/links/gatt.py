@@ -315,18 +315,19 @@ class GattPipe:
         return data
 
     def next_deadline(self) -> float | None:
-        """When `handle_time` wants to be called, None if only a value can change anything."""
+        """When `handle_time` wants to be called, None if only values can change anything, in or out."""
         if self.finished:
             return None
-        times = [] if self._mark_at is None else [self._mark_at]
+        times: list[float] = []
+        if not self._tell:  # else it is due already
+            times += [self._mark_at] if self._mark_at is not None else []
+            times += [self._told_at + REPEAT_S] if self._repeats else []
+        if self._closing and self._said_at is not None and not self._say_end:
+            times.append(self._said_at + REPEAT_S)
         if self._in.gap_since is not None and not self._closing:
             times.append(self._in.gap_since + GAP_S)
         if self._starved_since is not None:
             times.append(self._starved_since + STARVED_S)
-        if self._repeats:
-            times.append(self._told_at + REPEAT_S)
-        if self._closing and self._said_at is not None:
-            times.append(self._said_at + REPEAT_S)
         return min(times, default=None)
 
     def handle_time(self, now: float) -> None:

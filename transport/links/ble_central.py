@@ -1,0 +1,233 @@
+"""The Bluetooth central: finds hops by their service, connects to one and makes a link of it. bleak's API alone.
+
+Anyone can call itself a hop, and a strong signal proves nothing. So hops that have led to a completed handshake come
+first, those that have led nowhere last, and the signal decides among the rest.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bleak import BleakClient, BleakScanner
+from bleak.backends.client import BaseBleakClient
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData, BaseBleakScanner
+from bleak.exc import (
+    BleakBluetoothNotAvailableError,
+    BleakBluetoothNotAvailableReason,
+    BleakDBusError,
+    BleakDeviceNotFoundError,
+    BleakError,
+)
+
+from transport.errors import LinkLost, ProtocolViolation, TransportError
+from transport.links.gatt import INFO, RX, SERVICE, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
+from transport.links.gatt_link import GattLink
+
+LOOK_S: Final = 1.0  # how long others are looked for once one hop was heard
+CANDIDATES_MAX: Final = 64  # hops of one search; the weakest are dropped
+REMEMBERED_MAX: Final = 256  # hops whose history is kept
+DISCONNECT_S: Final = 5.0
+_SIZE_TRIES: Final = 5  # BlueZ says 20 for a moment after connecting, whatever was agreed
+_SIZE_PAUSE_S: Final = 0.1
+_GO_NEARER: Final = "go nearer to a hop, and see that it is running"
+_ACCESS: Final = "allow this program to use Bluetooth: on Linux a D-Bus policy, elsewhere the system's privacy settings"
+
+
+@dataclass
+class _History:
+    handshakes: int = 0
+    in_vain: int = 0  # connections since the last completed handshake
+
+
+class BleCentral:
+    """A radio's central role. `scanner` and `client` are bleak's backends, None for the system's own."""
+
+    def __init__(
+        self, scanner: type[BaseBleakScanner] | None = None, client: type[BaseBleakClient] | None = None
+    ) -> None:
+        self._scanner, self._client = scanner, client
+        self._known: OrderedDict[str, _History] = OrderedDict()  # by address
+        self._links: set[GattLink] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def connect(self, name: str, *, timeout_s: float) -> GattLink:
+        """To the best hop in reach, or to the one of that name or address. Raises LinkLost: "out_of_range" if none was
+        heard, "unavailable" and "refused" if the radio itself is off or not ours to use, else what the last hop said.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        failure = LinkLost("no hop is in reach", reason="out_of_range", hint=_GO_NEARER)
+        with _as_link_lost():
+            candidates = await self._search(name, timeout_s)
+        for number, device in enumerate(candidates):
+            left = until - loop.time()
+            if left <= 0:
+                break
+            try:
+                return await self._open(device, left if number == len(candidates) - 1 else left / 2)
+            except LinkLost as error:
+                failure = error
+        raise failure
+
+    def worked(self, peer: str) -> None:
+        """A handshake was completed over a link to `peer` (its `peer`): this hop leads somewhere."""
+        history = self._history(peer.removeprefix("ble:"))
+        history.handshakes, history.in_vain = history.handshakes + 1, 0
+
+    async def close(self) -> None:
+        """Closes every link."""
+        await asyncio.gather(*(link.close() for link in list(self._links)))
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    async def _search(self, name: str, timeout_s: float) -> list[BLEDevice]:
+        """Hops, the best first, perhaps none. Ends when there was one and `LOOK_S` to hear others."""
+        heard: dict[str, tuple[BLEDevice, int]] = {}
+        first = asyncio.Event()
+
+        def seen(device: BLEDevice, data: AdvertisementData) -> None:
+            # some systems' scanners filter by service only as far as they can, and report the rest as well
+            if SERVICE in data.service_uuids and (not name or _is_called(name, device, data)):
+                heard[device.address] = device, data.rssi
+                if len(heard) > CANDIDATES_MAX:
+                    del heard[min(heard, key=lambda address: heard[address][1])]
+                first.set()
+
+        async with BleakScanner(seen, [SERVICE], backend=self._scanner):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await first.wait()
+                    if not name:
+                        await asyncio.sleep(min(LOOK_S, timeout_s / 4))
+        return [device for device, _ in sorted(heard.values(), key=self._rank)]
+
+    def _rank(self, candidate: tuple[BLEDevice, int]) -> tuple[int, bool, int]:
+        device, rssi = candidate
+        history = self._known.get(device.address, _History())
+        return history.in_vain, not history.handshakes, -rssi
+
+    def _history(self, address: str) -> _History:
+        history = self._known.setdefault(address, _History())
+        self._known.move_to_end(address)
+        while len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return history
+
+    async def _open(self, device: BLEDevice, timeout_s: float) -> GattLink:
+        self._history(device.address).in_vain += 1
+        link: GattLink | None = None
+
+        def disconnected(_: BleakClient) -> None:
+            if link is not None:
+                link.carrier_lost(LinkLost("the connection to the hop was lost", hint=_GO_NEARER))
+
+        client = BleakClient(device, disconnected, timeout=timeout_s, backend=self._client)
+        try:
+            async with asyncio.timeout(timeout_s):
+                with _as_link_lost():
+                    await client.connect()
+                    pipe = await self._agree(client)
+                    link = self._link(client, pipe, device.address)
+                    await client.start_notify(TX, lambda _, value: link.take(bytes(value)))
+            if not client.is_connected:
+                raise LinkLost("the connection to the hop was lost", hint=_GO_NEARER)
+        except BaseException as error:
+            if link is not None:
+                self._links.discard(link)
+            await self._leave(client)
+            if isinstance(error, TimeoutError):
+                raise LinkLost("the hop does not answer", reason="out_of_range", hint=_GO_NEARER) from None
+            raise
+        link.start()
+        return link
+
+    async def _agree(self, client: BleakClient) -> GattPipe:
+        service = client.services.get_service(SERVICE)
+        rx = service.get_characteristic(RX) if service else None
+        if service is None or rx is None or not (service.get_characteristic(TX) and service.get_characteristic(INFO)):
+            raise LinkLost("this device has not the service of a hop", reason="error")
+        try:
+            info = Info.decode(bytes(await client.read_gatt_char(INFO)))
+        except ProtocolViolation as error:
+            raise LinkLost(str(error), reason="error", hint=error.hint) from error
+        for _ in range(_SIZE_TRIES):
+            if rx.max_write_without_response_size > VALUE_MIN:
+                break
+            await asyncio.sleep(_SIZE_PAUSE_S)
+        size = max(VALUE_MIN, min(VALUE_MAX, info.value_size, rx.max_write_without_response_size))
+        return GattPipe(size, info.credit, 0, asyncio.get_running_loop().time())
+
+    def _link(self, client: BleakClient, pipe: GattPipe, address: str) -> GattLink:
+        rx = client.services.get_characteristic(RX)
+
+        async def write(value: bytes) -> None:
+            with _as_link_lost():
+                await client.write_gatt_char(rx or RX, value, response=False)
+
+        async def let_go() -> None:
+            self._links.discard(link)
+            await self._leave(client)
+
+        link = GattLink(pipe, f"ble:{address}", write, let_go)
+        self._links.add(link)
+        return link
+
+    async def _leave(self, client: BleakClient) -> None:
+        """Disconnects, also if the caller is cancelled: a connection nobody knows of would block hop and radio."""
+
+        async def disconnect() -> None:
+            with contextlib.suppress(TransportError, TimeoutError), _as_link_lost():
+                async with asyncio.timeout(DISCONNECT_S):
+                    await client.disconnect()
+
+        task = asyncio.get_running_loop().create_task(disconnect())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        await asyncio.shield(task)
+
+
+def _is_called(name: str, device: BLEDevice, data: AdvertisementData) -> bool:
+    """By its name, of which an advertisement may have room for the beginning only, or its address."""
+    heard = data.local_name or ""
+    return name == heard or (len(heard) >= 20 and name.startswith(heard)) or (
+        device.address.upper().removesuffix("/P") == name.upper())
+
+
+@contextlib.contextmanager
+def _as_link_lost() -> Iterator[None]:
+    """What bleak and the systems beneath it raise, in this project's words and without their details."""
+    try:
+        yield
+    except (TransportError, TimeoutError):
+        raise
+    except (BleakError, OSError, EOFError) as error:
+        raise _explain(error) from error
+
+
+def _explain(error: Any) -> LinkLost:
+    if isinstance(error, BleakBluetoothNotAvailableError):
+        why = BleakBluetoothNotAvailableReason
+        if error.reason in (why.DENIED_BY_USER, why.DENIED_BY_SYSTEM, why.DENIED_BY_UNKNOWN):
+            return LinkLost("this program may not use Bluetooth", reason="refused", hint=_ACCESS)
+        if error.reason is why.POWERED_OFF:
+            return LinkLost("Bluetooth is switched off", reason="unavailable", hint="switch it on")
+        return LinkLost("there is no Bluetooth radio", reason="unavailable", hint="plug one in, or use another link")
+    if isinstance(error, BleakDBusError):
+        if error.dbus_error.endswith((".AccessDenied", ".NotPermitted", ".NotAuthorized", ".AuthFailed")):
+            return LinkLost("this program may not use Bluetooth", reason="refused", hint=_ACCESS)
+        if error.dbus_error.endswith((".NotReady", ".NotAvailable")):
+            return LinkLost("Bluetooth is switched off", reason="unavailable", hint="switch it on")
+        if error.dbus_error.endswith((".ServiceUnknown", ".NameHasNoOwner", ".NoReply", ".Disconnected")):
+            return LinkLost(
+                "the system's Bluetooth service does not run", reason="unavailable", hint="start bluetooth.service")
+    if isinstance(error, BleakDeviceNotFoundError):
+        return LinkLost("the hop is out of reach", reason="out_of_range", hint=_GO_NEARER)
+    if isinstance(error, PermissionError):
+        return LinkLost("this program may not use Bluetooth", reason="refused", hint=_ACCESS)
+    if isinstance(error, (OSError, EOFError)):  # no system bus: it is how bleak reaches BlueZ
+        return LinkLost(
+            "the system's Bluetooth service cannot be reached", reason="unavailable", hint="is BlueZ installed?")
+    return LinkLost("the connection to the hop failed", hint=_GO_NEARER)

@@ -1,0 +1,105 @@
+"""Opens the Bluetooth radio of this process: the system's own, one that bumble drives alone, or a virtual one."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from transport.errors import BadInput, LinkLost
+from transport.links.base import Link, Listener
+from transport.links.ble_central import BleCentral
+
+_FORMS: Final = 'a radio is "system", "virtual:PATH" or "hci:TRANSPORT", as in "hci:usb:0" for a dongle'
+_HCI_OPEN_S: Final = 10.0
+_CLOSE_S: Final = 5.0
+
+
+class OpenRadio:
+    """A `transport.links.base.Radio`. `device` is the bumble device that it drives, None for the system's radio."""
+
+    def __init__(self, device: Any = None, give_back: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._give_back = give_back
+        self._peripheral: Any = None
+        if device is None:
+            self._central = BleCentral()
+            return
+        from transport.links.gatt_bumble import BumblePeripheral
+        from transport.links.virtual_bleak import bleak_backend
+
+        backend = bleak_backend(device)
+        self._central = BleCentral(backend.scanner, backend.client)
+        self._peripheral = BumblePeripheral(device)
+
+    async def connect(self, name: str, *, timeout_s: float) -> Link:
+        return await self._central.connect(name, timeout_s=timeout_s)
+
+    def worked(self, peer: str) -> None:
+        self._central.worked(peer)
+
+    async def listen(self, on_link: Callable[[Link], Awaitable[None]], *, name: str) -> Listener:
+        if self._peripheral is None:
+            raise BadInput(
+                "the system's own radio cannot be a hop's yet", hint='use a dongle: radio "hci:usb:0", or a virtual one'
+            )
+        listener: Listener = await self._peripheral.listen(on_link, name=name)
+        return listener
+
+    async def close(self) -> None:
+        await self._central.close()
+        if self._peripheral is not None:
+            await self._peripheral.close()
+        if self._give_back is not None:
+            give_back, self._give_back = self._give_back, None
+            with contextlib.suppress(TimeoutError, OSError, LinkLost):
+                async with asyncio.timeout(_CLOSE_S):
+                    await give_back()
+
+
+async def open_radio(spec: str) -> OpenRadio:
+    """"system": bleak's own backend, central only; "virtual:PATH": joins the virtual radio that is served on this Unix
+    socket; "hci:TRANSPORT": bumble alone over one of its transports. Raises BadInput, LinkLost.
+    """
+    kind, _, where = spec.partition(":")
+    if spec == "system":
+        return OpenRadio()
+    if kind == "virtual" and where:
+        from transport.links.virtual_join import join_radio
+
+        device = await join_radio(where, "causeway")
+        return OpenRadio(device, device.close)
+    if kind == "hci" and where:
+        return await _open_hci(where)
+    raise BadInput("this is not a radio", hint=_FORMS)
+
+
+async def _open_hci(where: str) -> OpenRadio:
+    from bumble.core import BaseBumbleError
+    from bumble.device import Device
+    from bumble.hci import Address
+    from bumble.transport import open_transport
+
+    try:
+        async with asyncio.timeout(_HCI_OPEN_S):
+            transport = await open_transport(where)
+    except PermissionError as error:
+        raise LinkLost(
+            "this program may not use the Bluetooth dongle", reason="refused", hint="a udev rule can allow it"
+        ) from error
+    except (BaseBumbleError, OSError, TimeoutError, ValueError, ImportError) as error:
+        raise LinkLost(
+            "the Bluetooth dongle cannot be opened", reason="unavailable",
+            hint="is it plugged in, and not in use by the system?",
+        ) from error
+    try:
+        async with asyncio.timeout(_HCI_OPEN_S):
+            # an address of this run alone: nothing recognises the radio another day
+            device = Device.with_hci(
+                "Causeway", Address.generate_static_address(), transport.source, transport.sink)
+            await device.power_on()
+    except (BaseBumbleError, OSError, TimeoutError) as error:
+        await transport.close()
+        raise LinkLost("the Bluetooth dongle does not answer", reason="unavailable", hint="plug it in anew") from error
+    except BaseException:
+        await transport.close()
+        raise
+    return OpenRadio(device, transport.close)
