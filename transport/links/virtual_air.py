@@ -102,7 +102,7 @@ class Air:
         self.closed = False
         for side in self._sides:
             side.antenna.airs.append(self)
-        self.range_changed()
+        self.reach_changed()
 
     @property
     def antennas(self) -> tuple[Antenna, Antenna]:
@@ -139,13 +139,17 @@ class Air:
         passed = (now - self._began) // self.phy.interval_s
         return self._began + (passed + 1) * self.phy.interval_s
 
-    def range_changed(self) -> None:
-        """To be called after `in_range` of an antenna has changed."""
+    def reach_changed(self) -> None:
+        """To be called after `in_range` or `full` of an antenna has changed.
+
+        A host that reads nothing for `supervision_s` is taken for gone, so that it cannot hold its peer's buffers.
+        """
         if self.closed:
             return
-        if self.silent and self._silence is None:
+        reached = not self.silent and not any(antenna.full for antenna in self.antennas)
+        if not reached and self._silence is None:
             self._silence = self._loop.call_later(self.phy.supervision_s, self._lost)
-        elif not self.silent and self._silence is not None:
+        elif reached and self._silence is not None:
             self._silence.cancel()
             self._silence = None
         self.wake()

@@ -55,11 +55,10 @@ class VirtualController(bumble_controller.Controller):
             self.on_le_disconnected(end.connection, hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR)
 
     def host_reads(self, reads: bool) -> None:
-        """Whether the host takes packets; while it does not, its peers' packets wait at their side."""
+        """Whether the host takes packets; while it does not, its peers' packets wait, for `supervision_s` at most."""
         self.antenna.full = not reads
-        if reads:
-            for air in list(self.antenna.airs):
-                air.wake()
+        for air in list(self.antenna.airs):
+            air.reach_changed()
 
     def send_hci_packet(self, packet: hci.HCI_Packet) -> None:
         if isinstance(packet, hci.HCI_LE_Connection_Complete_Event):

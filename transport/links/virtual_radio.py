@@ -71,7 +71,7 @@ class VirtualRadio(LocalLink):
         for controller in self._called(which):
             controller.antenna.in_range = not away
             for air in list(controller.antenna.airs):
-                air.range_changed()
+                air.reach_changed()
 
     def signal(self, which: str, dbm: int) -> None:
         """How strongly others hear this device advertise, -127 to 20 dBm. Raises BadInput."""
