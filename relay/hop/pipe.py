@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from relay.hop.quotas import Flight, Rate
-from transport.errors import LinkLost
+from transport.errors import CloseReason, LinkLost
 from transport.links.base import Link
 from transport.primitives import sha256
 
 LINK_ID_FROM: Final = 64  # bytes of the edge's that the link id is made of
+_TO_EDGE: Final[dict[str, CloseReason]] = {
+    "idle": "idle", "bytes": "limit", "time": "limit", "stuck": "limit", "crowded": "limit"
+}
 REFUSED: Final = "error"  # why a gateway closes a tunnel whose handshake failed, docs/SPEC.md section 9
 
 
@@ -82,13 +85,14 @@ class Pipe:
 
     async def run(self) -> PipeReport:
         """Copies until one side ends or a limit is reached, then sends the last note and closes both sides."""
-        reason = "idle"
+        reason = ""
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.idle_s) as self._idle:
                     reason = await self._copy()
+            reason = reason or "idle"
         finally:
-            await asyncio.gather(self._close_tunnel(), self._edge.close())
+            await asyncio.gather(self._close_tunnel(), self._edge.close(_TO_EDGE.get(reason, "done")))
         return PipeReport(reason, self._known_id(), self._up, self._down)
 
     async def _copy(self) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 FREE_FAILURES: Final = 3  # a gateway that restarted makes an honest edge fail once or twice
+FAILURES_MAX: Final = 12  # so many count; and one is forgotten every FORGET_S
+FORGET_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0  # less than what an edge waits for a handshake
-FORGET_S: Final = 600.0
 SOURCES_MAX: Final = 1024
 
 
@@ -63,21 +64,21 @@ class Patience:
     """How long a link must wait whose source has had links that the gateway did not let in."""
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # count and when, the oldest first
+        self._failures: OrderedDict[str, tuple[float, float]] = OrderedDict()  # count and when, oldest first
 
     def failed(self, source: str, now: float) -> None:
         """The gateway has ended a link of this source in its handshake."""
         count = self._count(source, now)
         self._failures.pop(source, None)
-        self._failures[source] = count + 1, now
+        self._failures[source] = min(count + 1, FAILURES_MAX), now
         if len(self._failures) > SOURCES_MAX:
             self._failures.popitem(last=False)
 
     def pause(self, source: str, now: float) -> float:
         """Seconds that its next link waits before a byte of it is read."""
         beyond = self._count(source, now) - FREE_FAILURES
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(beyond, 16)) if beyond >= 0 else 0.0
+        return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** beyond)) if beyond >= 0 else 0.0
 
-    def _count(self, source: str, now: float) -> int:
-        count, at = self._failures.get(source, (0, now))
-        return count if now - at < FORGET_S else 0
+    def _count(self, source: str, now: float) -> float:
+        count, at = self._failures.get(source, (0.0, now))
+        return max(0.0, count - (now - at) / FORGET_S)

@@ -403,8 +403,9 @@ async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: 
         assert any("2 links are taken" in line for line in running.lines)
         await held[0].send(bytes(2000))
         async with asyncio.timeout(LIMIT):
-            while await held[0].receive():
-                pass
+            with pytest.raises(LinkLost):  # which is no end of the data
+                while await held[0].receive():
+                    pass
         await asyncio.gather(*(link.close() for link in (silent, third, *held)))
 
 

@@ -77,7 +77,7 @@ class JoiningGateway:
         try:
             yield self
         finally:
-            await asyncio.gather(*(link.close(1001) for link in self.tunnels))
+            await asyncio.gather(*(link.close("shutdown") for link in self.tunnels))
             await runner.cleanup()
 
     async def _bundle(self, request: web.Request) -> web.Response:

@@ -127,6 +127,16 @@ async def test_the_gateways_end_closes_the_edge_after_its_last_byte() -> None:
     assert (await running).reason == "gateway"
 
 
+async def test_a_refused_handshake_is_told_from_an_end_and_its_hint_arrives() -> None:
+    s = Setting()
+    running = s.start()
+    await s.gateway.send(b"\x04\x01")
+    await s.gateway.close("error")
+    assert await s.edge.receive() == b"\x04\x01"
+    assert await s.edge.receive() == b""
+    assert (await running).reason == "refused"
+
+
 @pytest.mark.parametrize("side", ["edge", "gateway"])
 async def test_a_broken_side_ends_the_other(side: str) -> None:
     s = Setting()
@@ -149,13 +159,19 @@ async def test_the_byte_limit_holds_and_nothing_beyond_it_passes() -> None:
     await s.edge.send(bytes(101))
     report = await running
     assert (report.reason, report.up) == ("bytes", 900)
+    with pytest.raises(LinkLost) as told:
+        await s.edge.receive()
+    assert told.value.reason == "limit"
     assert await s.gateway.receive() == b""
 
 
 async def test_an_idle_pipe_ends() -> None:
     s = Setting(idle_s=0.01)
     assert (await s.start()).reason == "idle"
-    assert await s.edge.receive() == b"" and await s.gateway.receive() == b""
+    with pytest.raises(LinkLost) as told:
+        await s.edge.receive()
+    assert told.value.reason == "idle"
+    assert await s.gateway.receive() == b""
 
 
 async def test_a_stalled_reader_stalls_the_sender_and_is_idle_in_the_end() -> None:

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from relay.hop.counters import Counters, rounded_up
 from relay.hop.gateways import FIRST_REST_S, LONGEST_REST_S, Gateways
-from relay.hop.quotas import FORGET_S, FREE_FAILURES, LONGEST_PAUSE_S, SOURCES_MAX, Flight, Patience, Rate
+from relay.hop.quotas import (
+    FAILURES_MAX,
+    FORGET_S,
+    FREE_FAILURES,
+    LONGEST_PAUSE_S,
+    SOURCES_MAX,
+    Flight,
+    Patience,
+    Rate,
+)
 
 
 @given(st.lists(st.tuples(st.integers(1, 65_536), st.floats(0, 10)), max_size=50))
@@ -53,13 +62,14 @@ def test_patience_grows_thin_and_comes_back() -> None:
         patience.failed("a", 0.0)
     pauses = []
     for _ in range(30):
-        pauses.append(patience.pause("a", 1.0))
-        patience.failed("a", 1.0)
+        pauses.append(patience.pause("a", 0.0))
+        patience.failed("a", 0.0)
     assert pauses == sorted(pauses) and pauses[0] > 0 and pauses[-1] == LONGEST_PAUSE_S
-    assert patience.pause("b", 1.0) == 0
-    assert patience.pause("a", 1.0 + FORGET_S) == 0
-    patience.failed("a", 1.0 + FORGET_S)
-    assert patience.pause("a", 1.0 + FORGET_S) == 0, "what was forgotten does not count again"
+    assert patience.pause("b", 0.0) == 0
+    later = FORGET_S * (FAILURES_MAX - FREE_FAILURES)
+    assert 0 < patience.pause("a", later - 1) < 1 and patience.pause("a", later + 1) == 0
+    patience.failed("a", 10 * later)
+    assert patience.pause("a", 10 * later) == 0, "what was forgotten does not count again"
 
 
 def test_patience_is_bounded() -> None:
