@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from edge_client.answering import Assistant, Relay
 from edge_client.config import Config
+from edge_client.dialing import Dialer, nearby, nobody
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
 from edge_client.errors import NoStore
@@ -23,7 +24,7 @@ from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
 from transport import telemetry
-from transport.links.base import Endpoint, connect
+from transport.links.base import Endpoint
 
 __all__ = ["App", "StoreUse", "open_store"]
 
@@ -43,6 +44,7 @@ class App:
         self._database = database
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
+        self._dialer: Dialer | None = None
 
     @classmethod
     def open(
@@ -66,6 +68,8 @@ class App:
         try:
             if self._client is not None:
                 await self._client.close()
+            if self._dialer is not None:
+                await self._dialer.close()
         finally:
             if self._database is not None:
                 self._database.close()
@@ -112,14 +116,23 @@ class App:
         return Retrieval(Search(self.database), self.embedder())
 
     @property
+    def dial(self) -> Dialer:
+        """Opens links to hops and gateways. Raises NoStore where there is none yet."""
+        if self._dialer is None:
+            config = self.config
+            self._dialer = Dialer(self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust)
+        return self._dialer
+
+    @property
     def client(self) -> GatewayClient:
         """The way to the gateway and the outbox, also before joining. Raises NoStore where there is none yet."""
         if self._client is None:
             relay = self.config.relay
             endpoints = [Endpoint.parse(text) for text in relay.endpoints]
             self._client = GatewayClient(
-                self.settings, self.outbox, endpoints, self.tracing, connect, give_up_s=relay.give_up_s,
+                self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
+                find=nearby if relay.discover else nobody, worked=self.dial.worked,
             )
         return self._client
 

@@ -13,6 +13,10 @@
     give_up_s = 60                  # without a way to the gateway for so long, a question is left in the outbox
     early_data = true               # a resumed session's first message holds the question (docs/SPEC.md, 4.5)
     padding = "bucket"              # or "constant": hides when, about 5 kB/s each way; or "off": hides nothing
+    discover = false                # true: after the endpoints, try hops that announce themselves on this network
+    wss_trust = "bundle"            # or "webpki": whose certificate a wss endpoint shows; no secret depends on it
+    [bluetooth]
+    radio = "system"                # for ble endpoints; or "hci:TRANSPORT" (a dongle), "virtual:PATH"
 """
 
 import os
@@ -20,14 +24,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from edge_client.errors import BadUse
 from transport.messages import Padding
 
-__all__ = ["Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "home_path"]
+__all__ = ["BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "home_path"]
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,12 +50,19 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     early_data: bool = True
     give_up_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
     padding: Padding = Padding.BUCKET
+    discover: bool = False
+    wss_trust: Literal["bundle", "webpki"] = "bundle"
+
+
+class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelSettings = ModelSettings()
     embedder: EmbedderSettings = EmbedderSettings()
     relay: RelaySettings = RelaySettings()
+    bluetooth: BluetoothSettings = BluetoothSettings()
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
+    bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
 
     @property
     def store_path(self) -> Path:
@@ -92,12 +104,14 @@ class Config:
             settings = msgspec.toml.decode(raw, type=_File)
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
-        return cls(home, settings.model, settings.embedder, settings.relay)
+        return cls(home, settings.model, settings.embedder, settings.relay, settings.bluetooth)
 
 
 def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
-    tables = {"model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings}
+    tables = {
+        "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "bluetooth": BluetoothSettings
+    }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:
         return "its tables are " + ", ".join(f"[{name}]" for name in tables)

@@ -14,14 +14,15 @@ from typing import Final
 import msgspec
 from opentelemetry import trace
 
+from edge_client.dialing import nobody
 from edge_client.errors import BadUse, GaveUp, PromptTooLong, ProviderFailed
 from edge_client.outbox import Entry, Outbox
 from edge_client.remote_answer import RemoteAnswer
-from edge_client.sessions import Clock, Dial, Sessions
+from edge_client.sessions import Clock, Dial, Find, Sessions
 from store.settings import Settings
 from transport.edge_session import EdgeSession
 from transport.errors import RequestRefused, TransportError
-from transport.links.base import Endpoint
+from transport.links.base import Endpoint, Link
 from transport.messages import REQUEST_BODY_MAX, Padding, RequestHeader, decode_header, encode_header
 from transport.stream import Progress
 from transport.telemetry import Telemetry, traceparent_of
@@ -44,7 +45,8 @@ class _ModelList(msgspec.Struct):
 
 
 class GatewayClient:
-    """Asks the gateway through the first endpoint that answers. `dial` opens a link, `tell` shows a person a note.
+    """Asks the gateway through the first endpoint that answers, or else a hop that `find` names. `dial` opens a link,
+    `tell` shows a person a note, `worked` is told each link over which the gateway was reached.
 
     `early_data` off costs a round trip: it may be replayed, to a journal which answers it once, and is forward secret
     only after its ticket is gone on both sides.
@@ -54,12 +56,15 @@ class GatewayClient:
     def __init__(
         self, settings: Settings, outbox: Outbox, endpoints: Sequence[Endpoint], telemetry: Telemetry, dial: Dial, *,
         give_up_s: float = GIVE_UP_S, tell: Callable[[str], None] = lambda text: None, clock: Clock | None = None,
-        early_data: bool = True, padding: Padding = Padding.BUCKET,
+        early_data: bool = True, padding: Padding = Padding.BUCKET, find: Find = nobody,
+        worked: Callable[[Link], None] = lambda link: None,
     ) -> None:
         self._settings, self._outbox, self._telemetry = settings, outbox, telemetry
         self._clock = clock or Clock()
         self._give_up_s, self._tell = give_up_s, tell
-        self._sessions = Sessions(settings, endpoints, dial, self._clock, early_data=early_data, padding=padding)
+        self._sessions = Sessions(
+            settings, endpoints, dial, self._clock, early_data=early_data, padding=padding, find=find, worked=worked
+        )
         self._sessions.opened = self._opened
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -1,14 +1,15 @@
 """The one session that carries this edge's requests: opened when needed, resumed by ticket, renewed at half-life.
 
-Endpoints are tried best first, the one that last worked before the others. When the SVID has been renewed, a new
-session is opened before the old one is closed; whoever reads an answer on the old one finds the new one here.
+Endpoints are tried best first, the one that last worked before the others, hops found nearby after them. When the SVID
+has been renewed, a new session is opened before the old one is closed; whoever reads an answer on the old one finds the
+new one here.
 """
 
 import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
@@ -20,6 +21,8 @@ from transport.initiator import Resumption, SvidLogin
 from transport.links.base import Endpoint, Link
 from transport.messages import Padding
 from transport.reconnect import is_final, worth_retrying
+from transport.session import Clock as SessionClock
+from transport.session import session_clock
 from transport.tickets import Ticket, Wallet
 
 _EPOCH: Final = "journal-epoch"
@@ -28,6 +31,7 @@ LINGER_S: Final = 10.0  # for the padding behind the last answer, which hides ho
 _RENEWAL_PAUSE_S: Final = 60.0  # between attempts at renewal while the old SVID is still good
 
 Dial = Callable[[Endpoint], Awaitable[Link]]
+Find = Callable[[], Awaitable[Sequence[Endpoint]]]
 
 
 class Asker(Protocol):
@@ -49,15 +53,19 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    def of_session(self) -> SessionClock:
+        """A clock for one session."""
+        return session_clock()
+
 
 class Sessions:
     """Gives each request a session that stands. `opened` is called with each new one."""
 
     def __init__(
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
-        padding: Padding,
+        padding: Padding, find: Find, worked: Callable[[Link], None],
     ) -> None:
-        self._early_data, self._padding = early_data, padding
+        self._early_data, self._padding, self._find, self._reached = early_data, padding, find, worked
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._worked: Endpoint | None = None
@@ -161,9 +169,10 @@ class Sessions:
 
     async def _renewed(self, identity: DeviceIdentity) -> DeviceIdentity:
         failures: list[TransportError] = []
-        for endpoint in self._in_order(identity):
+        async for endpoint in self._ways(identity):
             try:
-                return await renew(self._settings, identity, await self._dial(endpoint))
+                link = await self._dial(endpoint)
+                return await renew(self._settings, identity, link, clock=self._clock.of_session())
             except TransportError as error:
                 failures.append(error)
                 if is_final(error):
@@ -176,7 +185,7 @@ class Sessions:
         failures: list[TransportError] = []
         if self._epoch is None:
             self._epoch = await self._settings.get(_EPOCH)
-        for endpoint in self._in_order(identity):
+        async for endpoint in self._ways(identity):
             ticket = self._wallet.take(self._clock.now())
             try:
                 try:
@@ -199,7 +208,10 @@ class Sessions:
         try:
             login = SvidLogin(identity.svid.chain, identity.svid.not_after)
             purpose = Resumption(ticket, self._early_data) if ticket else login
-            session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway, self._padding)
+            session = EdgeSession(
+                link, purpose, identity.svid.key, identity.verify_gateway, self._padding,
+                clock=self._clock.of_session(),
+            )
             if asker is not None and self._epoch is not None:
                 answer = await asker.ask(session, self._epoch)
             await session.open()
@@ -209,6 +221,7 @@ class Sessions:
                 asker.not_taken()
             raise
         try:
+            self._reached(link)
             await self._stands(session, endpoint, identity)
         except BaseException:
             await session.close()
@@ -243,9 +256,15 @@ class Sessions:
             with contextlib.suppress(TransportError, NotJoined):
                 await self.stand()
 
-    def _in_order(self, identity: DeviceIdentity) -> list[Endpoint]:
+    async def _ways(self, identity: DeviceIdentity) -> AsyncIterator[Endpoint]:
         known = self._endpoints or tuple(Endpoint.parse(text) for text in identity.endpoints)
-        return sorted(known, key=lambda endpoint: endpoint != self._worked)
+        if self._worked is not None:
+            known = (self._worked, *known)
+        for endpoint in dict.fromkeys(known):
+            yield endpoint
+        for endpoint in await self._find():
+            if endpoint not in known:
+                yield endpoint
 
 
 def _took_nothing(error: BaseException, ticket: Ticket | None) -> bool:

@@ -3,11 +3,17 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_client.commands.terminal import JSON, note, run, show
+
+if TYPE_CHECKING:
+    from edge_client.app import App
+    from edge_client.identity import DeviceIdentity
+    from transport.identity.join import Invitation
+    from transport.links.base import Endpoint
 
 models = typer.Typer(help="The models this device runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -16,7 +22,10 @@ def join(
     invitation_file: Annotated[
         Path | None, typer.Option("--invitation-file", help="Where the invitation is; else it is asked for.")
     ] = None,
-    hop: Annotated[str | None, typer.Option("--hop", help="tcp:HOST:PORT or unix:PATH; else the invitation's.")] = None,
+    hop: Annotated[
+        str | None,
+        typer.Option("--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge or ble:; else the invitation's."),
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Join a gateway with an invitation, through any hop."""
@@ -24,26 +33,43 @@ def join(
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
+        from edge_client.dialing import nearby
         from edge_client.errors import BadUse
-        from edge_client.identity import join as join_gateway
         from transport.identity.join import Invitation
-        from transport.links.base import Endpoint, connect
+        from transport.links.base import Endpoint
 
         invitation = Invitation.parse(_invitation(invitation_file))
         # A gateway's https address serves hops and connected clients, not this session.
         hints = [hint for hint in invitation.hints if not hint.startswith("https:")]
-        endpoints = list(dict.fromkeys(str(Endpoint.parse(spec)) for spec in ([hop] if hop else []) + hints))
-        if not endpoints:
+        endpoints = list(dict.fromkeys(Endpoint.parse(spec) for spec in ([hop] if hop else []) + hints))
+        config = Config.load()
+        ways = [*endpoints, *(await nearby() if config.relay.discover else ())]
+        if not ways:
             raise BadUse("the invitation names no way to the gateway", hint="give one with --hop tcp:HOST:PORT")
-        async with App.open(Config.load(), store="create") as app:
-            link = await connect(Endpoint.parse(endpoints[0]))
-            identity = await join_gateway(app.settings, invitation, link, tuple(endpoints))
+        async with App.open(config, store="create") as app:
+            identity, through = await _first_to_answer(app, invitation, ways, tuple(str(one) for one in endpoints))
         if as_json:
-            show({"id": str(identity.id), "endpoints": endpoints, "enrolment": identity.enrolment})
+            show({"id": str(identity.id), "endpoints": list(identity.endpoints), "enrolment": identity.enrolment})
         else:
-            print(f"joined as {identity.id} through {endpoints[0]}")
+            print(f"joined as {identity.id} through {through}")
 
     run(work, as_json=as_json)
+
+
+async def _first_to_answer(
+    app: "App", invitation: "Invitation", ways: "list[Endpoint]", endpoints: tuple[str, ...]
+) -> "tuple[DeviceIdentity, Endpoint]":
+    """The identity, which keeps `endpoints`, and the way by which it came. Raises the last way's failure."""
+    from edge_client.identity import join
+    from transport.errors import LinkLost
+
+    *others, last = ways
+    for endpoint in others:
+        try:
+            return await join(app.settings, invitation, await app.dial(endpoint), endpoints), endpoint
+        except LinkLost as lost:
+            note(f"{lost}; the next way is tried")
+    return await join(app.settings, invitation, await app.dial(last), endpoints), last
 
 
 def _invitation(file: Path | None) -> str:
@@ -102,7 +128,7 @@ async def _fill(app: Any, result: dict[str, Any]) -> None:
 
     identity = await DeviceIdentity.load(app.settings)
     if identity is not None:
-        result["endpoints"] = list(identity.endpoints)
+        result["endpoints"] = list(app.config.relay.endpoints or identity.endpoints)
         result["identity"] = {
             "id": str(identity.id), "enrolment": identity.enrolment,
             "svid_expires": identity.svid.not_after, "svid_valid": identity.svid_valid(time.time()),

@@ -1,8 +1,9 @@
-"""HTTPS for hops and gateways: joining, renewal, the trust bundle, and the tunnels that edges' links come through.
+"""HTTPS: joining and renewal of hops and gateways, the trust bundle, tunnels that edges' links come through, and edges.
 
 TLS 1.3 with SVIDs (`transport.identity.tls`). Joining and renewal need no client certificate, since who joins has none
 and who renews may have an expired one; they are proven by an invitation and by the device key's signature over a nonce.
-A tunnel needs the SVID of a hop. Health is plain HTTP on a loopback listener of its own.
+A tunnel needs the SVID of a hop; an edge that comes straight needs none, since its session has one inside. Health is
+plain HTTP on a loopback listener of its own.
 """
 
 import asyncio
@@ -29,10 +30,10 @@ from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from store.errors import StoreError
-from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
+from transport.errors import BadInput, CloseReason, IdentityRefused, LinkLost, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
 from transport.identity.tls import own_leaf_of, peer_of
-from transport.links.websocket import accept_websocket
+from transport.links.websocket import WebSocketLink, accept_websocket
 from transport.primitives import Secret, VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
 
 JOIN_ROLES: Final = ("hop", "gateway", "workload")
@@ -118,10 +119,27 @@ class _TunnelNotes:
     def take(self, text: str) -> None:
         self._latest = parse_note(text) or self._latest
 
+    @property
+    def bound(self) -> bool:
+        """Whether the tunnel's session came through its handshake."""
+        return self._link_id != ""
+
     async def save(self) -> None:
         note = self._latest
         if note is not None and note.link == self._link_id:
             await self._traces.note(self._hop, note)
+
+
+class _Tunnel:
+    """A hop's tunnel; it ends as an error if its session never came about, so that the hop slows that stranger down."""
+
+    def __init__(self, link: WebSocketLink, notes: _TunnelNotes) -> None:
+        self.peer = link.peer
+        self.send, self.receive = link.send, link.receive
+        self._link, self._notes = link, notes
+
+    async def close(self, reason: CloseReason = "done") -> None:
+        await self._link.close(reason if self._notes.bound else "error")
 
 
 def make_app(
@@ -197,8 +215,15 @@ def make_app(
         hop = str(peer.id)
         notes = _TunnelNotes(hop, traces)
         link = await accept_websocket(request, f"{hop} {request.remote}", on_note=notes.take)
-        await sessions.serve_link(link, via=hop, known=notes.bind, settled=notes.save)
+        await sessions.serve_link(_Tunnel(link, notes), via=hop, known=notes.bind, settled=notes.save)
         await notes.save()
+        return link.response
+
+    async def edge(request: web.Request) -> web.StreamResponse:
+        """A session straight from an edge, whose identity shows inside it alone: a stranger's place until then."""
+        protocol = request.protocol
+        link = await accept_websocket(request, _tcp_peer(request))
+        await sessions.serve_link(link, known=lambda _: gate.settled(protocol))
         return link.response
 
     app = web.Application(client_max_size=BODY_MAX, middlewares=[_neutral])
@@ -207,6 +232,7 @@ def make_app(
     app.router.add_post("/v1/join", join)
     app.router.add_post("/v1/renew", renew)
     app.router.add_get("/v1/tunnel", tunnel)
+    app.router.add_get("/v1/edge", edge)
     return app
 
 
@@ -277,6 +303,12 @@ async def _neutral(
     except Exception as error:  # no traceback: its values could be an invitation's
         _log.error("%s failed with %s", request.path, type(error).__name__)
         return _error(500, "unavailable", "not possible")
+
+
+def _tcp_peer(request: web.Request) -> str:
+    """As a TCP link names its peer, so that an address has one share of the places, whichever door it comes by."""
+    name = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return f"tcp:{name[0]}:{name[1]}" if isinstance(name, tuple) else "tcp:unknown:0"
 
 
 async def _body(request: web.Request, kind: type[T], seconds: float) -> T:

@@ -35,10 +35,12 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         with pytest.raises(BadUse, match=r"config\.toml"):
             Config.load({"CAUSEWAY_HOME": str(tmp_path)})
     for text, hint in (
-        ("[relay]\nendpoint = 1\n", "[relay] may hold: model, endpoints, early_data, give_up_s, padding"),
+        ("[relay]\nendpoint = 1\n",
+         "[relay] may hold: model, endpoints, early_data, give_up_s, padding, discover, wss_trust"),
+        ("[bluetooth]\nradios = 'x'\n", "[bluetooth] may hold: radio"),
         ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads"),
-        ("[modle]\n", "its tables are [model], [embedder], [relay]"),
-        ("= broken", "its tables are [model], [embedder], [relay]"),
+        ("[modle]\n", "its tables are [model], [embedder], [relay], [bluetooth]"),
+        ("= broken", "its tables are [model], [embedder], [relay], [bluetooth]"),
     ):
         file.write_text(text)
         with pytest.raises(BadUse) as caught:
