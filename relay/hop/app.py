@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from relay.hop.counters import Counters
 from relay.hop.errors import HopError
@@ -19,6 +19,9 @@ from transport.errors import LinkLost, TransportError
 from transport.identity.tls import client_context
 from transport.links.base import Endpoint, Link, Listener, Radio, listen
 from transport.links.websocket import WebSocketLink, connect_websocket
+
+if TYPE_CHECKING:
+    from transport.links.discovery import Announcement
 
 TUNNEL_PATH: Final = "/v1/tunnel"
 RETRY_S: Final = (5.0, 300.0)  # first and longest wait between attempts to renew
@@ -77,19 +80,27 @@ class Hop:
             now=time.monotonic(), carried=self._flight.carried, gateway=self._gateways.current
         )
 
-    async def run(self, endpoints: Sequence[Endpoint], stop: asyncio.Event, *, radio: Radio | None = None) -> None:
-        """Listens until `stop` is set; `radio` is for ble endpoints. Raises LinkLost if an address cannot be had."""
+    async def run(
+        self, endpoints: Sequence[Endpoint], stop: asyncio.Event, *, radio: Radio | None = None, announce: bool = False
+    ) -> None:
+        """Listens until `stop` is set; `radio` is for ble endpoints, with `announce` the tcp ones are told by multicast
+        DNS. Raises LinkLost if an address cannot be had.
+        """
         listeners: list[Listener] = []
+        announcements: list[Announcement] = []
         freshness = asyncio.create_task(self._stay_fresh())
         try:
             for endpoint in endpoints:
                 listeners.append(await listen(endpoint, self._on_link, radio=radio))
+            if announce:
+                announcements.extend(await _announced(listener.endpoint for listener in listeners))
             where = ", ".join(str(listener.endpoint) for listener in listeners)
             self._report(f"hop ready {self._identity.svid.id.name} listening on {where}")
             await stop.wait()
         finally:
             freshness.cancel()
-            await asyncio.gather(freshness, *(one.close() for one in listeners), return_exceptions=True)
+            ends = [*(one.close() for one in announcements), *(one.close() for one in listeners)]
+            await asyncio.gather(freshness, *ends, return_exceptions=True)
 
     async def _on_link(self, edge: Link) -> None:
         door = edge.peer.partition(":")[0]
@@ -189,6 +200,19 @@ class Hop:
             self._last_report = line
             with contextlib.suppress(OSError):
                 self._report(line)
+
+
+async def _announced(endpoints: Iterable[Endpoint]) -> "list[Announcement]":
+    from transport.links.discovery import Announcement, own_addresses
+
+    started = []
+    for endpoint in endpoints:
+        if endpoint.scheme == "tcp":
+            host, port = endpoint.host_port()
+            announcement = Announcement(port, await asyncio.to_thread(own_addresses, host))
+            await announcement.start()
+            started.append(announcement)
+    return started
 
 
 def _tunnel_of(url: str) -> Endpoint:

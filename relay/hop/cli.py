@@ -73,6 +73,9 @@ def serve(
     radio: Annotated[
         str, typer.Option("--radio", help="For ble: system, hci:TRANSPORT (a dongle) or virtual:PATH.")
     ] = "system",
+    announce: Annotated[
+        bool, typer.Option("--announce", help="Tell this network, by multicast DNS, that a hop listens here on tcp.")
+    ] = False,
     max_links: Annotated[int, typer.Option("--max-links", min=1, max=10_000, help="Links at once.")] = 64,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="Bytes of one link, both ways.")] = 1 << 30,
     max_rate: Annotated[
@@ -102,7 +105,7 @@ def serve(
         control = StatusServer(folder, hop.status)
         await control.start()
         try:
-            await _until_signal(hop, endpoints, radio)
+            await _until_signal(hop, endpoints, radio, announce=announce)
         finally:
             await control.close()
 
@@ -128,19 +131,19 @@ def status(
     typer.echo(f"last error  {told['last_error'] or 'none'}")
 
 
-async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str) -> None:
+async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str, *, announce: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if all(endpoint.scheme != "ble" for endpoint in endpoints):
-        await hop.run(endpoints, stop)
+        await hop.run(endpoints, stop, announce=announce)
         return
     from transport.links.radio import open_radio
 
     radio = await open_radio(radio_spec)
     try:
-        await hop.run(endpoints, stop, radio=radio)
+        await hop.run(endpoints, stop, radio=radio, announce=announce)
     finally:
         await radio.close()
 
