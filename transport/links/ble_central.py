@@ -24,13 +24,14 @@ from bleak.exc import (
 )
 
 from transport.errors import LinkLost, ProtocolViolation, TransportError
-from transport.links.gatt import INFO, RX, SERVICE, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
+from transport.links.gatt import INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
 from transport.links.gatt_link import GattLink
 
 LOOK_S: Final = 1.0  # how long others are looked for once one hop was heard
 CANDIDATES_MAX: Final = 64  # hops of one search; the weakest are dropped
 REMEMBERED_MAX: Final = 256  # hops whose history is kept
 DISCONNECT_S: Final = 5.0
+_ANY, _BEGINNING, _EXACT = 1, 1, 2  # likeness
 _SIZE_TRIES: Final = 5  # BlueZ says 20 for a moment after connecting, whatever was agreed
 _SIZE_PAUSE_S: Final = 0.1
 _GO_NEARER: Final = "go nearer to a hop, and see that it is running"
@@ -41,6 +42,13 @@ _ACCESS: Final = "allow this program to use Bluetooth: on Linux a D-Bus policy, 
 class _History:
     handshakes: int = 0
     in_vain: int = 0  # connections since the last completed handshake
+
+
+@dataclass(frozen=True)
+class _Heard:
+    device: BLEDevice
+    likeness: int
+    rssi: int  # dBm
 
 
 class BleCentral:
@@ -84,30 +92,35 @@ class BleCentral:
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def _search(self, name: str, timeout_s: float) -> list[BLEDevice]:
-        """Hops, the best first, perhaps none. Ends when there was one and `LOOK_S` to hear others."""
-        heard: dict[str, tuple[BLEDevice, int]] = {}
-        first = asyncio.Event()
+        """Hops, the best first, perhaps none. Ends `LOOK_S` after the first, so as to hear others, or with the one of
+        that name.
+        """
+        heard: dict[str, _Heard] = {}
+        first, wanted = asyncio.Event(), asyncio.Event()
 
         def seen(device: BLEDevice, data: AdvertisementData) -> None:
             # some systems' scanners filter by service only as far as they can, and report the rest as well
-            if SERVICE in data.service_uuids and (not name or _is_called(name, device, data)):
-                heard[device.address] = device, data.rssi
-                if len(heard) > CANDIDATES_MAX:
-                    del heard[min(heard, key=lambda address: heard[address][1])]
-                first.set()
+            likeness = _likeness(name, device, data) if SERVICE in data.service_uuids else 0
+            if not likeness:
+                return
+            heard[device.address] = _Heard(device, likeness, data.rssi)
+            if len(heard) > CANDIDATES_MAX:
+                del heard[min(heard, key=lambda address: (heard[address].likeness, heard[address].rssi))]
+            first.set()
+            if likeness == _EXACT:
+                wanted.set()
 
         async with BleakScanner(seen, [SERVICE], backend=self._scanner):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await first.wait()
-                    if not name:
-                        await asyncio.sleep(min(LOOK_S, timeout_s / 4))
-        return [device for device, _ in sorted(heard.values(), key=self._rank)]
+                    async with asyncio.timeout(min(LOOK_S, timeout_s / 4)):
+                        await wanted.wait()
+        return [one.device for one in sorted(heard.values(), key=self._rank)]
 
-    def _rank(self, candidate: tuple[BLEDevice, int]) -> tuple[int, bool, int]:
-        device, rssi = candidate
-        history = self._known.get(device.address, _History())
-        return history.in_vain, not history.handshakes, -rssi
+    def _rank(self, heard: "_Heard") -> tuple[int, int, bool, int]:
+        history = self._known.get(heard.device.address, _History())
+        return -heard.likeness, history.in_vain, not history.handshakes, -heard.rssi
 
     def _history(self, address: str) -> _History:
         history = self._known.setdefault(address, _History())
@@ -189,11 +202,14 @@ class BleCentral:
         await asyncio.shield(task)
 
 
-def _is_called(name: str, device: BLEDevice, data: AdvertisementData) -> bool:
-    """By its name, of which an advertisement may have room for the beginning only, or its address."""
+def _likeness(name: str, device: BLEDevice, data: AdvertisementData) -> int:
+    """How well a device is called by this name or address. Advertisements may have room for a name's beginning only."""
     heard = data.local_name or ""
-    return name == heard or (len(heard) >= 20 and name.startswith(heard)) or (
-        device.address.upper().removesuffix("/P") == name.upper())
+    if not name:
+        return _ANY
+    if name == heard or device.address.upper().removesuffix("/P") == name.upper():
+        return _EXACT
+    return _BEGINNING if len(heard) >= SHORT_NAME and name.startswith(heard) else 0
 
 
 @contextlib.contextmanager

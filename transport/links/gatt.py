@@ -23,6 +23,7 @@ RX: Final = "6c550002-36dd-42eb-b94f-13d310764f09"
 TX: Final = "6c550003-36dd-42eb-b94f-13d310764f09"
 INFO: Final = "6c550004-36dd-42eb-b94f-13d310764f09"
 
+SHORT_NAME: Final = 8  # bytes of a name that an advertisement has room for beside the service
 VERSION: Final = 1
 VALUE_MIN: Final = 20  # bytes: what an ATT_MTU of 23 leaves
 VALUE_MAX: Final = 495  # two link-layer packets of 251 bytes exactly; 512 fails on hosts in use

@@ -18,7 +18,7 @@ from bumble.gatt import Characteristic, CharacteristicValue, Service
 
 from transport.errors import BadInput, LinkLost
 from transport.links.base import Endpoint, Link
-from transport.links.gatt import INFO, RX, SERVICE, TX, VALUE_MAX, WINDOW, GattPipe, Info
+from transport.links.gatt import INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, WINDOW, GattPipe, Info
 from transport.links.gatt_link import GattLink
 
 CENTRALS_MAX: Final = 8  # connections at once; while there are as many, the hop does not advertise
@@ -153,10 +153,7 @@ class BumbleListener:
             central.link.take(value)
 
     async def _advertise(self) -> None:
-        name = self.endpoint.address or GENERIC_NAME
-        kind = AdvertisingData.COMPLETE_LOCAL_NAME
-        if len(name.encode()) > _SCAN_NAME_MAX:
-            kind, name = AdvertisingData.SHORTENED_LOCAL_NAME, name[:_SCAN_NAME_MAX]
+        name = (self.endpoint.address or GENERIC_NAME).encode()
         flags = AdvertisingData.Flags.LE_GENERAL_DISCOVERABLE_MODE | AdvertisingData.Flags.BR_EDR_NOT_SUPPORTED
         try:
             await self._device.start_advertising(
@@ -165,8 +162,9 @@ class BumbleListener:
                 advertising_data=bytes(AdvertisingData([
                     (AdvertisingData.FLAGS, bytes([flags])),
                     (AdvertisingData.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS, bytes(UUID(SERVICE))),
+                    _named(name, SHORT_NAME),
                 ])),
-                scan_response_data=bytes(AdvertisingData([(kind, name.encode())])),
+                scan_response_data=bytes(AdvertisingData([_named(name, _SCAN_NAME_MAX)])),
             )
         except (BaseBumbleError, TimeoutError) as error:
             raise LinkLost("the Bluetooth radio does not advertise", reason="unavailable") from error
@@ -283,6 +281,12 @@ class BumbleListener:
         task = asyncio.get_running_loop().create_task(chore)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+
+def _named(name: bytes, room: int) -> tuple[int, bytes]:
+    if len(name) <= room:
+        return AdvertisingData.COMPLETE_LOCAL_NAME, name
+    return AdvertisingData.SHORTENED_LOCAL_NAME, name[:room]
 
 
 def _in_flight(queue: Any, handle: int) -> int:
