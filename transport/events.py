@@ -24,7 +24,8 @@ TEMPLATE_MAX: Final = 1_024  # bytes of prefix and suffix together, so that litt
 _VARINT_MAX: Final = 3  # bytes; enough for BODY_MAX * 4 + 3
 
 _LITERAL, _TEXT, _TEMPLATE = range(3)
-_MARKERS: Final = (b'"content":"', b'"arguments":"')  # before the text of a token, in JSON without spaces
+# Before the text of a token, in JSON with or without spaces.
+_MARKERS: Final = (b'"content":"', b'"content": "', b'"arguments":"', b'"arguments": "')
 _QUOTE, _BACKSLASH = b'"\\'
 
 

@@ -21,6 +21,7 @@ from tests.support.session_lab import Lab, gateway
 from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import LinkLost, PeerRefused, RequestRefused, StreamEnded, TicketRefused
+from transport.events import EventEncoder
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.messages import RequestHeader, encode_header
@@ -30,8 +31,10 @@ from transport.tickets import Wallet
 
 CACHED = CachedStretch()  # one Argon2 for all these gateways
 STREAM = [chunk(f"{number} " + "x" * 900) for number in range(300)] + [b"data: [DONE]\n\n"]
-WHOLE = b"".join(STREAM)
-HELD = len(STREAM[0]) + len(STREAM[1])  # what a provider in mode stream_stall gives before it waits
+_encoder = EventEncoder()
+_HELD = _encoder.feed(STREAM[0] + STREAM[1])
+HELD = len(_HELD)  # what comes of what a provider in mode stream_stall gives before it waits
+WHOLE = _HELD + _encoder.feed(b"".join(STREAM[2:])) + _encoder.finish()
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ from transport.errors import ProtocolViolation
 from transport.events import BODY_MAX, TEMPLATE_MAX, EventDecoder, EventEncoder
 
 
-def event(text: str, **more: object) -> bytes:
+def event(text: str, separators: tuple[str, str] = (",", ":"), **more: object) -> bytes:
     delta = {"content": text, **more}
     body = {"id": "chatcmpl-AbCdEfGhIjKlMnOpQrStUvWxYz012", "object": "chat.completion.chunk", "created": 1900000000,
             "model": "gpt-4o-mini-2024-07-18", "service_tier": "default", "system_fingerprint": "fp_0123456789",
             "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + json.dumps(body, separators=separators).encode() + b"\n\n"
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -57,13 +57,14 @@ def test_entries_of_a_stranger_are_taken_or_refused(data: bytes, at: list[int]) 
     assert out <= len(data) * TEMPLATE_MAX
 
 
-def test_a_token_costs_its_text_and_a_byte() -> None:
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_token_costs_its_text_and_a_byte(separators: tuple[str, str]) -> None:
     texts = [" the", " pump", '\n"', "é", " is", ""] * 50
-    data = b"".join(map(event, texts)) + b"data: [DONE]\n\n"
+    data = b"".join(event(text, separators) for text in texts) + b"data: [DONE]\n\n"
     entries, out = through(data, [], [])
     written = sum(len(json.dumps(text)) - 2 for text in texts)
     assert out == data
-    assert len(entries) < written + len(texts) + len(event("")) + 30
+    assert len(entries) < written + len(texts) + len(event("", separators)) + 30
 
 
 def test_a_tool_call_is_text_too() -> None:
