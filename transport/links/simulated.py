@@ -190,7 +190,7 @@ class Air:
         self.weather = weather
         self._seed = f"{weather.seed} {name}".rstrip()
         self.reach = Reach(weather.near, weather.away, self._seed)
-        self._opened = 0
+        self._opened = self._up = self._down = 0
         self.links: set[SimulatedLink] = set()
 
     def in_reach(self, now: float) -> bool:
@@ -208,8 +208,17 @@ class Air:
         self._opened += 1
         dice = random.Random(f"{self._seed} link {self._opened}")  # noqa: S311  # weather, not keys
         link = SimulatedLink(await open_inner(), self.weather, dice, self.reach)
-        self.links = {one for one in self.links if not one.closed} | {link}
+        for one in [one for one in self.links if one.closed]:
+            self.links.discard(one)
+            self._up, self._down = self._up + one.up.carried, self._down + one.down.carried
+        self.links.add(link)
         return link
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes of all links up and down."""
+        up, down = sum(one.up.carried for one in self.links), sum(one.down.carried for one in self.links)
+        return self._up + up, self._down + down
 
 
 def pair(weather: str | Weather, *, seed: int | None = None) -> tuple[SimulatedLink, MemoryLink]:
