@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import GatewayAnswer, HopMisuse, JoinRefused
 from relay.hop.identity import FILE, HopHome, HopIdentity, _Sealed, base_url, join, renew
 from relay.hop.pipe import PipeLimits, link_id
@@ -17,12 +16,11 @@ from store.errors import WrongKey
 from store.keys import Passphrase
 from tests.support.ca import Ca
 from tests.support.joining_gateway import JoiningGateway
+from tests.support.running_hop import LIMIT, Running, dial, read
 from transport.errors import IdentityExpired, IdentityRefused, LinkLost
-from transport.links.base import Endpoint, Link, connect
+from transport.links.base import connect
 from transport.links.websocket import WebSocketLink
 from transport.primitives import SigningKey
-
-LIMIT = 20.0
 
 
 @pytest.fixture
@@ -34,47 +32,6 @@ async def gateway() -> AsyncIterator[JoiningGateway]:
 @pytest.fixture
 def home(tmp_path: Path) -> HopHome:
     return HopHome(tmp_path / "hop", Passphrase("correct horse"))
-
-
-class Running:
-    """A hop that serves, its lines and its address."""
-
-    def __init__(self, home: HopHome, identity: HopIdentity, url: str | list[str], listen: str = "tcp:127.0.0.1:0",
-                 **limits: object) -> None:
-        self.lines: list[str] = []
-        self.ready = asyncio.Event()
-        self.stop = asyncio.Event()
-        self.changed = asyncio.Condition()
-        urls = [url] if isinstance(url, str) else url
-        self.hop = Hop(home, identity, urls, limits=HopLimits(**limits), report=self._report)  # type: ignore[arg-type]
-        self.listen = Endpoint.parse(listen)
-
-    def _report(self, line: str) -> None:
-        self.lines.append(line)
-        if line.startswith("hop ready"):
-            self.ready.set()
-
-    async def __aenter__(self) -> "Running":
-        self.task = asyncio.create_task(self.hop.run([self.listen], self.stop))
-        await asyncio.wait_for(self.ready.wait(), LIMIT)
-        self.endpoint = Endpoint.parse(self.lines[0].rpartition(" ")[2])
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.stop.set()
-        await asyncio.wait_for(self.task, LIMIT)
-
-    async def connect(self) -> Link:
-        return await connect(self.endpoint)
-
-
-async def read(link: Link, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        part = await link.receive()
-        assert part
-        data += part
-    return data
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
@@ -407,11 +364,6 @@ async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: 
                 while await held[0].receive():
                     pass
         await asyncio.gather(*(link.close() for link in (silent, third, *held)))
-
-
-async def dial(running: Running, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection from an address of its own; every one in 127.0.0.0/8 is this machine's."""
-    return await asyncio.open_connection(*running.endpoint.host_port(), local_addr=(host, 0))
 
 
 async def test_one_address_does_not_take_every_link(gateway: JoiningGateway, home: HopHome) -> None:
