@@ -56,7 +56,7 @@ from transport.messages import (
     Welcome,
     encode,
 )
-from transport.mux import EdgeMux, GatewayMux, StreamEvent
+from transport.mux import Mux, StreamEvent
 from transport.pacing import BUCKET_CELL, CONSTANT_CELL, CONSTANT_ROOM, Joiner, TickClock
 from transport.primitives import Secret, sha256
 from transport.records import LENGTH_LEN, RecordOpener, RecordSealer
@@ -421,7 +421,7 @@ class Connection(ABC):
 
     @property
     @abstractmethod
-    def _mux(self) -> EdgeMux | GatewayMux: ...
+    def _mux(self) -> Mux: ...
 
     @abstractmethod
     def _handshake_input(self, now: float) -> None: ...

@@ -13,6 +13,7 @@ from transport.connection import (
     SignatureNeeded,
     Welcomed,
 )
+from transport.edge_mux import EdgeMux
 from transport.errors import LocalMisuse, ProtocolViolation
 from transport.handshake import (
     SECOND_BODY_MAX,
@@ -29,7 +30,6 @@ from transport.handshake import (
 )
 from transport.identity.join import Invitation
 from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
-from transport.mux import EdgeMux
 from transport.noise import Ephemerals
 from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256

@@ -15,6 +15,7 @@ from transport.connection import (
     SpansReceived,
 )
 from transport.errors import IdentityRefused, LocalMisuse, Overloaded, ProtocolViolation, TicketRefused, TransportError
+from transport.gateway_mux import GatewayMux
 from transport.handshake import (
     FIRST_BODY_LEN,
     RESUME_BODY_MAX,
@@ -28,7 +29,6 @@ from transport.handshake import (
 )
 from transport.identity.verify import VerifiedPeer
 from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
-from transport.mux import GatewayMux
 from transport.noise import Ephemerals
 from transport.primitives import sha256
 from transport.records import unpack

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.connection_pair import header
+from transport.edge_mux import EdgeMux
 from transport.errors import Overloaded, ProtocolViolation
+from transport.gateway_mux import BODIES_MAX, GatewayMux
 from transport.messages import (
     REQUEST_BODY_MAX,
     STREAMS_MAX,
@@ -33,12 +35,9 @@ from transport.messages import (
     request_digest,
 )
 from transport.mux import (
-    BODIES_MAX,
     AnswerBytes,
     AnswerEnded,
     AnswerStarted,
-    EdgeMux,
-    GatewayMux,
     RequestCancelled,
     RequestReceived,
     ResumeRequested,
