@@ -251,7 +251,7 @@ async def test_journal_lost_between_two_processes_of_the_edge_harms_nothing(edge
     assert await read(answer) == TEXT
 
 
-async def test_early_data_before_a_lost_journal_is_not_sent_again(edge: Edge) -> None:
+async def test_H5_early_data_before_a_lost_journal_is_not_sent_again(edge: Edge) -> None:
     """The refusal of a ticket is two unauthenticated bytes: whoever wrote them may have passed the request on."""
     edge.gateway.handle = in_parts
     assert await edge.ask() == TEXT

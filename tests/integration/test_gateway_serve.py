@@ -236,7 +236,7 @@ async def test_a_device_that_hangs_up_ends_the_provider_call(gateway: Running) -
     await session.close()
 
 
-async def test_c3_another_device_with_a_used_invitation(gateway: Running) -> None:
+async def test_C3_another_device_with_a_used_invitation(gateway: Running) -> None:
     device = await joined(gateway)
     await device.join()  # the same key again: a lost answer strands nobody
     other = Device(device.endpoint, device.invitation)
@@ -247,7 +247,7 @@ async def test_c3_another_device_with_a_used_invitation(gateway: Running) -> Non
     assert json.loads(await ask(await device.session(), chat())) == WHOLE
 
 
-async def test_c2_a_device_renews_by_its_device_key(gateway: Running) -> None:
+async def test_C2_a_device_renews_by_its_device_key(gateway: Running) -> None:
     device = await joined(gateway)
     first = device.svid
     await device.renew()
@@ -273,7 +273,7 @@ async def test_a_replaced_device_is_turned_away(gateway: Running) -> None:
     assert json.loads(await ask(await new.session(), chat())) == WHOLE
 
 
-async def test_m11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Running) -> None:
+async def test_M11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Running) -> None:
     old = await joined(gateway)
     live = await old.session()
     gateway.provider.mode = "stream_stall"
@@ -286,7 +286,7 @@ async def test_m11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Run
     assert refused.value.reason == "unknown_request"
 
 
-async def test_h1_a_hop_s_svid_opens_no_session(gateway: Running, tmp_path: Path) -> None:
+async def test_H1_a_hop_s_svid_opens_no_session(gateway: Running, tmp_path: Path) -> None:
     home = HopHome(tmp_path / "hop", Passphrase("hop pass"))
     hop = await join_hop(home, await gateway.invite("hop/pi"), gateway.https)
     device = Device(Endpoint.parse(gateway.ready.session), await gateway.invite("edge/x"), bundle=hop.bundle)
@@ -428,7 +428,7 @@ async def test_a_restarted_gateway_knows_its_devices(made: Path, tmp_path: Path)
             await session.close()
 
 
-async def test_handshakes_are_capped_and_strangers_told_to_come_later(made: Path, tmp_path: Path) -> None:
+async def test_H15_handshakes_are_capped_and_strangers_told_to_come_later(made: Path, tmp_path: Path) -> None:
     directory = tmp_path / "gateway"
     shutil.copytree(made, directory)
     text = CONFIG.replace("[limits]", "[limits]\nhandshakes = 2")

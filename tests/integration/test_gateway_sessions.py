@@ -47,7 +47,7 @@ async def lab(made: Path, tmp_path: Path) -> AsyncIterator[Lab]:
     ({"peer": "tcp:2001:db8::1:1"}, {"peer": "tcp:2001:db8:0:1::1:1"}),
     ({"via": HOP}, {"peer": "tcp:192.0.2.1:1"}),
 ])
-async def test_one_source_s_strangers_do_not_keep_out_others(
+async def test_H15_one_source_s_strangers_do_not_keep_out_others(
     lab: Lab, first: dict[str, str], second: dict[str, str]
 ) -> None:
     svid = await lab.device("lap-1")
@@ -61,7 +61,7 @@ async def test_one_source_s_strangers_do_not_keep_out_others(
     await (await lab.session(svid, **first)).close()  # a place that is left is free again
 
 
-async def test_a_device_s_newest_sessions_win(lab: Lab) -> None:
+async def test_M22_a_device_s_newest_sessions_win(lab: Lab) -> None:
     svid, other = await lab.device("lap-1"), await lab.device("lap-2")
     theirs = await lab.session(other)
     sessions = [await lab.session(svid) for _ in range(LIMITS.per_device + 2)]

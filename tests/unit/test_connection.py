@@ -74,7 +74,7 @@ def test_handshake_sizes_are_those_of_the_specification() -> None:
     assert len(first) + len(pair.to_edge[0]) + len(record0) <= 5_500
 
 
-def test_name_length_does_not_show_in_record_0() -> None:
+def test_H10_name_length_does_not_show_in_record_0() -> None:
     sizes = set()
     for name in ("edge/a", "edge/" + "b" * 60):
         ca = Ca()
@@ -266,7 +266,7 @@ def test_refused_edge_is_told_so_and_no_more() -> None:
     assert len(seen) == 1
 
 
-def test_session_ends_with_the_earlier_svid() -> None:
+def test_H8_session_ends_with_the_earlier_svid() -> None:
     ca = Ca()
     pair = make_pair(ca, edge_svid=ca.issue("edge/e", start=-10, lifetime=100))
     pair.pump()
@@ -303,7 +303,7 @@ def test_M8_end_of_file_without_close_is_a_lost_link() -> None:
     assert PeerClosed("shutdown") in other.edge_events
 
 
-def test_unknown_first_byte_gets_a_hint() -> None:
+def test_L4_unknown_first_byte_gets_a_hint() -> None:
     pair = make_pair()
     with pytest.raises(ProtocolViolation):
         pair.gateway.receive_data(b"GET / HTTP/1.1\r\n\r\n", pair.now)

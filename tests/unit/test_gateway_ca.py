@@ -98,7 +98,7 @@ def test_no_svid_for_another_trust_domain(authority: Authority) -> None:
         authority.issue(SpiffeId("other.example", "/edge/a"), SigningKey.generate().public, now=NOW)
 
 
-def test_root_and_intermediate_open_with_their_own_passphrase_only(folder: Path) -> None:
+def test_H13_root_and_intermediate_open_with_their_own_passphrase_only(folder: Path) -> None:
     with pytest.raises(WrongKey):
         Authority.open(folder, ROOT_PASSPHRASE)
     with pytest.raises(WrongKey):

@@ -53,7 +53,7 @@ async def test_spans_of_all_roles_join(store: TraceStore) -> None:
     assert await store.find("c" * 32) == []
 
 
-async def test_a_later_note_replaces_an_earlier_one_of_the_same_hop_only(store: TraceStore) -> None:
+async def test_M12_a_later_note_replaces_an_earlier_one_of_the_same_hop_only(store: TraceStore) -> None:
     await store.save(TRACE, EDGE, LINK, [span("request")])
     await store.note(HOP, HopNote(LINK, 1.0, 2.0, 1, 1))
     await store.note("spiffe://field.example/hop/liar", HopNote(LINK, 1.0, 2.0, 99, 99))

@@ -201,7 +201,7 @@ def test_H4_any_first_record_ends_the_siblings() -> None:
     assert len(world.store) == before - 3
 
 
-def test_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None:
+def test_H3_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None:
     world = World()
     world.edge = world.ca.issue("edge/lap-1", start=-10, lifetime=600)
     pair = world.first()

@@ -27,7 +27,7 @@ def test_a_well_formed_traceparent_becomes_the_parent() -> None:
     "", "00", GOOD[:-1], GOOD + "0", GOOD + "-01", GOOD.upper(), "ff" + GOOD[2:], "01" + GOOD[2:],
     "00-" + "0" * 32 + GOOD[35:], GOOD[:36] + "0" * 16 + "-01", GOOD + "\n", " " + GOOD, GOOD.replace("a", "\u0661", 1),
 ])
-def test_anything_else_starts_a_new_trace(bad: str) -> None:
+def test_M12_anything_but_a_traceparent_starts_a_new_trace(bad: str) -> None:
     assert parent_of(telemetry.context_from(bad)) == 0
 
 
