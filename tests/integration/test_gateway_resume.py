@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import pickle
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ import store.keys
 import store.sealed
 from relay.gateway.journal import JournalLimits
 from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker
+from store.database import Connection
 from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
@@ -314,6 +316,32 @@ async def test_H7_a_new_holder_of_a_name_has_nothing_of_the_old_one(lab: Lab, pr
     old.wallet.clear()
     with pytest.raises(PeerRefused):
         await old.come_back()
+
+
+async def test_H3_no_ticket_is_ever_in_a_file_of_the_gateway(lab: Lab, tmp_path: Path) -> None:
+    """Not in its database, opened with the key, nor in any file as it lies; and a ticket cannot be pickled into one."""
+    edge = await Edge.joined(lab)
+    await edge.take(await edge.ask())
+    assert edge.session is not None
+    kept = [lab.tickets.find(ticket.id, time.time()) for ticket in edge.session.tickets]
+    secrets = [secret for ticket in kept if ticket is not None for secret in (ticket.id, ticket.psk.expose())]
+    assert len(secrets) == 8
+
+    def everything(connection: Connection) -> bytes:
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = [row for name in names for row in connection.execute(f"SELECT * FROM \"{name}\"")]
+        return b"\0".join(
+            value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row
+        )
+
+    stored = await lab.journal._database.run(everything, read_only=True)
+    files = b"\0".join(file.read_bytes() for file in lab.directory.rglob("*") if file.is_file())
+    assert edge.request_id in stored and b"session.opened" in files, "the search could not find"
+    for held in (stored, files):
+        assert not [secret for secret in secrets if secret in held or secret.hex().encode() in held]
+    for thing in (kept[0], lab.tickets, edge.wallet):
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(thing)
 
 
 async def test_H2_a_revoked_identity_cannot_resume_a_session(lab: Lab) -> None:

@@ -356,6 +356,36 @@ async def test_everything_through_a_real_hop(gateway: Running, tmp_path: Path) -
     }
 
 
+async def test_H16_via_is_who_opened_the_tunnel_whatever_anybody_says(gateway: Running, tmp_path: Path) -> None:
+    """An edge is told the hop of the tunnel's own certificate; no header, note or span changes it."""
+    hop = await join_hop(HopHome(tmp_path / "hop", Passphrase("p")), await gateway.invite("hop/pi"), gateway.https)
+    device = await joined(gateway)
+    assert device.svid is not None
+    lie = f"spiffe://{DOMAIN}/hop/trusted"
+    link = await connect_websocket(
+        Endpoint.parse(f"wss://{gateway.ready.https}/v1/tunnel"), tls=client_context(hop.bundle, hop.svid),
+        headers={"Via": lie, "Forwarded": f"by={lie}", "X-Forwarded-For": "192.0.2.7", "X-Causeway-Via": lie},
+    )
+    await link.send_note(json.dumps({
+        "link": "0" * 16, "start_ms": 1, "end_ms": 2, "up": 3, "down": 4, "via": lie, "hop": lie, "causeway.via": lie,
+    }))
+    login = SvidLogin(device.svid.chain, device.svid.not_after)
+    session = await EdgeSession(link, login, device.svid.key, device.check_gateway).open()
+    assert session.welcome.via == f"spiffe://{DOMAIN}/hop/pi"
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    session.send_spans([SpanRecord(trace, "1" * 16, "", "s", "hop", 1.0, 2.0, {"causeway.via": lie})])
+    await ask(session, chat(), traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    await session.close()
+    await until(lambda: gateway.audit()[-1]["event"] == "session.closed")
+    assert lie not in json.dumps(gateway.audit())
+    assert {line["via"] for line in gateway.audit() if line["event"] in ("session.opened", "request.intent")} == {
+        f"spiffe://{DOMAIN}/hop/pi"
+    }
+    straight = await device.session()
+    assert straight.welcome.via == "", "a link that no hop carried names none"
+    await straight.close()
+
+
 @pytest.mark.parametrize("credential", ["none", "edge"])
 async def test_a_tunnel_needs_the_svid_of_a_hop(gateway: Running, credential: str) -> None:
     device = await joined(gateway)

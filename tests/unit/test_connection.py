@@ -553,7 +553,7 @@ def test_message_after_close_is_refused() -> None:
         send_raw(pair, Close("normal"), Credit(0, 1), to_edge=True)
 
 
-def test_dead_connection_stays_dead() -> None:
+def test_M8_a_failed_tag_is_answered_with_silence_for_good() -> None:
     pair = make_pair()
     pair.pump()
     with pytest.raises(DecryptFailed):

@@ -140,7 +140,7 @@ def test_H6_receiver_ends_the_link_at_twice_the_limit(monkeypatch: pytest.Monkey
         drain(opener)
 
 
-def test_rekey_too_often_or_not_last_is_refused() -> None:
+def test_H6_rekey_too_often_or_not_last_is_refused() -> None:
     sealer, opener = both()
     opener.feed(sealer.seal_burst([encode(Rekey())], 0.0))
     with pytest.raises(ProtocolViolation, match="too often"):
