@@ -57,7 +57,8 @@ class Sessions:
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
         padding: Padding,
     ) -> None:
-        self._early_data, self._padding = early_data, padding
+        """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
+        self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._worked: Endpoint | None = None
@@ -200,7 +201,7 @@ class Sessions:
             login = SvidLogin(identity.svid.chain, identity.svid.not_after)
             purpose = Resumption(ticket, self._early_data) if ticket else login
             session = EdgeSession(link, purpose, identity.svid.key, identity.verify_gateway, self._padding)
-            if asker is not None and self._epoch is not None:
+            if asker is not None and self._epoch is not None and self._early_data:
                 answer = await asker.ask(session, self._epoch)
             await session.open()
         except BaseException as error:
