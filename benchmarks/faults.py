@@ -1,4 +1,4 @@
-"""`scripts/bench faults [--runs N] [--seed S]`: does each prompt arrive once and whole, whatever is done to it?
+"""`scripts/bench faults [--runs N] [--seed S] [--early-data on|off]`: does each prompt arrive once, whatever is done?
 
 Everything between the edge's outbox and the provider is the product's own code over SQLCipher stores: gateway client,
 sessions, handshakes, records, journal, pipeline, provider client. Three things are not: links are in memory, the
@@ -12,7 +12,13 @@ with one plan of faults, drawn from the seed:
     lose journal                                                  as after a restore of a backup: another epoch
 
 Printed: runs, delivered, told *interrupted*, other typed ends, silently lost, byte-identical, the most calls that the
-provider accepted for one prompt, and the time from a cut to the next byte of the answer, waits taken out.
+provider accepted for one prompt, and the time from a cut to the next byte of the answer, waits taken out. Every
+interruption has one of these causes, in this order:
+
+    in_call          the gateway died, with its journal or without, before the provider's answer was whole
+    answer_lost      the journal was lost with a whole answer in it that the edge did not have yet
+    epoch            the journal had been lost before the edge sent, which it did before it was told so
+    without_a_kill   none of these: a mistake
 """
 
 import argparse
@@ -59,6 +65,7 @@ for module in (connection, initiator, responder):
     module.STEP_DEADLINE_S = 1.0
 FORGET: Final = ("DELETE FROM answer_parts", "DELETE FROM calls", "UPDATE journal SET epoch = randomblob(16)")
 ENDPOINTS: Final = (Endpoint.parse("tcp:127.0.0.1:1"), Endpoint.parse("tcp:127.0.0.1:2"))
+CAUSES: Final = ("in_call", "answer_lost", "epoch", "without_a_kill")
 # Bytes of one direction after which a fault strikes: frame 1 or 2, record 0, the request, early and late in the answer.
 CLASSES: Final = ((1, 1_252), (1_253, 2_300), (2_301, 3_500), (3_501, 6_000), (6_001, 20_000))
 
@@ -81,6 +88,7 @@ class ScriptedProvider:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self.accepted: Counter[int] = Counter()
+        self.answering: set[int] = set()  # prompts whose answer it has not given whole
         self.base_url = ""
 
     def text(self, number: int) -> list[bytes]:
@@ -99,11 +107,13 @@ class ScriptedProvider:
         async def chat(request: web.Request) -> web.StreamResponse:
             number = int(json.loads(await request.read())["messages"][0]["content"].split()[-1])
             self.accepted[number] += 1
+            self.answering.add(number)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             for event in self.text(number):
                 await response.write(event)
                 await asyncio.sleep(0)
+            self.answering.discard(number)
             return response
 
         app = web.Application()
@@ -191,8 +201,8 @@ class FaultyLink:
 class World:
     """One edge's store, one gateway's folder and the provider; processes on them come and go."""
 
-    def __init__(self, folder: Path, provider: ScriptedProvider) -> None:
-        self._folder, self.provider = folder, provider
+    def __init__(self, folder: Path, provider: ScriptedProvider, *, early_data: bool) -> None:
+        self._folder, self.provider, self._early_data = folder, provider, early_data
         self._database = Database.open(folder / "edge.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
         self.queue = Queue(self._database, "outbox")
         self._settings = Settings(self._database, NAMESPACE)
@@ -225,7 +235,8 @@ class World:
 
     def start_edge(self) -> None:
         self.client = GatewayClient(
-            self._settings, Outbox(self.queue), (), self._tracing, self.dial, clock=self.clock, give_up_s=3_000.0
+            self._settings, Outbox(self.queue), (), self._tracing, self.dial, clock=self.clock, give_up_s=3_000.0,
+            early_data=self._early_data,
         )
 
     async def dial(self, endpoint: Endpoint) -> Link:
@@ -294,7 +305,7 @@ class Result:
     runs: int = 0
     delivered: int = 0
     interrupted: int = 0
-    needless: int = 0  # told interrupted although neither gateway nor journal was lost
+    causes: Counter[str] = field(default_factory=Counter)  # of being told interrupted
     failed: int = 0
     lost: int = 0
     different: int = 0
@@ -308,7 +319,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     world.arm(plan)
     if number % 5 == 0:
         await world.drop_links()  # begin without a session
-    kill, got = plan.kill, b""
+    kill, got, harm = plan.kill, b"", ""
     # After a lost journal the edge may send before it is told so: then it cannot know what became of that.
     epoch_unknown = world.epoch_unknown
     request_id: bytes | None = None
@@ -326,6 +337,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
                     break
                 # Killed: nothing of this process goes on. A gateway's death is the link's end for the reader.
                 if kill in ("gateway", "journal"):
+                    harm = "answer_lost" if kill == "journal" and number not in world.provider.answering else "in_call"
                     await world.kill_gateway(lose_journal=kill == "journal")
                     kill = ""
                     async for chunk in chunks:
@@ -338,7 +350,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     except Interrupted as error:
         result.interrupted += 1
         result.ends[f"interrupted: {error.reason}, {plan.kill or 'links alone'}"] += 1
-        result.needless += plan.kill not in ("gateway", "journal") and not epoch_unknown
+        result.causes[harm or ("epoch" if epoch_unknown else "without_a_kill")] += 1
     except (EdgeError, TransportError) as error:
         code = str(error.code)
         result.failed += 1
@@ -353,7 +365,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
         result.lost += row is None or row.state not in ("done", "interrupted", "failed", "expired")
 
 
-async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
+async def campaign(runs: int, seed: int, *, early_data: bool, quiet: bool) -> dict[str, object]:
     dice = random.Random(seed)
     provider, result = ScriptedProvider(seed), Result()
     with tempfile.TemporaryDirectory(prefix="causeway-faults-") as name:
@@ -366,7 +378,7 @@ async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
                 part = folder / f"part-{start}"
                 part.mkdir()
                 shutil.copytree(made, part / "gateway")
-                world = World(part, provider)
+                world = World(part, provider, early_data=early_data)
                 await world.start()
                 try:
                     for number in range(start, min(start + 500, runs)):
@@ -390,7 +402,8 @@ async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
         "lost": result.lost, "identical": result.delivered - result.different,
         "accepted_per_id_max": max(provider.accepted.values(), default=0),
         "resume_p50_s": round(quantiles[9], 4), "resume_p95_s": round(quantiles[18], 4),
-        "failed": result.failed, "interrupted_without_a_kill": result.needless, "ends": dict(result.ends),
+        **{f"interrupted_{cause}": result.causes[cause] for cause in CAUSES},
+        "failed": result.failed, "early_data": early_data, "ends": dict(result.ends),
     }
 
 
@@ -399,11 +412,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="200 runs")
+    parser.add_argument(
+        "--early-data", choices=("on", "off"), default="on", help="off: no request leaves before `welcome`"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     runs = options.runs or (200 if options.smoke else 10_000)
     os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
-    report = asyncio.run(campaign(runs, options.seed, quiet=options.json))
+    report = asyncio.run(campaign(runs, options.seed, early_data=options.early_data == "on", quiet=options.json))
     if options.json:
         print(json.dumps(report))
     else:
