@@ -35,6 +35,8 @@ class _Asked:
 class EdgeMux(Mux):
     """The side that asks. Streams are numbered from 0 upwards and never used twice."""
 
+    __slots__ = ("_next", "_streams")
+
     def __init__(self) -> None:
         super().__init__()
         self._next = 0
@@ -77,7 +79,7 @@ class EdgeMux(Mux):
                 whole = half is None or half.buffered <= BODY_CREDIT
             if not isinstance(message, Open | Resume) or not whole or size > limit:
                 break
-            self._queue.popleft()
+            self._queue.pop(0)
             out.append(encoded)
             if half is not None and isinstance(message, Open):
                 out.append(encode(Body(message.stream, *half.take(half.buffered))))

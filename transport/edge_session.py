@@ -214,7 +214,7 @@ async def obtain(link: Link, purpose: Joining | Renewing, device_key: SigningKey
     driver.on_event = lambda event: issued.append(event.issued) if isinstance(event, IssuedReceived) else None
     driver.start()
     try:
-        await driver.ended.wait()
+        await driver.ended()
     finally:
         await driver.close("normal")
     if not issued:

@@ -1,6 +1,5 @@
 """The gateway's side of the streams: whole requests come in, answers go out. Sans-IO; see `transport.mux`."""
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -46,12 +45,14 @@ class _Asking:
 class GatewayMux(Mux):
     """The side that answers. Bodies are put together here, so that nothing acts on a part of a request."""
 
+    __slots__ = ("_answering", "_ends", "_incoming", "_last", "_new_tails", "_tails", "_ungranted")
+
     def __init__(self) -> None:
         super().__init__()
         self._last = -1
         self._incoming: dict[int, _Asking] = {}
-        self._ungranted: deque[int] = deque()  # streams whose bodies have had no credit beyond the first
-        self._answering: set[int] = set()
+        self._ungranted: list[int] = []  # streams whose bodies have had no credit beyond the first
+        self._answering: list[int] = []  # at most STREAMS_MAX
         self._ends: dict[int, End] = {}
         self._tails: list[tuple[int, int]] = []  # dummy cells that an answer which is over still gets, and the rate
         self._new_tails: list[tuple[int, int]] = []  # the same, from the next tick on
@@ -127,7 +128,7 @@ class GatewayMux(Mux):
     def _next_of(self, stream: int, room: int) -> bytes | None:
         waiting, half = self._paced[stream].waiting, self._senders.get(stream)
         if waiting:
-            return waiting.popleft() if len(waiting[0]) + LENGTH_LEN <= room else None
+            return waiting.pop(0) if len(waiting[0]) + LENGTH_LEN <= room else None
         if half is None or room < ROOM_FLOOR:
             return None
         message = self._advance(stream, half, data_room(stream, half.offset, room))
@@ -191,7 +192,7 @@ class GatewayMux(Mux):
         if len(self._answering) >= STREAMS_MAX:
             raise ProtocolViolation("too many streams are open")
         self._last = stream
-        self._answering.add(stream)
+        self._answering.append(stream)
 
     def _open(self, message: Open) -> None:
         self._new_stream(message.stream)
@@ -213,7 +214,7 @@ class GatewayMux(Mux):
                 if held > BODIES_MAX:
                     return
                 self.send(Credit(self._ungranted[0], asking.body.grant_all()))
-            self._ungranted.popleft()
+            self._ungranted.pop(0)
 
     def _finish_if_whole(self, stream: int, asking: _Asking) -> None:
         if not asking.body.complete:
@@ -228,7 +229,8 @@ class GatewayMux(Mux):
         ))
 
     def _over(self, stream: int) -> None:
-        self._answering.discard(stream)
+        if stream in self._answering:
+            self._answering.remove(stream)
         self._senders.pop(stream, None)
         self._ends.pop(stream, None)
         if self._incoming.pop(stream, None) is not None:

@@ -77,6 +77,8 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 class EdgeConnection(Connection):
     """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
 
+    __slots__ = ("_handshake", "_purpose", "_streams", "_veil")
+
     def __init__(
         self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,
         padding: Padding = Padding.BUCKET,

@@ -6,7 +6,6 @@ what in cells is told by the padding mode (`transport.pacing`); when a tick is, 
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -117,7 +116,7 @@ StreamEvent = (
 class Paced:
     """A streamed answer in `bucket`: what waits for a tick besides its data, and what it has taken."""
 
-    waiting: deque[bytes] = field(default_factory=deque)
+    waiting: list[bytes] = field(default_factory=list)
     cells: int = 0
     ticks: int = 0  # at which it had cells, this one not counted
     busy: bool = False  # at this tick
@@ -135,9 +134,11 @@ class Paced:
 class Mux(ABC):
     """What both sides share: the queue of small messages and the round robin over sending halves."""
 
+    __slots__ = ("_paced", "_queue", "_senders", "events", "padding")  # and lists, not deques: an idle session is small
+
     def __init__(self) -> None:
-        self.events: deque[StreamEvent] = deque()
-        self._queue: deque[tuple[bytes, bool]] = deque()  # encoded, and whether it is flow control
+        self.events: list[StreamEvent] = []
+        self._queue: list[tuple[bytes, bool]] = []  # encoded, and whether it is flow control
         self._senders: dict[int, SendHalf] = {}  # insertion order is the order of turns
         self._paced: dict[int, Paced] = {}  # likewise; these leave in cells of their own
         self.padding = Padding.BUCKET
@@ -148,14 +149,14 @@ class Mux(ABC):
 
     def send_first(self, message: Message) -> None:
         """Queues a message ahead of everything; for one that begins a session."""
-        self._queue.appendleft((encode(message), False))
+        self._queue.insert(0, (encode(message), False))
 
     def pace(self, padding: Padding) -> None:
         """Changes the padding mode. Whatever waits goes the new way, small messages first."""
         self.padding = padding
         waiting = list(self._queue)
         waiting += [(encoded, False) for paced in self._paced.values() for encoded in paced.waiting]
-        self._queue = deque(part for entry in waiting for part in self._split(*entry))
+        self._queue = [part for entry in waiting for part in self._split(*entry)]
         self._paced.clear()
 
     def _split(self, encoded: bytes, control: bool) -> list[tuple[bytes, bool]]:
@@ -169,7 +170,7 @@ class Mux(ABC):
 
     def _next_for_cell(self, room: int) -> bytes | None:
         if self._queue:
-            return self._queue.popleft()[0] if len(self._queue[0][0]) + LENGTH_LEN <= room else None
+            return self._queue.pop(0)[0] if len(self._queue[0][0]) + LENGTH_LEN <= room else None
         message = self._next_data(room, cell=True)
         return None if message is None else encode(message)
 
@@ -177,14 +178,16 @@ class Mux(ABC):
         """(encoded messages for one burst of at most `limit` bytes, whether they are flow control alone)."""
         out: list[bytes] = []
         only_control = True
+        taken = 0  # of the queue
         room = RECORD_PLAINTEXT_MAX  # what is left of the record that `pack` is filling
         while True:
             if room < OVERHEAD + _FLOOR:
                 room = RECORD_PLAINTEXT_MAX
-            if self._queue:
-                if len(self._queue[0][0]) + LENGTH_LEN > limit:
+            if taken < len(self._queue):
+                encoded, control = self._queue[taken]
+                if len(encoded) + LENGTH_LEN > limit:
                     break
-                encoded, control = self._queue.popleft()
+                taken += 1
             else:
                 message = self._next_data(min(room, limit))
                 if message is None:
@@ -195,6 +198,7 @@ class Mux(ABC):
             size = len(encoded) + LENGTH_LEN
             room = (room if size <= room else RECORD_PLAINTEXT_MAX) - size
             limit -= size
+        del self._queue[:taken]
         return out, only_control
 
     def _next_data(self, room: int, *, cell: bool = False) -> Message | None:

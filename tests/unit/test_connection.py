@@ -5,6 +5,8 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, Pair, answer, header, make_pair, verifier
 from transport.connection import (
+    IDLE_S,
+    REST_S,
     CredentialReceived,
     IssuedReceived,
     PeerClosed,
@@ -561,6 +563,25 @@ def test_M8_a_failed_tag_is_answered_with_silence_for_good() -> None:
     assert pair.gateway.data_to_send(pair.now) == b"", "a failed tag is answered with silence"
     pair.gateway.receive_data(b"anything", pair.now)
     assert pair.gateway.next_deadline() is None
+
+
+def test_an_idle_session_gives_memory_back_and_goes_on() -> None:
+    pair = make_pair()
+    pair.pump()
+    for core in (pair.edge, pair.gateway):
+        assert core.next_deadline() == pair.now + REST_S
+        core.handle_time(pair.now + REST_S)
+        assert core._sealer is not None and core._opener is not None and core.peer is not None
+        held = (core._sealer._cipher._seal, core._opener._cipher._open, core.peer.key._key)  # type: ignore[union-attr]
+        assert held == (None, None, None)
+        assert core.next_deadline() == pair.now + IDLE_S, "it rests once"
+    pair.now += REST_S
+    stream = pair.edge.request(b"r" * 16, header(b"x"), b"x")
+    pair.pump()
+    answer(pair, stream, b"later")
+    pair.pump()
+    assert answered(pair) == b"later"
+    assert pair.gateway.peer is not None and pair.gateway.peer.key.spki == pair.edge_svid.key.public.spki
 
 
 def test_gateway_answers_nothing_before_admission() -> None:
