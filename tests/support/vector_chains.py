@@ -173,7 +173,8 @@ VERDICTS: list[Row] = [
     ("valid in 59 s", replace(LEAF, start=59), INTERMEDIATE, ROOT, False, True),
     ("valid in 61 s", replace(LEAF, start=61), INTERMEDIATE, ROOT, False, False),
     ("the intermediate expired 61 s ago", LEAF, replace(INTERMEDIATE, end=-61), ROOT, False, False),
-    ("the root expired a second ago", LEAF, INTERMEDIATE, replace(ROOT, end=-1), False, False),
+    ("the root expired 59 s ago", LEAF, INTERMEDIATE, replace(ROOT, end=-59), False, None),
+    ("the root expired 61 s ago", LEAF, INTERMEDIATE, replace(ROOT, end=-61), False, False),
 ]
 _WORDS = {True: "accept", False: "refuse", None: "either"}
 
