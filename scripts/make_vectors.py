@@ -68,12 +68,13 @@ def values() -> dict[str, Any]:
 def refused() -> dict[str, Any]:
     from tests.support.vector_hex import shorten
     from tests.support.vector_refusals import KEY, entries
-    from tests.support.vector_violations import written
+    from tests.support.vector_violations import written, written_allowed
 
     return {
         "record_key": KEY.hex(),
         "decoders": [{"kind": kind, "what": what, "bytes": shorten(data)} for kind, what, data in entries()],
         "violations": written(),
+        "allowed": written_allowed(),
     }
 
 

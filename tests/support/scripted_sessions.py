@@ -7,9 +7,11 @@ causeway.json, so a run gives the same bytes again.
 import hashlib
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -299,10 +301,22 @@ def bucket() -> list[Result]:
     assert talk.got[0] == text
     talk.edge.acknowledge(b"\x01" * 16, len(text))
     talk.run(4.0)
+    _join_tail(talk.flights)
     return [talk.vector(
         "a streamed answer: 40 words in cells at ticks, its head in two parts; then cells of padding up to the ladder;"
         " the edge's `ack` waits until it has heard nothing for 500 ms"
     )]
+
+
+def _join_tail(flights: list[dict[str, Any]]) -> None:
+    """Behind the answer's last cell, at 0.2 s: cells of padding as one flight, whatever their ticks, and the `ack`."""
+    tail = [flight for flight in flights if flight["at"] > 0.25]
+    *cells, ack = tail
+    assert [flight["from"] for flight in tail] == ["gateway"] * len(cells) + ["edge"]
+    assert all(after["at"] - before["at"] < 0.35 for before, after in pairwise(cells))
+    assert ack["at"] - cells[-1]["at"] == pytest.approx(0.5)
+    del flights[-len(tail) :], ack["at"]
+    flights += [{"from": "gateway", "bytes": "".join(flight["bytes"] for flight in cells)}, ack]
 
 
 def constant() -> list[Result]:

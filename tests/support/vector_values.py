@@ -87,7 +87,7 @@ def values() -> dict[str, Any]:
 
 
 def messages() -> list[dict[str, str]]:
-    names = {AnswerData: "data"}  # as the table of section 6 calls it
+    names: dict[type, str] = {AnswerData: "data"}  # as the table of section 6 calls it
     return [
         {"name": names.get(type(one), type(one).__name__.lower()), "bytes": encode(one).hex()} for one in EXAMPLES
     ]

@@ -16,6 +16,7 @@ from transport.messages import (
     AnswerData,
     Body,
     Cancel,
+    Close,
     Credit,
     End,
     Issued,
@@ -25,6 +26,7 @@ from transport.messages import (
     Padding,
     Part,
     Ping,
+    Pong,
     Refuse,
     Resume,
     Welcome,
@@ -93,6 +95,26 @@ TO_EDGE: dict[str, list[Message]] = {
     "a message between parts": [Part(True, _PING[:1]), Ping()],
 }
 
+ALLOWED_TO_GATEWAY: dict[str, list[Message]] = {
+    "a `pong` nobody asked for": [Pong()],
+    "`ping` twice": [Ping(), Ping()],
+    "credit below what was granted": [Credit(0, 1)],
+    "`cancel`, and what was under way": [Cancel(0), Credit(0, 300_000), Body(0, 6, b"x"), Cancel(0)],
+    "stream numbers with a gap": [_open(7, 0), Resume(9, OTHER, 5, 9)],
+    "`ack` of an unknown request": [Ack(OTHER, 5)],
+    "a message in parts": [Part(True, _PING[:1]), Part(False, _PING[1:])],
+}
+ALLOWED_TO_EDGE: dict[str, list[Message]] = {
+    "credit for a stream that is over": [Refuse(0, 400, "no", "", False), Credit(0, 9_000)],
+    "`refuse` behind `answer`": [_HEAD, _DATA, Refuse(0, 502, "provider_garbled", "", False)],
+    "an empty answer": [_HEAD, End(0, 0, sha256(b""))],
+    "a code of `refuse` that is not in the table": [Refuse(0, 418, "teapot", "", True)],
+    "a message in parts": [
+        Part(True, encode(_HEAD)[:5]), Part(True, encode(_HEAD)[5:6]), Part(False, encode(_HEAD)[6:])
+    ],
+    "`close` between parts": [Part(True, encode(_HEAD)[:5]), Close("shutdown")],
+}
+
 
 def played(side: str, messages: list[bytes]) -> tuple[Talk, bool]:
     """(the session, whether the side that got `messages` has ended it by `close("protocol_error")`)."""
@@ -115,7 +137,16 @@ def played(side: str, messages: list[bytes]) -> tuple[Talk, bool]:
 
 def written() -> list[dict[str, object]]:
     """As it stands in the file."""
-    sides = {"gateway": TO_GATEWAY, "edge": TO_EDGE}
+    return _listed(TO_GATEWAY, TO_EDGE)
+
+
+def written_allowed() -> list[dict[str, object]]:
+    """Likewise."""
+    return _listed(ALLOWED_TO_GATEWAY, ALLOWED_TO_EDGE)
+
+
+def _listed(*entries_of: dict[str, list[Message]]) -> list[dict[str, object]]:
+    sides = dict(zip(("gateway", "edge"), entries_of, strict=True))
     return [
         {"to": side, "what": what, "messages": [shorten(encode(message)) for message in messages]}
         for side, entries in sides.items() for what, messages in entries.items()

@@ -15,7 +15,8 @@ from tests.support.vector_decoders import DECODERS, TAKEN, refused
 from tests.support.vector_hex import lengthen, shorten
 from tests.support.vector_refusals import KEY, entries
 from tests.support.vector_values import EXAMPLES, values
-from tests.support.vector_violations import played, written
+from tests.support.vector_violations import played, written, written_allowed
+from transport.connection import Phase
 from transport.errors import IdentityRefused
 from transport.identity.svid import TrustBundle
 from transport.identity.verify import SvidVerifier
@@ -103,7 +104,7 @@ def test_the_list_is_the_file() -> None:
         (kind, what, shorten(data)) for kind, what, data in entries()
     ]
     assert {one["kind"] for one in REFUSED["decoders"]} == DECODERS.keys() and REFUSED["record_key"] == KEY.hex()
-    assert REFUSED["violations"] == written()
+    assert REFUSED["violations"] == written() and REFUSED["allowed"] == written_allowed()
 
 
 @pytest.mark.parametrize("entry", REFUSED["violations"], ids=lambda one: f"{one['to']}: {one['what']}")
@@ -111,6 +112,16 @@ def test_what_ends_a_session(entry: dict[str, Any]) -> None:
     messages = [lengthen(one) for one in entry["messages"]]
     assert played(entry["to"], messages)[1]
     assert not played(entry["to"], [])[1]
+
+
+@pytest.mark.parametrize("entry", REFUSED["allowed"], ids=lambda one: f"{one['to']}: {one['what']}")
+def test_what_does_not_end_a_session(entry: dict[str, Any]) -> None:
+    talk, violated = played(entry["to"], [lengthen(one) for one in entry["messages"]])
+    closed = entry["messages"][-1].startswith("920d")
+    assert not violated and (talk.edge.phase is Phase.CLOSED) == closed
+    if not closed:
+        talk.settle()
+        assert talk.edge.phase is talk.gateway.phase is Phase.OPEN
 
 
 @pytest.mark.parametrize("entry", CHAINS["chains"], ids=lambda one: one["what"])
