@@ -41,9 +41,9 @@ class GatewayConnection(Connection):
     """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
 
     `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here. `take_full` is asked
-    before the costly work of a full handshake: where it says no, the edge is told to come later. `take_resumed` is asked
-    in its place once a ticket is known, and no key agreement done, so that strangers who start handshakes need not keep
-    out those who were here before.
+    before the costly work of a full handshake: where it says no, the edge is told to come later. In its place
+    `take_resumed` is asked where a ticket is known, before any key agreement, so that strangers who start handshakes
+    need not keep out those who were here before.
     """
 
     __slots__ = (
