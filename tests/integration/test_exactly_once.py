@@ -265,7 +265,7 @@ async def test_H5_early_data_before_a_lost_journal_is_not_sent_again(edge: Edge)
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["by ticket", "full handshake"])
 @pytest.mark.parametrize("off", ["early data off", "constant"])
-async def test_what_waits_for_welcome_survives_a_lost_journal(edge: Edge, restarted: bool, off: str) -> None:
+async def test_H5_what_waits_for_welcome_survives_a_lost_journal(edge: Edge, restarted: bool, off: str) -> None:
     """What was sent under a known epoch alone is interrupted by the loss of its journal, and nothing was yet."""
 
     constant = off == "constant"
