@@ -180,7 +180,7 @@ _WORDS = {True: "accept", False: "refuse", None: "either"}
 
 
 def chains(now: float) -> list[dict[str, Any]]:
-    """One entry for each of `VERDICTS`, and two whose peculiarity is the chain's."""
+    """One entry for each of `VERDICTS`, and some whose peculiarity is the chain's."""
     out = []
     for what, leaf, intermediate, root, shown, accepted in VERDICTS:
         top = make(root, None, now)
@@ -199,6 +199,12 @@ def chains(now: float) -> list[dict[str, Any]]:
         _entry("a byte behind the leaf", [end + b"\0", issuer.der], first.der, False),
         _entry("no certificate", [], first.der, False),
     ]
+    two = ("two intermediates", 1, True), ("two intermediates where one is allowed", 0, False)
+    for what, depth, accepted in two:
+        top = make(replace(ROOT, depth=None), None, now)
+        upper = make(replace(INTERMEDIATE, name="field.example upper", depth=depth), top, now)
+        lower = make(INTERMEDIATE, upper, now)
+        out.append(_entry(what, [make(LEAF, lower, now).der, lower.der, upper.der], top.der, accepted))
     return out
 
 
