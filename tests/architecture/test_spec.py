@@ -167,6 +167,8 @@ def test_what_a_gateway_sets_for_itself() -> None:
     sessions, journal, tls = SessionLimits(), JournalLimits(), HttpsLimits()
     said = " ".join(section(12).split())
     assert f"{sessions.per_device} sessions of one device" in said and f"{sessions.requests} requests at work" in said
+    assert f"{sessions.sessions:,} links; {sessions.handshakes} handshakes under way" in said
+    assert f"{sessions.full_per_second:.0f} begun a second" in said
     assert f"{journal.live} calls that run, {journal.waiting:,} answers not acknowledged" in said
     assert f"{journal.kept >> 20} MiB of them, {journal.rows:,} outcomes" in said
     assert (tls.handshake_s, tls.idle_s, tls.life_s, tls.body_s) == (10, 10, 30, 10)
