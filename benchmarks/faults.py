@@ -40,6 +40,7 @@ from typing import Final
 
 from aiohttp import web
 
+from benchmarks.faulty_links import FaultyLink, Plan
 from edge_client.errors import EdgeError, Interrupted
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity
@@ -51,10 +52,9 @@ from store.keys import DatabaseKey
 from store.queue import Queue
 from store.settings import Settings
 from tests.support.gateway_lab import PASSPHRASE, make_folder
-from tests.support.memory_link import MemoryLink
 from tests.support.session_lab import Lab, gateway
 from transport import connection, initiator, responder, telemetry
-from transport.errors import LinkLost, TransportError
+from transport.errors import TransportError
 from transport.identity.svid import Svid, make_csr
 from transport.links.base import Endpoint, Link
 from transport.primitives import SigningKey
@@ -66,8 +66,6 @@ for module in (connection, initiator, responder):
 FORGET: Final = ("DELETE FROM answer_parts", "DELETE FROM calls", "UPDATE journal SET epoch = randomblob(16)")
 ENDPOINTS: Final = (Endpoint.parse("tcp:127.0.0.1:1"), Endpoint.parse("tcp:127.0.0.1:2"))
 CAUSES: Final = ("in_call", "answer_lost", "epoch", "without_a_kill")
-# Bytes of one direction after which a fault strikes: frame 1 or 2, record 0, the request, early and late in the answer.
-CLASSES: Final = ((1, 1_252), (1_253, 2_300), (2_301, 3_500), (3_501, 6_000), (6_001, 20_000))
 
 
 class Hasty(Clock):
@@ -128,76 +126,6 @@ class ScriptedProvider:
             await runner.cleanup()
 
 
-@dataclass
-class Plan:
-    """What is done to one prompt. `links` holds a (fault, direction, byte) for each of the first links it takes."""
-
-    links: list[tuple[str, str, int]] = field(default_factory=list)
-    kill: str = ""  # "edge", "gateway", "journal"
-    kill_after: int = 0  # bytes of the answer that the reader has had
-
-    @classmethod
-    def draw(cls, dice: random.Random) -> "Plan":
-        plan = cls()
-        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
-            low, high = dice.choice(CLASSES)
-            fault = dice.choice(("cut", "cut", "stall", "duplicate", "corrupt", "reorder"))
-            plan.links.append((fault, dice.choice(("up", "down")), dice.randint(low, high)))
-        if dice.random() < 0.12:
-            plan.kill = dice.choice(("edge", "edge", "gateway", "journal"))
-            plan.kill_after = dice.choice((0, 0, dice.randint(1, 6_000)))
-        return plan
-
-
-class FaultyLink:
-    """A link that does one thing at one byte of one direction."""
-
-    def __init__(self, link: MemoryLink, fault: str, direction: str, at: int, world: "World") -> None:
-        self.peer = link.peer
-        self._link, self._fault, self._direction, self._left, self._world = link, fault, direction, at, world
-
-    async def send(self, data: bytes) -> None:
-        for part in await self._bend("up", data):
-            await self._link.send(part)
-
-    async def receive(self) -> bytes:
-        while True:
-            data = await self._link.receive()
-            if not data:
-                return data
-            if bent := b"".join(await self._bend("down", data)):
-                return bent
-
-    async def close(self) -> None:
-        await self._link.close()
-
-    async def abort(self) -> None:
-        await self._link.abort()
-
-    async def _bend(self, direction: str, data: bytes) -> list[bytes]:
-        if direction != self._direction or not self._fault:
-            return [data]
-        if self._left >= len(data):
-            self._left -= len(data)
-            return [data]
-        at, fault = self._left, self._fault
-        self._fault = ""
-        if fault == "reorder":
-            return [data[at:], data[:at]] if at else [data[1:], data[:1]]
-        if fault == "duplicate":
-            return [data, data]
-        if fault == "corrupt":
-            return [data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]]
-        if fault == "stall":
-            await asyncio.sleep(0.002)
-        if direction == "up" and at:
-            with contextlib.suppress(LinkLost):
-                await self._link.send(data[:at])
-        self._world.cut()
-        await self._link.abort()
-        raise LinkLost("the link was cut")
-
-
 class World:
     """One edge's store, one gateway's folder and the provider; processes on them come and go."""
 
@@ -242,7 +170,7 @@ class World:
     async def dial(self, endpoint: Endpoint) -> Link:
         fault = self._faults.pop(0) if self._faults else ("", "", 0)
         via = "" if endpoint == ENDPOINTS[0] else "spiffe://field.example/hop/other"
-        link = FaultyLink(self.lab.link(via=via), *fault, self)
+        link = FaultyLink(self.lab.link(via=via), *fault, self.cut)
         self._open.append(link)
         return link
 
