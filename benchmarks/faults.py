@@ -1,4 +1,4 @@
-"""`scripts/bench faults [--runs N] [--seed S]`: does each prompt arrive once and whole, whatever is done to it?
+"""`scripts/bench faults [--runs N] [--seed S] [--early-data on|off]`: does each prompt arrive once, whatever is done?
 
 Everything between the edge's outbox and the provider is the product's own code over SQLCipher stores: gateway client,
 sessions, handshakes, records, journal, pipeline, provider client. Three things are not: links are in memory, the
@@ -12,7 +12,13 @@ with one plan of faults, drawn from the seed:
     lose journal                                                  as after a restore of a backup: another epoch
 
 Printed: runs, delivered, told *interrupted*, other typed ends, silently lost, byte-identical, the most calls that the
-provider accepted for one prompt, and the time from a cut to the next byte of the answer, waits taken out.
+provider accepted for one prompt, and the time from a cut to the next byte of the answer, waits taken out. Every
+interruption has one of these causes, in this order:
+
+    in_call          the gateway died, with its journal or without, before the provider's answer was whole
+    answer_lost      the journal was lost with a whole answer in it that the edge did not have yet
+    epoch            the journal had been lost before the edge sent, which it did before it was told so
+    without_a_kill   none of these: a mistake
 """
 
 import argparse
@@ -34,6 +40,7 @@ from typing import Final
 
 from aiohttp import web
 
+from benchmarks.faulty_links import FaultyLink, Plan
 from edge_client.errors import EdgeError, Interrupted
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity
@@ -45,10 +52,9 @@ from store.keys import DatabaseKey
 from store.queue import Queue
 from store.settings import Settings
 from tests.support.gateway_lab import PASSPHRASE, make_folder
-from tests.support.memory_link import MemoryLink
 from tests.support.session_lab import Lab, gateway
 from transport import connection, initiator, responder, telemetry
-from transport.errors import LinkLost, TransportError
+from transport.errors import TransportError
 from transport.identity.svid import Svid, make_csr
 from transport.links.base import Endpoint, Link
 from transport.primitives import SigningKey
@@ -59,8 +65,7 @@ for module in (connection, initiator, responder):
     module.STEP_DEADLINE_S = 1.0
 FORGET: Final = ("DELETE FROM answer_parts", "DELETE FROM calls", "UPDATE journal SET epoch = randomblob(16)")
 ENDPOINTS: Final = (Endpoint.parse("tcp:127.0.0.1:1"), Endpoint.parse("tcp:127.0.0.1:2"))
-# Bytes of one direction after which a fault strikes: frame 1 or 2, record 0, the request, early and late in the answer.
-CLASSES: Final = ((1, 1_252), (1_253, 2_300), (2_301, 3_500), (3_501, 6_000), (6_001, 20_000))
+CAUSES: Final = ("in_call", "answer_lost", "epoch", "without_a_kill")
 
 
 class Hasty(Clock):
@@ -81,6 +86,7 @@ class ScriptedProvider:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self.accepted: Counter[int] = Counter()
+        self.answering: set[int] = set()  # prompts whose answer it has not given whole
         self.base_url = ""
 
     def text(self, number: int) -> list[bytes]:
@@ -99,11 +105,13 @@ class ScriptedProvider:
         async def chat(request: web.Request) -> web.StreamResponse:
             number = int(json.loads(await request.read())["messages"][0]["content"].split()[-1])
             self.accepted[number] += 1
+            self.answering.add(number)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             for event in self.text(number):
                 await response.write(event)
                 await asyncio.sleep(0)
+            self.answering.discard(number)
             return response
 
         app = web.Application()
@@ -118,81 +126,11 @@ class ScriptedProvider:
             await runner.cleanup()
 
 
-@dataclass
-class Plan:
-    """What is done to one prompt. `links` holds a (fault, direction, byte) for each of the first links it takes."""
-
-    links: list[tuple[str, str, int]] = field(default_factory=list)
-    kill: str = ""  # "edge", "gateway", "journal"
-    kill_after: int = 0  # bytes of the answer that the reader has had
-
-    @classmethod
-    def draw(cls, dice: random.Random) -> "Plan":
-        plan = cls()
-        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
-            low, high = dice.choice(CLASSES)
-            fault = dice.choice(("cut", "cut", "stall", "duplicate", "corrupt", "reorder"))
-            plan.links.append((fault, dice.choice(("up", "down")), dice.randint(low, high)))
-        if dice.random() < 0.12:
-            plan.kill = dice.choice(("edge", "edge", "gateway", "journal"))
-            plan.kill_after = dice.choice((0, 0, dice.randint(1, 6_000)))
-        return plan
-
-
-class FaultyLink:
-    """A link that does one thing at one byte of one direction."""
-
-    def __init__(self, link: MemoryLink, fault: str, direction: str, at: int, world: "World") -> None:
-        self.peer = link.peer
-        self._link, self._fault, self._direction, self._left, self._world = link, fault, direction, at, world
-
-    async def send(self, data: bytes) -> None:
-        for part in await self._bend("up", data):
-            await self._link.send(part)
-
-    async def receive(self) -> bytes:
-        while True:
-            data = await self._link.receive()
-            if not data:
-                return data
-            if bent := b"".join(await self._bend("down", data)):
-                return bent
-
-    async def close(self) -> None:
-        await self._link.close()
-
-    async def abort(self) -> None:
-        await self._link.abort()
-
-    async def _bend(self, direction: str, data: bytes) -> list[bytes]:
-        if direction != self._direction or not self._fault:
-            return [data]
-        if self._left >= len(data):
-            self._left -= len(data)
-            return [data]
-        at, fault = self._left, self._fault
-        self._fault = ""
-        if fault == "reorder":
-            return [data[at:], data[:at]] if at else [data[1:], data[:1]]
-        if fault == "duplicate":
-            return [data, data]
-        if fault == "corrupt":
-            return [data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]]
-        if fault == "stall":
-            await asyncio.sleep(0.002)
-        if direction == "up" and at:
-            with contextlib.suppress(LinkLost):
-                await self._link.send(data[:at])
-        self._world.cut()
-        await self._link.abort()
-        raise LinkLost("the link was cut")
-
-
 class World:
     """One edge's store, one gateway's folder and the provider; processes on them come and go."""
 
-    def __init__(self, folder: Path, provider: ScriptedProvider) -> None:
-        self._folder, self.provider = folder, provider
+    def __init__(self, folder: Path, provider: ScriptedProvider, *, early_data: bool) -> None:
+        self._folder, self.provider, self._early_data = folder, provider, early_data
         self._database = Database.open(folder / "edge.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
         self.queue = Queue(self._database, "outbox")
         self._settings = Settings(self._database, NAMESPACE)
@@ -225,13 +163,14 @@ class World:
 
     def start_edge(self) -> None:
         self.client = GatewayClient(
-            self._settings, Outbox(self.queue), (), self._tracing, self.dial, clock=self.clock, give_up_s=3_000.0
+            self._settings, Outbox(self.queue), (), self._tracing, self.dial, clock=self.clock, give_up_s=3_000.0,
+            early_data=self._early_data,
         )
 
     async def dial(self, endpoint: Endpoint) -> Link:
         fault = self._faults.pop(0) if self._faults else ("", "", 0)
         via = "" if endpoint == ENDPOINTS[0] else "spiffe://field.example/hop/other"
-        link = FaultyLink(self.lab.link(via=via), *fault, self)
+        link = FaultyLink(self.lab.link(via=via), *fault, self.cut)
         self._open.append(link)
         return link
 
@@ -294,7 +233,7 @@ class Result:
     runs: int = 0
     delivered: int = 0
     interrupted: int = 0
-    needless: int = 0  # told interrupted although neither gateway nor journal was lost
+    causes: Counter[str] = field(default_factory=Counter)  # of being told interrupted
     failed: int = 0
     lost: int = 0
     different: int = 0
@@ -308,7 +247,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     world.arm(plan)
     if number % 5 == 0:
         await world.drop_links()  # begin without a session
-    kill, got = plan.kill, b""
+    kill, got, harm = plan.kill, b"", ""
     # After a lost journal the edge may send before it is told so: then it cannot know what became of that.
     epoch_unknown = world.epoch_unknown
     request_id: bytes | None = None
@@ -326,6 +265,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
                     break
                 # Killed: nothing of this process goes on. A gateway's death is the link's end for the reader.
                 if kill in ("gateway", "journal"):
+                    harm = "answer_lost" if kill == "journal" and number not in world.provider.answering else "in_call"
                     await world.kill_gateway(lose_journal=kill == "journal")
                     kill = ""
                     async for chunk in chunks:
@@ -338,7 +278,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
     except Interrupted as error:
         result.interrupted += 1
         result.ends[f"interrupted: {error.reason}, {plan.kill or 'links alone'}"] += 1
-        result.needless += plan.kill not in ("gateway", "journal") and not epoch_unknown
+        result.causes[harm or ("epoch" if epoch_unknown else "without_a_kill")] += 1
     except (EdgeError, TransportError) as error:
         code = str(error.code)
         result.failed += 1
@@ -353,7 +293,7 @@ async def one(world: World, number: int, plan: Plan, result: Result) -> None:
         result.lost += row is None or row.state not in ("done", "interrupted", "failed", "expired")
 
 
-async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
+async def campaign(runs: int, seed: int, *, early_data: bool, quiet: bool) -> dict[str, object]:
     dice = random.Random(seed)
     provider, result = ScriptedProvider(seed), Result()
     with tempfile.TemporaryDirectory(prefix="causeway-faults-") as name:
@@ -366,7 +306,7 @@ async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
                 part = folder / f"part-{start}"
                 part.mkdir()
                 shutil.copytree(made, part / "gateway")
-                world = World(part, provider)
+                world = World(part, provider, early_data=early_data)
                 await world.start()
                 try:
                     for number in range(start, min(start + 500, runs)):
@@ -390,7 +330,8 @@ async def campaign(runs: int, seed: int, *, quiet: bool) -> dict[str, object]:
         "lost": result.lost, "identical": result.delivered - result.different,
         "accepted_per_id_max": max(provider.accepted.values(), default=0),
         "resume_p50_s": round(quantiles[9], 4), "resume_p95_s": round(quantiles[18], 4),
-        "failed": result.failed, "interrupted_without_a_kill": result.needless, "ends": dict(result.ends),
+        **{f"interrupted_{cause}": result.causes[cause] for cause in CAUSES},
+        "failed": result.failed, "early_data": early_data, "ends": dict(result.ends),
     }
 
 
@@ -399,11 +340,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="200 runs")
+    parser.add_argument(
+        "--early-data", choices=("on", "off"), default="on", help="off: no request leaves before `welcome`"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     runs = options.runs or (200 if options.smoke else 10_000)
     os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
-    report = asyncio.run(campaign(runs, options.seed, quiet=options.json))
+    report = asyncio.run(campaign(runs, options.seed, early_data=options.early_data == "on", quiet=options.json))
     if options.json:
         print(json.dumps(report))
     else:

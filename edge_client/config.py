@@ -11,7 +11,8 @@
     model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
     endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, best first; without it the invitation's
     give_up_s = 60                  # without a way to the gateway for so long, a question is left in the outbox
-    early_data = true               # a resumed session's first message holds the question (docs/SPEC.md, 4.5)
+    early_data = true               # a question leaves with the handshake; false waits for the gateway's welcome, a
+                                    # round trip: then a gateway restored from a backup interrupts no new question
     padding = "bucket"              # or "constant": hides when, about 5 kB/s each way; or "off": hides nothing
     discover = false                # true: after the endpoints, try hops that announce themselves on this network
     wss_trust = "bundle"            # or "webpki": whose certificate a wss endpoint shows; no secret depends on it

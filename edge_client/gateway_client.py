@@ -48,8 +48,9 @@ class GatewayClient:
     """Asks the gateway through the first endpoint that answers, or else a hop that `find` names. `dial` opens a link,
     `tell` shows a person a note, `worked` is told each link over which the gateway was reached.
 
-    `early_data` off costs a round trip: it may be replayed, to a journal which answers it once, and is forward secret
-    only after its ticket is gone on both sides.
+    `early_data` off costs a round trip: nothing is asked before the gateway's `welcome`. What is asked earlier may be
+    replayed, to a journal which answers it once; is forward secret only after its ticket is gone on both sides; and
+    ends as interrupted if that journal was lost since the session before, since nobody can know what it had seen.
     After `give_up_s` seconds without a way to the gateway a request is left in the outbox.
     """
 

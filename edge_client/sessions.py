@@ -65,7 +65,9 @@ class Sessions:
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
         padding: Padding, find: Find, worked: Callable[[Link], None],
     ) -> None:
-        self._early_data, self._padding, self._find, self._reached = early_data, padding, find, worked
+        """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
+        self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
+        self._find, self._reached = find, worked
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._worked: Endpoint | None = None
@@ -212,7 +214,7 @@ class Sessions:
                 link, purpose, identity.svid.key, identity.verify_gateway, self._padding,
                 clock=self._clock.of_session(),
             )
-            if asker is not None and self._epoch is not None:
+            if asker is not None and self._epoch is not None and self._early_data:
                 answer = await asker.ask(session, self._epoch)
             await session.open()
         except BaseException as error:

@@ -1,8 +1,10 @@
 """Checks the model of resume, journal and outbox with Spin: `scripts/model [--harms N] [--seconds N] [--bugs]`.
 
-First every behaviour with at most `--harms` harms (docs/model/README.md names them), then as many as fit into
-`--seconds` of those with one more, kept as hashes; with `--bugs` also that each mistake the model knows is found, so
-that it can fail. Within 2 GB of memory. Exit code 0 if that holds, 1 if not, 2 if spin or gcc is not installed.
+First every behaviour with at most `--harms` harms (docs/model/README.md names them), of an edge with early data and of
+one without, then as many as fit into `--seconds` of those with one more, kept as hashes; with `--bugs` also that each
+mistake the model knows is found, so that it can fail. Needs 2 GB of memory at most.
+
+Exit code 0 if that holds, 1 if not, 2 if spin or gcc is not installed.
 """
 
 import argparse
@@ -17,7 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "docs" / "model" / "exactly_once.pml"
-BUGS = ("BUG_CLAIM_AFTER_CALL", "BUG_TRUST_HINT", "BUG_IGNORE_EPOCH", "BUG_TICKET_KEPT", "BUG_SILENT_TAKEOVER")
+BUGS = (
+    "BUG_CLAIM_AFTER_CALL", "BUG_TRUST_HINT", "BUG_IGNORE_EPOCH", "BUG_TICKET_KEPT", "BUG_SILENT_TAKEOVER",
+    "BUG_ASKS_EARLY",
+)
+WAITING = "WELCOME_FIRST"  # an edge that asks nothing before it is welcomed
 EXHAUSTIVE_S = 300
 
 
@@ -70,9 +76,11 @@ def main() -> int:
         return 2
     whole = check(arguments.harms)
     print(f"{arguments.harms} harms, all:  {whole.states:12,} states in {whole.seconds:5.1f} s  {whole.violation}")
+    waits = check(arguments.harms, WAITING)
+    print(f"  no early data {waits.states:12,} states in {waits.seconds:5.1f} s  {waits.violation}")
     more = check(arguments.harms + 1, hashed=True, seconds=arguments.seconds)
     print(f"{arguments.harms + 1} harms, part: {more.states:12,} states in {more.seconds:5.1f} s  {more.violation}")
-    good = whole.complete and not whole.violation and not more.violation
+    good = whole.complete and waits.complete and not (whole.violation or waits.violation or more.violation)
     for bug in BUGS if arguments.bugs else ():
         found = check(2, bug)
         print(f"{bug:22} {found.states:10,} states in {found.seconds:5.1f} s  {found.violation or 'NOT FOUND'}")

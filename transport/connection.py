@@ -19,7 +19,6 @@ the first `data_to_send` at or after the tick gives what is.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -56,7 +55,7 @@ from transport.messages import (
     Welcome,
     encode,
 )
-from transport.mux import EdgeMux, GatewayMux, StreamEvent
+from transport.mux import Mux, StreamEvent
 from transport.pacing import BUCKET_CELL, CONSTANT_CELL, CONSTANT_ROOM, Joiner, TickClock
 from transport.primitives import Secret, sha256
 from transport.records import LENGTH_LEN, RecordOpener, RecordSealer
@@ -66,6 +65,7 @@ STEP_DEADLINE_S: Final = 10.0  # each handshake step; 5 kB at 1 kB/s passes
 EARLY_FLIGHT: Final = 8 * 1024  # bytes of messages, with their lengths, that may follow record 0 before the welcome
 BURST: Final = 64 * 1024
 LINK_ID_INPUT: Final = 64
+REST_S: Final = 0.5  # without hearing anything, before an open session gives back memory that it can do without
 IDLE_S: Final = 30.0  # without hearing anything, before a ping
 SILENCE_S: Final = 45.0  # without hearing anything, before the link counts as lost
 QUEUE_HIGH_WATER: Final = 256  # small messages waiting to leave; a shell stops reading above it
@@ -161,16 +161,23 @@ Event = (
 class Connection(ABC):
     """What both sides share: buffers, deadlines, the record phase, and how it all ends."""
 
+    __slots__ = (
+        "_awake", "_chaining_key", "_deadline", "_events", "_heard", "_inbox", "_joiner", "_link_head", "_on_record",
+        "_opener", "_out", "_pinged", "_resuming", "_sealer", "_ticks", "peer", "phase", "session_hash", "tickets",
+    )
+
     def __init__(self, now: float) -> None:
         self.phase = Phase.HANDSHAKE
         self.session_hash = b""
+        self._resuming = False
         self.peer: VerifiedPeer | None = None
         self._out = bytearray()
         self._inbox = bytearray()
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
         self._deadline: float | None = now + STEP_DEADLINE_S
         self._heard = now
         self._pinged = False
+        self._awake = True
         self.tickets: list[Ticket] = []  # derived from this session, once it is open
         self._chaining_key: Secret | None = None
         self._on_record: Callable[[], None] | None = None  # called when a record of the open session is the peer's
@@ -189,7 +196,7 @@ class Connection(ABC):
         """Takes bytes from the link, in order. Raises TransportError; then the connection is closed."""
         if self.phase is Phase.CLOSED:
             return
-        self._heard, self._pinged = now, False
+        self._heard, self._pinged, self._awake = now, False, True
         try:
             if self._opener is None:
                 self._inbox += data
@@ -222,7 +229,7 @@ class Connection(ABC):
         return out
 
     def next_event(self) -> Event | None:
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     def next_deadline(self) -> float | None:
         """When `handle_time` is due next, if nothing happens before."""
@@ -231,7 +238,8 @@ class Connection(ABC):
         if self.phase is not Phase.OPEN:
             return self._deadline
         tick = self._ticks.deadline
-        return min(self._deadline, self._silence_at, *([] if tick is None else [tick]))
+        quiet = self._heard + REST_S if self._awake else self._silence_at
+        return min(self._deadline, quiet, *([] if tick is None else [tick]))
 
     @property
     def _silence_at(self) -> float:
@@ -253,6 +261,8 @@ class Connection(ABC):
             self.close("expired", now)
             raise IdentityExpired("the session's identity has run out", rule="session lifetime")
         self._ticks.reach(now)
+        if self._awake and now >= self._heard + REST_S:
+            self._rest()
         if now < self._silence_at:
             return
         if self._pinged:
@@ -260,6 +270,14 @@ class Connection(ABC):
             raise LinkLost("the peer has gone silent", hint="the hop or gateway went away; try again")
         self._pinged = True
         self._mux.send(Ping())
+
+    def _rest(self) -> None:
+        self._awake = False
+        if self._sealer is not None and self._opener is not None:
+            self._sealer.rest()
+            self._opener.rest()
+        if self.peer is not None:
+            self.peer.key.rest()
 
     def close(self, code: str, now: float) -> None:
         """Ends the session in an orderly way, telling the peer if there are keys to tell it under.
@@ -417,11 +435,9 @@ class Connection(ABC):
         """Whether so many small messages wait to leave that a shell should stop reading."""
         return self._mux.queued > QUEUE_HIGH_WATER
 
-    _resuming = False
-
     @property
     @abstractmethod
-    def _mux(self) -> EdgeMux | GatewayMux: ...
+    def _mux(self) -> Mux: ...
 
     @abstractmethod
     def _handshake_input(self, now: float) -> None: ...

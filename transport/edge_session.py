@@ -217,7 +217,7 @@ async def obtain(
     driver.on_event = lambda event: issued.append(event.issued) if isinstance(event, IssuedReceived) else None
     driver.start()
     try:
-        await driver.ended.wait()
+        await driver.ended()
     finally:
         await driver.close("normal")
     if not issued:

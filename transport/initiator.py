@@ -13,6 +13,7 @@ from transport.connection import (
     SignatureNeeded,
     Welcomed,
 )
+from transport.edge_mux import EdgeMux
 from transport.errors import LocalMisuse, ProtocolViolation
 from transport.handshake import (
     SECOND_BODY_MAX,
@@ -29,7 +30,6 @@ from transport.handshake import (
 )
 from transport.identity.join import Invitation
 from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
-from transport.mux import EdgeMux
 from transport.noise import Ephemerals
 from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256
@@ -76,6 +76,8 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 
 class EdgeConnection(Connection):
     """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
+
+    __slots__ = ("_handshake", "_purpose", "_streams", "_veil")
 
     def __init__(
         self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,

@@ -89,6 +89,8 @@ def fill(room: int, take: Callable[[int], bytes | None]) -> list[bytes]:
 class Joiner:
     """Puts parts together again; holds at most one message."""
 
+    __slots__ = ("_data",)
+
     def __init__(self) -> None:
         self._data = bytearray()
 
@@ -113,6 +115,8 @@ class Joiner:
 
 class TickClock:
     """The ticks of one side of a session. Armed only while something is due at the next one."""
+
+    __slots__ = ("_next", "_period", "_reached", "_start")
 
     def __init__(self, start: float, period: float = TICK_S) -> None:
         self._start, self._period = start, period

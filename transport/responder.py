@@ -15,6 +15,7 @@ from transport.connection import (
     SpansReceived,
 )
 from transport.errors import IdentityRefused, LocalMisuse, Overloaded, ProtocolViolation, TicketRefused, TransportError
+from transport.gateway_mux import GatewayMux
 from transport.handshake import (
     FIRST_BODY_LEN,
     RESUME_BODY_MAX,
@@ -28,11 +29,10 @@ from transport.handshake import (
 )
 from transport.identity.verify import VerifiedPeer
 from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
-from transport.mux import GatewayMux
 from transport.noise import Ephemerals
 from transport.primitives import sha256
 from transport.records import unpack
-from transport.tickets import TICKET_ID_LEN, TicketStore
+from transport.tickets import TICKET_ID_LEN, Ticket, TicketStore
 
 UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has been verified
 
@@ -41,13 +41,20 @@ class GatewayConnection(Connection):
     """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
 
     `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here. `take_full` is asked
-    before the costly work of a full handshake: where it says no, the edge is told to come later. Resumptions are not
-    asked for, so that strangers who start handshakes do not keep out those who were here before.
+    before the costly work of a full handshake: where it says no, the edge is told to come later. In its place
+    `take_resumed` is asked where a ticket is known, before any key agreement, so that strangers who start handshakes
+    need not keep out those who were here before.
     """
+
+    __slots__ = (
+        "_chain", "_early", "_ephemerals", "_handshake", "_not_after", "_paced", "_root", "_siblings", "_streams",
+        "_take_full", "_take_resumed", "_ticket_store", "_verify", "credential",
+    )
 
     def __init__(
         self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
         now: float, tickets: TicketStore, *, take_full: Callable[[], bool] = lambda: True,
+        take_resumed: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(now)
         self._chain, self._not_after, self._root = tuple(chain), not_after, root
@@ -56,9 +63,9 @@ class GatewayConnection(Connection):
         self._handshake: ResponderHandshake | None = None
         self.credential: Credential | None = None
         self._ticket_store = tickets
-        self._take_full = take_full
+        self._take_full, self._take_resumed = take_full, take_resumed
         self._early: list[bytes] = []
-        self._siblings = b""  # of the ticket this session was resumed by
+        self._siblings: list[Ticket] = []  # of the ticket this session was resumed by
         self._paced = False  # whether the moment for `pace` has passed
 
     @property
@@ -163,6 +170,9 @@ class GatewayConnection(Connection):
         if ticket is None:
             self.refuse_unheard(Hint.UNKNOWN_TICKET)
             raise TicketRefused("the edge resumes by a ticket that is not known here")
+        if not self._take_resumed():
+            self.refuse_unheard(Hint.OVERLOADED)
+            raise Overloaded("too many sessions are resumed at once")
         handshake = ResumedResponder(ticket, self._ephemerals)
         early = handshake.read_first(body[TICKET_ID_LEN:])
         siblings = self._ticket_store.consume(ticket.id)

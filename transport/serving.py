@@ -30,6 +30,7 @@ class Responder:
     verify_edge: Verify
     tickets: TicketStore
     take_full: Callable[[], bool] = lambda: True  # asked once a link has begun a full handshake; see GatewayConnection
+    take_resumed: Callable[[], bool] = lambda: True  # and once it has shown a ticket that is known
     clock: Callable[[], Clock] = session_clock  # makes one for each session
 
 
@@ -99,14 +100,22 @@ class Resumed(AnswerStream):
 class GatewaySession:
     """An accepted session. First decide on `credential`: `admit`, `issue` or `refuse`; then serve `requests()`."""
 
+    __slots__ = (
+        "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
+        "on_spans",
+    )
+
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
         self._driver = driver
         self.connection = connection
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
+        self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
         self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
         self._open: dict[int, AnswerStream] = {}
-        self._requests: asyncio.Queue[Incoming | Resumed | None] = asyncio.Queue()  # bounded by the mux
+        self._requests: list[Incoming | Resumed] = []  # bounded by the mux
+        self._news: asyncio.Future[None] | None = None  # for `requests`: there is one, or the session has ended
+        self._ended = False
 
     @classmethod
     async def accept(cls, link: Link, responder: Responder) -> "GatewaySession":
@@ -115,7 +124,7 @@ class GatewaySession:
         svid = responder.svid()
         connection = GatewayConnection(
             svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),
-            responder.tickets, take_full=responder.take_full,
+            responder.tickets, take_full=responder.take_full, take_resumed=responder.take_resumed,
         )
         session = cls(Driver(link, connection, svid.key, clock), connection)
         session._driver.on_event = session._on_event
@@ -126,8 +135,6 @@ class GatewaySession:
             await session.close()
             raise
         return session
-
-    credential: Credential
 
     @property
     def session_hash(self) -> bytes:
@@ -161,8 +168,12 @@ class GatewaySession:
 
     async def requests(self) -> AsyncIterator[Incoming | Resumed]:
         """Whole requests as they come, until the session ends; then raises why, unless it was an orderly end."""
-        while (incoming := await self._requests.get()) is not None:
-            yield incoming
+        while self._requests or not self._ended:
+            if self._requests:
+                yield self._requests.pop(0)
+            else:
+                self._news = asyncio.get_running_loop().create_future()
+                await self._news
         if self._driver.failure is not None:
             raise self._driver.failure
 
@@ -185,10 +196,10 @@ class GatewaySession:
                     self._credential.set_result(event.credential)
             case RequestReceived():
                 self._open[event.stream] = incoming = Incoming(self, event)
-                self._requests.put_nowait(incoming)
+                self._arrived(incoming)
             case ResumeRequested():
                 self._open[event.stream] = resumed = Resumed(self, event)
-                self._requests.put_nowait(resumed)
+                self._arrived(resumed)
             case AckReceived():
                 self.on_ack(event.request_id, event.offset)
             case RequestCancelled():
@@ -207,4 +218,13 @@ class GatewaySession:
                     stream.lost.set()
                     stream.wake_writer()
                 self._open.clear()
-                self._requests.put_nowait(None)
+                self._ended = True
+                self._tell()
+
+    def _arrived(self, request: Incoming | Resumed) -> None:
+        self._requests.append(request)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

@@ -1,4 +1,4 @@
-"""The asyncio driver of a connection over a link: one reader, one writer, one alarm, no protocol of its own.
+"""The asyncio driver of a connection over a link: a reader, a writer at times, one alarm, no protocol of its own.
 
 The writer owns the back-pressure; both only move bytes between the link and the sans-IO `connection`, which is touched
 from this one event loop alone. The alarm rings at the connection's deadlines, ten times a second where it keeps ticks,
@@ -33,7 +33,15 @@ def session_clock() -> Clock:
 
 
 class Driver:
-    """Runs a connection until it ends. `failure` holds why, None after an orderly close."""
+    """Runs a connection until it ends. `failure` holds why, None after an orderly close.
+
+    An idle session has one task, the reader; a writer lives as long as there is something to send.
+    """
+
+    __slots__ = (
+        "_alarm", "_error", "_flushed", "_key", "_link", "_muted", "_reader", "_rings_at", "_stopped", "_writer",
+        "clock", "connection", "failure", "on_event",
+    )
 
     def __init__(
         self, link: Link, connection: EdgeConnection | GatewayConnection, key: SigningKey | None, clock: Clock
@@ -41,27 +49,33 @@ class Driver:
         self._link, self._key, self.clock = link, key, clock
         self.connection = connection
         self.failure: TransportError | None = None
-        self.ended = asyncio.Event()
         self.on_event: Callable[[Event], None] = lambda event: None
-        self._output = asyncio.Event()
-        self._output.set()
-        self._flushed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._flushed: asyncio.Event | None = None  # while a congested reader waits for the writer
+        self._error: Exception | None = None
+        self._stopped = False  # nothing more is read
+        self._muted = False  # nothing more is sent
         self._alarm: asyncio.TimerHandle | None = None
         self._rings_at = 0.0  # the alarm, by `clock`
-        self._overdue: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._reader = asyncio.create_task(self._run())
+
+    async def ended(self) -> None:
+        """Waits until it has ended, after `start`; the link is closed by then."""
+        if self._reader is not None:
+            await asyncio.wait({self._reader})
 
     def wake(self) -> None:
         """To be called after anything that may have made output, or moved the deadline."""
-        self._output.set()
+        if self._writer is None and self._reader is not None and not self._muted:
+            self._writer = asyncio.create_task(self._write())
         self._keep_time()
 
     def _keep_time(self) -> None:
         deadline = self.connection.next_deadline()
-        if deadline is None or self._overdue.done():
+        if deadline is None or self._stopped:
             return
         if self._alarm is not None:
             if deadline >= self._rings_at:  # an alarm that rings too early is harmless
@@ -75,61 +89,77 @@ class Driver:
         try:
             self.connection.handle_time(self.clock())
         except TransportError as error:
-            self._overdue.set_exception(error)
+            self._stop(error)
         self.dispatch()  # what waited for a tick, a ping, or a last close; and the next alarm
 
     async def close(self, code: str) -> None:
         """Says `close` to the peer, gives that two seconds to leave, and gives the link back."""
         self.connection.close(code, self.clock())
         self.wake()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=FLUSH_S)
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        if self._reader is not None:
+            await asyncio.wait({self._reader}, timeout=FLUSH_S)
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+
+    def _stop(self, error: Exception | None) -> None:
+        """Ends the reader from outside of it. The first reason counts."""
+        if not self._stopped and self._reader is not None:
+            self._stopped, self._error = True, error
+            self._reader.cancel()
 
     async def _run(self) -> None:
-        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         self.wake()
         try:
-            await asyncio.wait({reader, writer, self._overdue}, return_when=asyncio.FIRST_COMPLETED)
+            await self._read()
             self.wake()
-            await asyncio.wait({writer}, timeout=FLUSH_S)  # what a closing connection still has to say
+            if self._writer is not None:
+                await asyncio.wait({self._writer}, timeout=FLUSH_S)  # what a closing connection still has to say
         finally:
+            self._stopped = self._muted = True
             if self._alarm is not None:
                 self._alarm.cancel()
-            for task in (reader, writer, self._overdue):
-                task.cancel()
-            results = await asyncio.gather(reader, writer, self._overdue, return_exceptions=True)
-            self.failure = next((error for error in results if isinstance(error, TransportError)), None)
+            if self._writer is not None:
+                self._writer.cancel()
+                await asyncio.wait({self._writer})
+            if isinstance(self._error, TransportError):
+                self.failure = self._error
             with contextlib.suppress(LinkLost):
                 self.connection.receive_eof()  # the link may have failed without the connection knowing
             await self._link.close()
-            self.ended.set()
             self.on_event(PeerClosed("link"))
-        for error in results:
-            if isinstance(error, Exception) and not isinstance(error, TransportError):
-                raise error  # a bug of ours: loud, not silent
+        if self._error is not None and self.failure is None:
+            raise self._error  # a bug of ours: loud, not silent
 
     async def _read(self) -> None:
-        while self.connection.phase is not Phase.CLOSED:
-            if self.connection.congested:
-                self._flushed.clear()
-                await self._flushed.wait()
-                continue
-            try:
-                data = await self._link.receive()
-            except LinkLost:
-                with contextlib.suppress(LinkLost):
-                    self.connection.receive_eof()  # from here on nobody takes the session for alive
-                raise
-            try:
-                if data:
-                    self.connection.receive_data(data, self.clock())
+        try:
+            while self.connection.phase is not Phase.CLOSED:
+                if self.connection.congested:
+                    self._flushed = asyncio.Event()
+                    await self._flushed.wait()
+                    self._flushed = None
                 else:
-                    self.connection.receive_eof()
-            finally:
-                del data  # an idle session does not keep what it read last
-                self.dispatch()
+                    await self._read_some()
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+        except Exception as error:
+            self._error = error
+        self._stopped = True
+
+    async def _read_some(self) -> None:
+        try:
+            data = await self._link.receive()
+        except LinkLost:
+            with contextlib.suppress(LinkLost):
+                self.connection.receive_eof()  # from here on nobody takes the session for alive
+            raise
+        try:
+            if data:
+                self.connection.receive_data(data, self.clock())
+            else:
+                self.connection.receive_eof()
+        finally:
+            self.dispatch()
 
     def dispatch(self) -> None:
         while (event := self.connection.next_event()) is not None:
@@ -140,20 +170,26 @@ class Driver:
         self.wake()
 
     async def _write(self) -> None:
-        while True:
-            self._output.clear()
-            data = self.connection.data_to_send(self.clock())
-            self._keep_time()  # something may wait for the next tick now
-            while (event := self.connection.next_event()) is not None:
-                self.on_event(event)
-            if data:
-                try:
-                    async with asyncio.timeout(SEND_STALL_S):
-                        await self._link.send(data)
-                except TimeoutError:
-                    raise LinkLost("the peer takes nothing from this link any more") from None
-                self._flushed.set()
-            elif self.connection.phase is Phase.CLOSED:
-                return
-            else:
-                await self._output.wait()
+        try:
+            while data := self._output():
+                async with asyncio.timeout(SEND_STALL_S):
+                    await self._link.send(data)
+                if self._flushed is not None:
+                    self._flushed.set()
+            if self.connection.phase is Phase.CLOSED:
+                self._stop(None)
+        except TimeoutError:
+            self._muted = True
+            self._stop(LinkLost("the peer takes nothing from this link any more"))
+        except Exception as error:
+            self._muted = True
+            self._stop(error)
+        finally:
+            self._writer = None
+
+    def _output(self) -> bytes:
+        data = self.connection.data_to_send(self.clock())
+        self._keep_time()  # something may wait for the next tick now
+        while (event := self.connection.next_event()) is not None:
+            self.on_event(event)
+        return data

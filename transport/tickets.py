@@ -8,7 +8,6 @@ the SVIDs. Early data is forward secret only once its ticket's secret is gone fr
 are dropped with their siblings, and are in no file, backup or shared store that persists.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +20,7 @@ TICKET_ID_LEN: Final = 16
 FAMILIES_MAX: Final = 65_536  # sessions whose tickets a gateway keeps; about 1 KiB each
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Ticket:
     """`not_after` (unix seconds) is the earlier expiry of the SVIDs behind it; `peer` is who was verified then."""
 
@@ -68,47 +67,44 @@ class TicketStore:
 
     def __init__(self, families_max: int = FAMILIES_MAX) -> None:
         self._families_max = families_max
-        self._tickets: dict[bytes, tuple[Ticket, bytes]] = {}  # id -> ticket, family
-        self._families: OrderedDict[bytes, list[bytes]] = OrderedDict()  # a session's first id -> ids that are left
+        self._families = 0
+        self._tickets: dict[bytes, list[Ticket]] = {}  # id -> what is left of its session's, oldest sessions first
 
     def __len__(self) -> int:
         return len(self._tickets)
 
     def put(self, tickets: Iterable[Ticket]) -> None:
         """The tickets of one session: siblings, which die together."""
-        tickets = list(tickets)
-        family = tickets[0].id
-        self._families[family] = [ticket.id for ticket in tickets]
-        for ticket in tickets:
-            self._tickets[ticket.id] = ticket, family
-        while len(self._families) > self._families_max:
-            self._drop(next(iter(self._families)))
+        siblings = list(tickets)
+        for ticket in siblings:
+            self._tickets[ticket.id] = siblings
+        self._families += 1
+        while self._families > self._families_max:
+            self.forget(next(iter(self._tickets.values())))
 
     def find(self, ticket_id: bytes, now: float) -> Ticket | None:
         """A ticket that may be tried; nothing is consumed yet, so that a forged message burns none (H4)."""
-        found = self._tickets.get(ticket_id)
-        if found is None or now >= found[0].not_after:
-            return None
-        return found[0]
+        found = next((ticket for ticket in self._tickets.get(ticket_id, ()) if ticket.id == ticket_id), None)
+        return None if found is None or now >= found.not_after else found
 
-    def consume(self, ticket_id: bytes) -> bytes | None:
-        """Takes the ticket out, and gives its siblings' name; None if it is gone: then what it opened is void."""
-        found = self._tickets.pop(ticket_id, None)
-        if found is None:
-            return None
-        self._families[found[1]].remove(ticket_id)
-        return found[1]
+    def consume(self, ticket_id: bytes) -> list[Ticket] | None:
+        """Takes the ticket out, and gives its siblings for `forget`; None if it is gone: what it opened is void."""
+        siblings = self._tickets.pop(ticket_id, None)
+        if siblings is not None:
+            siblings[:] = [ticket for ticket in siblings if ticket.id != ticket_id]
+            self._families -= not siblings
+        return siblings
 
-    def forget(self, siblings: bytes) -> None:
+    def forget(self, siblings: list[Ticket]) -> None:
         """Drops what is left of a session's tickets: the resumed session's first record has authenticated."""
-        self._drop(siblings)
+        self._families -= bool(siblings)
+        for ticket in siblings:
+            del self._tickets[ticket.id]
+        siblings.clear()
+
 
     def drop(self, unwanted: Callable[[VerifiedPeer], bool]) -> None:
         """Drops the tickets of peers that may not come back. They would be refused at use anyway."""
-        found = {family for ticket, family in self._tickets.values() if unwanted(ticket.peer)}
-        for family in found:
-            self._drop(family)
-
-    def _drop(self, family: bytes) -> None:
-        for ticket_id in self._families.pop(family, []):
-            self._tickets.pop(ticket_id, None)
+        for siblings in list(self._tickets.values()):
+            if siblings and unwanted(siblings[0].peer):
+                self.forget(siblings)

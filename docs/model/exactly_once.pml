@@ -9,6 +9,11 @@
 #define EARLIER (LINKS + 2)     /* the ticket of a session from before the prompt */
 #define TICKETS (LINKS + 3)
 
+/* WELCOME_FIRST: the edge has early data switched off, and asks nothing before `welcome`. */
+#ifdef BUG_ASKS_EARLY
+#define WELCOME_FIRST
+#endif
+
 mtype = { HELLO, OPEN, RESUME, CANCEL };                               /* edge to gateway */
 mtype = { WELCOME, TICKET_REFUSED, PART, END, UNKNOWN, INTERRUPTED, CANCELLED, EXPIRED, REJECTED, SUPERSEDED };  /* and back */
 mtype = { NONE, WAITING, SENT, DONE, FAILED };                         /* the row in the outbox, with three of above */
@@ -41,6 +46,9 @@ byte accepted;                  /* calls that the provider accepted */
 byte consumed[TICKETS];       /* times a ticket opened a session */
 byte harms = 0;
 bool gateway_died, passed, edge_dies, gateway_dies;
+#ifdef WELCOME_FIRST
+bool died_since_welcome;        /* gateway_died counts only from the welcome that the prompt was sent behind, or from its flight */
+#endif
 mtype kept = NONE;              /* the last early flight, for whoever wants to replay it */
 byte kept_ticket;
 
@@ -61,7 +69,12 @@ inline keep(message_) { if :: from -> kept = message_; kept_ticket = from :: els
 
 /* The request leaves as `open`: on stable storage first, with the epoch last told. */
 inline send_open(under) {
-  atomic { row = SENT; mark = under }
+  atomic {
+    row = SENT; mark = under;
+#ifdef WELCOME_FIRST
+    gateway_died = died_since_welcome
+#endif
+  }
   atomic { was_sent = true; resumed = false; if :: link -> up ! OPEN, link, 0; keep(OPEN) :: else fi }
 }
 
@@ -95,7 +108,11 @@ end_idle:
      }
      if                                                        /* in the same flight, where an epoch is known */
      :: unsettled && was_sent -> send_resume()
+#ifdef BUG_ASKS_EARLY
+     :: unsettled && !was_sent && seen -> died_since_welcome = false; send_open(seen)
+#elif !defined(WELCOME_FIRST)
      :: unsettled && !was_sent && seen -> send_open(seen)
+#endif
      :: else
      fi;
      from = 0
@@ -178,7 +195,11 @@ end_idle:
 #ifndef BUG_TICKET_KEPT
              live[by] = false;
 #endif
-             admitted[where] = true; live[where] = true; tell(WELCOME)
+             admitted[where] = true; live[where] = true;
+#ifdef WELCOME_FIRST
+             if :: where == link -> died_since_welcome = false :: else fi;
+#endif
+             tell(WELCOME)
            }
         :: else -> atomic { tell(TICKET_REFUSED) }
         fi
@@ -237,7 +258,11 @@ next:
   od
   } unless { gateway_dies };
   atomic {
-    gateway_dies = false; gateway_died = true; running = false; reader = 0;
+    gateway_dies = false; gateway_died = true;
+#ifdef WELCOME_FIRST
+    died_since_welcome = true;
+#endif
+    running = false; reader = 0;
     for (where : 0 .. LINKS + 2) { live[where] = false; admitted[where] = false }
     do :: up ? message, where, by :: empty(up) -> break od;    /* its connections die with it */
     lose_link(); message = 0; where = 0; by = 0

@@ -168,7 +168,8 @@ async def serve(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
             refusals=refusals, tickets=TicketStore(), clock=clock,
             limits=SessionLimits(
-                limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session
+                limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
+                full_per_second=limits.full_handshakes_per_s,
             ),
         )
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)

@@ -52,11 +52,14 @@ class Provider(_Section, frozen=True, kw_only=True):
 
 
 class Limits(_Section, frozen=True, kw_only=True):
-    """How much at once. `handshakes` counts sessions that have not shown who they are."""
+    """How much at once. `handshakes` counts sessions that have not shown who they are, `full_handshakes_per_s` the
+    handshakes without a ticket that are begun, of which one address has a twentieth and one hop a quarter.
+    """
 
     sessions: Annotated[int, Meta(ge=1, le=100_000)] = 2_000
     handshakes: Annotated[int, Meta(ge=2, le=10_000)] = 64
     handshake_s: Seconds = 15.0
+    full_handshakes_per_s: Annotated[float, Meta(ge=1, le=100_000)] = 400.0
     requests_per_session: Annotated[int, Meta(ge=1, le=32)] = 32
     drain_s: Seconds = 20.0
 
@@ -208,6 +211,7 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # sessions = 2000
 # handshakes = 64                    # sessions that have not yet shown who they are; a quarter is kept for hops
 # handshake_s = 15.0
+# full_handshakes_per_s = 400        # without a ticket; one address has a twentieth, one hop a quarter
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 

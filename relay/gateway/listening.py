@@ -2,6 +2,7 @@
 
 Whoever connects holds one of a few places, of which one source has a share, until the connection ends or turns out to
 be a hop's tunnel; and it ends after a while unless it is one. So slowness, at any step, wins nobody more than that.
+TLS handshakes are done so many times a second, of which one address has a quarter: a hop makes one for each link.
 """
 
 import asyncio
@@ -10,16 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.places import Places, source_of
+from relay.rates import Rate, SourceBuckets, TokenBucket, take_all
 
 
 @dataclass(frozen=True)
 class HttpsLimits:
-    """`strangers`: connections that are no tunnel, in all and per source. Seconds for: the TLS handshake, a request's
-    body, the head of a request (so, too, keep-alive), and a connection in all unless it is a tunnel.
+    """`strangers`: connections that are no tunnel, in all and per source. TLS handshakes begun, in all and per source;
+    a burst is what comes in three seconds. Seconds for: the TLS handshake, a request's body, the head of a request (so,
+    too, keep-alive), and a connection in all unless it is a tunnel.
     """
 
     strangers: int = 256
     per_source: int = 64
+    per_second: float = 400.0
+    per_second_of_source: float = 100.0
     handshake_s: float = 10.0
     body_s: float = 10.0
     idle_s: float = 10.0
@@ -32,8 +37,14 @@ class Gate:
     def __init__(self, limits: HttpsLimits) -> None:
         self.limits = limits
         self.places = Places(limits.strangers, limits.per_source)
+        self._all = TokenBucket(Rate.of(limits.per_second), 0.0)
+        self._sources = SourceBuckets(Rate.of(limits.per_second_of_source), 0.0)
         self.connections: dict[object, Connection] = {}  # by the protocol that reads them
         self.waiting: set[Connection] = set()  # their handshake is not over
+
+    def take_handshake(self, source: str, now: float) -> bool:
+        """Whether a TLS handshake may begin for `source`. `now`: seconds by a clock that nobody sets."""
+        return take_all(self._sources.of(source, now), self._all, now=now)
 
     def settled(self, protocol: object) -> None:
         """The connection that `protocol` reads is one of ours and may stay; its place is free again."""
@@ -82,6 +93,10 @@ class Connection(asyncio.Protocol):
             return
         self._source = source
         loop = asyncio.get_running_loop()
+        if self._context is not None and not self._gate.take_handshake(source, loop.time()):
+            self.settle()
+            transport.abort()
+            return
         self._end = loop.call_later(self._gate.limits.life_s, self.abort)
         if self._context is None:
             self._open(transport)

@@ -1,9 +1,9 @@
 """Encrypted sessions, from an accepted link to streams of requests.
 
-Whoever has not shown who they are costs little and waits behind a cap; a part of it is kept for tunnels of hops, which
-are authenticated themselves, and no hop and no address may have more than a share of it. A device that is known has a
-few sessions at a time, of which a new one ends the oldest. Outward every refusal looks the same; the audit has the
-reason.
+Whoever has not shown who they are costs little, waits behind a cap and is served only so often a second; a part of both
+is kept for tunnels of hops, which are authenticated themselves, and no hop and no address may have more than a share. A
+device that is known has a few sessions at a time, of which a new one ends the oldest. Outward every refusal looks the
+same; the audit has the reason.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from relay.gateway.admission import Admission
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
@@ -42,6 +43,7 @@ class SessionLimits:
     handshake_s: float = 15.0
     requests: int = 32  # at once on one session
     per_device: int = 4  # sessions of one enrolment
+    full_per_second: float = 400.0  # full handshakes in all; see Admission
 
     @property
     def direct_handshakes(self) -> int:
@@ -65,10 +67,13 @@ class Sessions:
     def __init__(
         self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
-        limits: SessionLimits, clock: Callable[[], float] = time.time,
+        limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
     ) -> None:
-        """`tickets`: of this process, since they die with it. `session_clock` makes one for each session."""
+        """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
+
+        `session_clock` makes a clock for each session.
+        """
         self._tickets = tickets
         self._authority = authority
         self._enrolment = enrolment
@@ -77,7 +82,8 @@ class Sessions:
         self._audit = audit
         self._refusals = refusals
         self._limits = limits
-        self._clock = clock
+        self._clock, self._ticking = clock, ticking
+        self._admission = Admission(limits.full_per_second, ticking())
         self._responder = Responder(
             svid=identity.svid,
             root=lambda: authority.root,
@@ -147,13 +153,19 @@ class Sessions:
 
         def take_full() -> bool:
             nonlocal full
-            full = self._full_handshakes < self._limits.full_handshakes
+            full = self._full_handshakes < self._limits.full_handshakes and self._admission.full(
+                source, self._ticking(), direct=not via
+            )
             self._full_handshakes += full
             return full
 
+        def take_resumed() -> bool:
+            return self._admission.resumed(source, self._ticking())
+
+        responder = replace(self._responder, take_full=take_full, take_resumed=take_resumed)
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                return await GatewaySession.accept(link, replace(self._responder, take_full=take_full))
+                return await GatewaySession.accept(link, responder)
         except TimeoutError:
             _log.info("handshake on %s was not finished in time", link.peer)
         except IdentityRefused as refusal:

@@ -34,17 +34,20 @@ def test_every_row_of_the_session_benchmark_has_its_numbers() -> None:
     assert next(row for row in rows if "without early data" in row["what"])["ours"] == 184
 
 
-def test_a_small_campaign_of_faults_loses_and_doubles_nothing() -> None:
+@pytest.mark.parametrize("early_data", ["on", "off"])
+def test_a_small_campaign_of_faults_loses_and_doubles_nothing(early_data: str) -> None:
     done = subprocess.run(
-        [BENCH, "faults", "--runs", "120", "--seed", "7", "--json"], stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=200,
+        [BENCH, "faults", "--runs", "120", "--seed", "7", "--early-data", early_data, "--json"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout)
     assert result["runs"] == 120 == result["delivered"] + result["interrupted"]
     assert (result["lost"], result["failed"], result["accepted_per_id_max"]) == (0, 0, 1)
     assert result["identical"] == result["delivered"] > 100
-    assert result["interrupted_without_a_kill"] == 0
+    causes = {cause: result[f"interrupted_{cause}"] for cause in ("in_call", "answer_lost", "epoch", "without_a_kill")}
+    assert sum(causes.values()) == result["interrupted"] and causes["without_a_kill"] == 0
+    assert early_data == "on" or causes["epoch"] == 0
 
 
 def test_traffic_analysis_learns_nothing_from_sizes_in_bucket_nor_at_all_in_constant() -> None:

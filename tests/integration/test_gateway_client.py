@@ -85,7 +85,7 @@ async def test_issued_for_another_id_is_refused_and_nothing_is_stored(edge: Edge
     assert await DeviceIdentity.load(edge.settings) is None
 
 
-async def test_bundle_sequence_never_goes_back(edge: Edge) -> None:
+async def test_H13_bundle_sequence_never_goes_back(edge: Edge) -> None:
     edge.gateway.sequence = 5
     identity = await edge.join()
     assert identity.bundle.sequence == 5

@@ -328,6 +328,18 @@ async def test_one_source_has_a_share_of_the_places(made: Path, tmp_path: Path) 
             one.close()
 
 
+async def test_H15_tls_handshakes_of_one_address_are_done_so_often_a_second(made: Path, tmp_path: Path) -> None:
+    async with running(made, tmp_path / "g", per_second_of_source=0.001) as lab:
+        _, writer = await lab.dial()
+        while not lab.gate.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        second, other = await lab.dial()
+        assert await ended(second) == b""
+        assert len(lab.gate.waiting) == lab.gate.places.taken == 1, "what had begun goes on"
+        for one in (writer, other):
+            one.close()
+
+
 async def test_a_client_that_breaks_off_is_no_error_of_ours(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

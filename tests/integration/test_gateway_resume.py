@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import pickle
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ import store.keys
 import store.sealed
 from relay.gateway.journal import JournalLimits
 from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker
+from store.database import Connection
 from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
@@ -154,7 +156,7 @@ async def until(condition: Callable[[], bool]) -> None:
     pytest.param([HELD, 70_000, 70_000, 200_000], id="again and again"),
     pytest.param([len(WHOLE)], id="before the end is told"),
 ])
-async def test_c5_an_answer_over_several_links_is_whole_and_called_once(
+async def test_C5_an_answer_over_several_links_is_whole_and_called_once(
     lab: Lab, provider: MockProvider, cuts: list[int]
 ) -> None:
     provider.mode = "stream_stall" if cuts[0] <= HELD else "ok"
@@ -174,7 +176,7 @@ async def test_c5_an_answer_over_several_links_is_whole_and_called_once(
     await edge.finish()
 
 
-async def test_c5_a_link_cut_before_any_answer(lab: Lab, provider: MockProvider) -> None:
+async def test_C5_a_link_cut_before_any_answer(lab: Lab, provider: MockProvider) -> None:
     """The edge has no byte, so it may open again under the same id, or resume from 0."""
     provider.mode = "timeout"
     edge = await Edge.joined(lab)
@@ -226,7 +228,7 @@ async def test_early_data_that_was_answered_into_the_void_calls_nobody_again(
     assert edge.got == WHOLE and provider.calls == 1
 
 
-async def test_a_cut_request_survives_a_restart_of_the_gateway(
+async def test_H5_a_cut_request_survives_a_restart_of_the_gateway_and_no_ticket_does(
     made: Path, tmp_path: Path, provider: MockProvider
 ) -> None:
     directory = tmp_path / "gateway"
@@ -250,7 +252,7 @@ async def _fully(edge: Edge) -> RemoteAnswer:
 
 
 @pytest.mark.parametrize("bytes_first", [0, 1])
-async def test_c5_a_gateway_killed_in_mid_call_tells_interrupted_and_calls_nobody(
+async def test_C5_a_gateway_killed_in_mid_call_tells_interrupted_and_calls_nobody(
     lab: Lab, provider: MockProvider, tmp_path: Path, bytes_first: int
 ) -> None:
     provider.mode = "stream_stall" if bytes_first else "timeout"
@@ -272,7 +274,7 @@ async def test_c5_a_gateway_killed_in_mid_call_tells_interrupted_and_calls_nobod
         await edge.finish()
 
 
-async def test_h7_a_known_id_with_another_content_is_a_conflict(lab: Lab, provider: MockProvider) -> None:
+async def test_H7_a_known_id_with_another_content_is_a_conflict(lab: Lab, provider: MockProvider) -> None:
     edge = await Edge.joined(lab)
     await edge.take(await edge.ask())
     liar = Edge(lab, edge.svid, body=chat(text="Something else?", stream=True), request_id=edge.request_id)
@@ -280,7 +282,7 @@ async def test_h7_a_known_id_with_another_content_is_a_conflict(lab: Lab, provid
     assert provider.calls == 1
 
 
-async def test_h7_another_device_can_neither_read_nor_take_an_id(lab: Lab, provider: MockProvider) -> None:
+async def test_H7_another_device_can_neither_read_nor_take_an_id(lab: Lab, provider: MockProvider) -> None:
     edge, other = await Edge.joined(lab), await Edge.joined(lab, "lap-2")
     await edge.take(await edge.ask())
     other.request_id = edge.request_id
@@ -292,7 +294,7 @@ async def test_h7_another_device_can_neither_read_nor_take_an_id(lab: Lab, provi
     assert other.got == WHOLE and provider.calls == 2
 
 
-async def test_h7_a_resume_that_fits_no_answer_is_unknown(lab: Lab, provider: MockProvider) -> None:
+async def test_H7_a_resume_that_fits_no_answer_is_unknown(lab: Lab, provider: MockProvider) -> None:
     edge = await Edge.joined(lab)
     await edge.take(await edge.ask())
     generation = edge.progress.generation
@@ -303,7 +305,7 @@ async def test_h7_a_resume_that_fits_no_answer_is_unknown(lab: Lab, provider: Mo
     assert provider.calls == 1
 
 
-async def test_h7_a_new_holder_of_a_name_has_nothing_of_the_old_one(lab: Lab, provider: MockProvider) -> None:
+async def test_H7_a_new_holder_of_a_name_has_nothing_of_the_old_one(lab: Lab, provider: MockProvider) -> None:
     old = await Edge.joined(lab)
     provider.mode = "stream_stall"
     await old.take(await old.ask(), 1)
@@ -319,7 +321,33 @@ async def test_h7_a_new_holder_of_a_name_has_nothing_of_the_old_one(lab: Lab, pr
         await old.come_back()
 
 
-async def test_a_revoked_identity_cannot_resume_a_session(lab: Lab) -> None:
+async def test_H3_no_ticket_is_ever_in_a_file_of_the_gateway(lab: Lab, tmp_path: Path) -> None:
+    """Not in its database, opened with the key, nor in any file as it lies; and a ticket cannot be pickled into one."""
+    edge = await Edge.joined(lab)
+    await edge.take(await edge.ask())
+    assert edge.session is not None
+    kept = [lab.tickets.find(ticket.id, time.time()) for ticket in edge.session.tickets]
+    secrets = [secret for ticket in kept if ticket is not None for secret in (ticket.id, ticket.psk.expose())]
+    assert len(secrets) == 8
+
+    def everything(connection: Connection) -> bytes:
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = [row for name in names for row in connection.execute(f"SELECT * FROM \"{name}\"")]
+        return b"\0".join(
+            value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row
+        )
+
+    stored = await lab.journal._database.run(everything, read_only=True)
+    files = b"\0".join(file.read_bytes() for file in lab.directory.rglob("*") if file.is_file())
+    assert edge.request_id in stored and b"session.opened" in files, "the search could not find"
+    for held in (stored, files):
+        assert not [secret for secret in secrets if secret in held or secret.hex().encode() in held]
+    for thing in (kept[0], lab.tickets, edge.wallet):
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(thing)
+
+
+async def test_H2_a_revoked_identity_cannot_resume_a_session(lab: Lab) -> None:
     edge = await Edge.joined(lab)
     await edge.connect()
     await edge.cut()
@@ -340,7 +368,7 @@ async def test_a_live_session_of_an_ended_registration_reads_nothing_more(lab: L
     assert await refused(edge.resume(edge.session)) == (403, "identity_refused", False)
 
 
-async def test_m9_acknowledged_answers_are_erased_and_their_outcome_kept(lab: Lab, provider: MockProvider) -> None:
+async def test_M9_acknowledged_answers_are_erased_and_their_outcome_kept(lab: Lab, provider: MockProvider) -> None:
     edge = await Edge.joined(lab)
     await edge.take(await edge.ask())
     assert edge.session is not None
@@ -353,7 +381,7 @@ async def test_m9_acknowledged_answers_are_erased_and_their_outcome_kept(lab: La
     assert provider.calls == 1
 
 
-async def test_m9_an_acknowledgement_beyond_the_answer_ends_the_session(lab: Lab) -> None:
+async def test_M9_an_acknowledgement_beyond_the_answer_ends_the_session(lab: Lab) -> None:
     edge = await Edge.joined(lab)
     await edge.take(await edge.ask())
     assert edge.session is not None
@@ -366,7 +394,7 @@ async def test_m9_an_acknowledgement_beyond_the_answer_ends_the_session(lab: Lab
     assert edge.got == WHOLE, "and changes nothing"
 
 
-async def test_m9_acknowledgements_wait_in_a_bounded_room(lab: Lab) -> None:
+async def test_M9_acknowledgements_wait_in_a_bounded_room(lab: Lab) -> None:
     edge = await Edge.joined(lab)
     asker = Asker(_peer(lab, edge), 1, "", "0" * 16)
     violations = 0
@@ -389,7 +417,7 @@ def _peer(lab: Lab, edge: Edge) -> VerifiedPeer:
     return verify_svid(edge.svid.chain, lab.authority.bundle, role="edge", now=time.time())
 
 
-async def test_m11_cancelling_ends_the_provider_s_call_for_good(lab: Lab, provider: MockProvider) -> None:
+async def test_M11_cancelling_ends_the_provider_s_call_for_good(lab: Lab, provider: MockProvider) -> None:
     provider.mode = "stream_stall"
     edge = await Edge.joined(lab)
     answer = await edge.ask()
@@ -403,7 +431,7 @@ async def test_m11_cancelling_ends_the_provider_s_call_for_good(lab: Lab, provid
     assert lab.audit("request.outcome")[-1]["result"] == "cancelled"
 
 
-async def test_m11_a_lost_link_cancels_nothing_but_who_comes_back_can(lab: Lab, provider: MockProvider) -> None:
+async def test_M11_a_lost_link_cancels_nothing_but_who_comes_back_can(lab: Lab, provider: MockProvider) -> None:
     provider.mode = "stream_stall"
     edge = await Edge.joined(lab)
     await edge.take(await edge.ask(), 1)
@@ -433,7 +461,7 @@ async def test_the_newest_stream_of_a_request_is_its_reader(lab: Lab, provider: 
 
 
 @pytest.mark.parametrize("mode", ["429", "503"])
-async def test_c5_a_provider_that_did_not_accept_may_be_asked_again_under_the_same_id(
+async def test_C5_a_provider_that_did_not_accept_may_be_asked_again_under_the_same_id(
     lab: Lab, provider: MockProvider, mode: str
 ) -> None:
     provider.mode = mode
@@ -446,7 +474,7 @@ async def test_c5_a_provider_that_did_not_accept_may_be_asked_again_under_the_sa
 
 
 @pytest.mark.parametrize(("mode", "code"), [("500", "provider_error"), ("stream_cut", "provider_garbled")])
-async def test_c5_a_provider_that_may_have_accepted_is_not_asked_again(
+async def test_C5_a_provider_that_may_have_accepted_is_not_asked_again(
     lab: Lab, provider: MockProvider, mode: str, code: str
 ) -> None:
     provider.mode = mode
@@ -459,7 +487,7 @@ async def test_c5_a_provider_that_may_have_accepted_is_not_asked_again(
     assert provider.calls == 1
 
 
-async def test_m9_a_slow_edge_fills_its_share_and_is_cut(
+async def test_M9_a_slow_edge_fills_its_share_and_is_cut(
     made: Path, tmp_path: Path, provider: MockProvider
 ) -> None:
     directory = tmp_path / "gateway"

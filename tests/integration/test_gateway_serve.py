@@ -28,6 +28,7 @@ from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider
 from transport import telemetry
 from transport.edge_session import EdgeSession, obtain
 from transport.errors import IdentityRefused, LinkLost, PeerRefused, RequestRefused, TransportError
+from transport.events import CONTENT_TYPE, EventDecoder
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, unverified_context
@@ -164,7 +165,8 @@ async def ask(
         method, route, "application/json", traceparent, len(body), int(time.time()) + 600
     ))
     answer = await session.request(random_bytes(16), header, body).started()
-    return b"".join([part async for part in answer])
+    data = b"".join([part async for part in answer])
+    return b"".join(EventDecoder().feed(data)) if answer.content_type == CONTENT_TYPE else data
 
 
 async def test_an_edge_joins_asks_and_reads_its_trace(gateway: Running) -> None:
@@ -236,7 +238,7 @@ async def test_a_device_that_hangs_up_ends_the_provider_call(gateway: Running) -
     await session.close()
 
 
-async def test_c3_another_device_with_a_used_invitation(gateway: Running) -> None:
+async def test_C3_another_device_with_a_used_invitation(gateway: Running) -> None:
     device = await joined(gateway)
     await device.join()  # the same key again: a lost answer strands nobody
     other = Device(device.endpoint, device.invitation)
@@ -247,7 +249,7 @@ async def test_c3_another_device_with_a_used_invitation(gateway: Running) -> Non
     assert json.loads(await ask(await device.session(), chat())) == WHOLE
 
 
-async def test_c2_a_device_renews_by_its_device_key(gateway: Running) -> None:
+async def test_C2_a_device_renews_by_its_device_key(gateway: Running) -> None:
     device = await joined(gateway)
     first = device.svid
     await device.renew()
@@ -273,7 +275,7 @@ async def test_a_replaced_device_is_turned_away(gateway: Running) -> None:
     assert json.loads(await ask(await new.session(), chat())) == WHOLE
 
 
-async def test_m11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Running) -> None:
+async def test_M11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Running) -> None:
     old = await joined(gateway)
     live = await old.session()
     gateway.provider.mode = "stream_stall"
@@ -286,7 +288,7 @@ async def test_m11_joining_under_a_name_ends_its_old_holder_s_calls(gateway: Run
     assert refused.value.reason == "unknown_request"
 
 
-async def test_h1_a_hop_s_svid_opens_no_session(gateway: Running, tmp_path: Path) -> None:
+async def test_H1_a_hop_s_svid_opens_no_session(gateway: Running, tmp_path: Path) -> None:
     home = HopHome(tmp_path / "hop", Passphrase("hop pass"))
     hop = await join_hop(home, await gateway.invite("hop/pi"), gateway.https)
     device = Device(Endpoint.parse(gateway.ready.session), await gateway.invite("edge/x"), bundle=hop.bundle)
@@ -354,6 +356,36 @@ async def test_everything_through_a_real_hop(gateway: Running, tmp_path: Path) -
     assert {line["via"] for line in gateway.audit() if line["event"] == "request.intent"} == {
         f"spiffe://{DOMAIN}/hop/pi"
     }
+
+
+async def test_H16_via_is_who_opened_the_tunnel_whatever_anybody_says(gateway: Running, tmp_path: Path) -> None:
+    """An edge is told the hop of the tunnel's own certificate; no header, note or span changes it."""
+    hop = await join_hop(HopHome(tmp_path / "hop", Passphrase("p")), await gateway.invite("hop/pi"), gateway.https)
+    device = await joined(gateway)
+    assert device.svid is not None
+    lie = f"spiffe://{DOMAIN}/hop/trusted"
+    link = await connect_websocket(
+        Endpoint.parse(f"wss://{gateway.ready.https}/v1/tunnel"), tls=client_context(hop.bundle, hop.svid),
+        headers={"Via": lie, "Forwarded": f"by={lie}", "X-Forwarded-For": "192.0.2.7", "X-Causeway-Via": lie},
+    )
+    await link.send_note(json.dumps({
+        "link": "0" * 16, "start_ms": 1, "end_ms": 2, "up": 3, "down": 4, "via": lie, "hop": lie, "causeway.via": lie,
+    }))
+    login = SvidLogin(device.svid.chain, device.svid.not_after)
+    session = await EdgeSession(link, login, device.svid.key, device.check_gateway).open()
+    assert session.welcome.via == f"spiffe://{DOMAIN}/hop/pi"
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    session.send_spans([SpanRecord(trace, "1" * 16, "", "s", "hop", 1.0, 2.0, {"causeway.via": lie})])
+    await ask(session, chat(), traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    await session.close()
+    await until(lambda: gateway.audit()[-1]["event"] == "session.closed")
+    assert lie not in json.dumps(gateway.audit())
+    assert {line["via"] for line in gateway.audit() if line["event"] in ("session.opened", "request.intent")} == {
+        f"spiffe://{DOMAIN}/hop/pi"
+    }
+    straight = await device.session()
+    assert straight.welcome.via == "", "a link that no hop carried names none"
+    await straight.close()
 
 
 @pytest.mark.parametrize("credential", ["none", "edge"])
@@ -428,7 +460,7 @@ async def test_a_restarted_gateway_knows_its_devices(made: Path, tmp_path: Path)
             await session.close()
 
 
-async def test_handshakes_are_capped_and_strangers_told_to_come_later(made: Path, tmp_path: Path) -> None:
+async def test_H15_handshakes_are_capped_and_strangers_told_to_come_later(made: Path, tmp_path: Path) -> None:
     directory = tmp_path / "gateway"
     shutil.copytree(made, directory)
     text = CONFIG.replace("[limits]", "[limits]\nhandshakes = 2")

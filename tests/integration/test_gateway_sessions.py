@@ -11,14 +11,17 @@ import store.keys
 import store.sealed
 from relay.gateway.audit.refusals import PER_MINUTE
 from relay.gateway.sessions import SessionLimits
-from tests.support.gateway_lab import DOMAIN, make_folder
+from tests.support.connection_pair import make_pair
+from tests.support.gateway_lab import DOMAIN, Clock, make_folder
 from tests.support.session_lab import Lab, gateway
 from tests.support.stores import CachedStretch
 from transport.errors import Overloaded, TransportError
+from transport.handshake import ResponderHandshake
 
 CACHED = CachedStretch()  # one Argon2 for all these gateways
 LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
+FIRST_FRAME = make_pair().edge.data_to_send(0.0)  # of somebody who means to go no further
 HOP, OTHER = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
 
 
@@ -47,7 +50,7 @@ async def lab(made: Path, tmp_path: Path) -> AsyncIterator[Lab]:
     ({"peer": "tcp:2001:db8::1:1"}, {"peer": "tcp:2001:db8:0:1::1:1"}),
     ({"via": HOP}, {"peer": "tcp:192.0.2.1:1"}),
 ])
-async def test_one_source_s_strangers_do_not_keep_out_others(
+async def test_H15_one_source_s_strangers_do_not_keep_out_others(
     lab: Lab, first: dict[str, str], second: dict[str, str]
 ) -> None:
     svid = await lab.device("lap-1")
@@ -61,7 +64,66 @@ async def test_one_source_s_strangers_do_not_keep_out_others(
     await (await lab.session(svid, **first)).close()  # a place that is left is free again
 
 
-async def test_a_device_s_newest_sessions_win(lab: Lab) -> None:
+@pytest.mark.parametrize(("flooding", "other"), [
+    ({"peer": "tcp:192.0.2.1:1"}, {"peer": "tcp:192.0.2.2:1"}),
+    ({"via": HOP}, {"via": OTHER}),
+    ({"via": HOP}, {"peer": "tcp:192.0.2.1:1"}),
+])
+async def test_H15_a_flood_of_one_source_leaves_others_and_those_who_resume_served(
+    made: Path, tmp_path: Path, flooding: dict[str, str], other: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handshakes one after the other, so that none waits for a place; time stands still, and then moves."""
+    directory, clock = tmp_path / "gateway", Clock(0.0)
+    shutil.copytree(made, directory)
+    limits = SessionLimits(sessions=20, handshakes=8, per_device=9, full_per_second=20)
+    async with asyncio.timeout(60), gateway(directory, limits=limits, ticking=clock) as lab:
+        svid = await lab.device("lap-1")
+        known = await lab.session(svid, **flooding)
+        worked: list[bytes] = []
+        real = ResponderHandshake.read_first
+
+        def counting(handshake: ResponderHandshake, body: bytes, leaf: bytes) -> bytes:
+            worked.append(body)
+            return real(handshake, body, leaf)
+
+        monkeypatch.setattr(ResponderHandshake, "read_first", counting)
+        answer = b""
+        while answer != OVERLOADED:
+            link = lab.link(**flooding)
+            await link.send(FIRST_FRAME)
+            answer = await link.receive()
+            await link.close()
+            while lab.sessions._handshaking.taken:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        burst = 15 if "via" in flooding else 3
+        assert len(worked) == burst - 1, "the known one was of it, too"
+        with pytest.raises(Overloaded):  # what an edge makes of it
+            await lab.session(svid, **flooding)
+        assert len(worked) == burst - 1, "for who is turned away nothing was computed"
+        for where in (flooding, other):
+            assert (await lab.session(svid, known.tickets.pop(), **where)).alive
+        assert (await lab.session(svid, **other)).alive
+        clock.now = 1.0
+        assert (await lab.session(svid, **flooding)).alive
+
+
+async def test_H15_tickets_are_taken_so_often_a_second_too(made: Path, tmp_path: Path) -> None:
+    directory, clock = tmp_path / "gateway", Clock(0.0)
+    shutil.copytree(made, directory)
+    limits = SessionLimits(sessions=20, handshakes=8, per_device=9, full_per_second=2)
+    async with asyncio.timeout(60), gateway(directory, limits=limits, ticking=clock) as lab:
+        svid = await lab.device("lap-1")
+        session = await lab.session(svid)
+        for _ in range(2):
+            session = await lab.session(svid, session.tickets.pop())
+        ticket = session.tickets.pop()
+        with pytest.raises(Overloaded):
+            await lab.session(svid, ticket)
+        clock.now = 2.0
+        assert (await lab.session(svid, ticket)).alive, "turned away, it was not consumed"
+
+
+async def test_M22_a_device_s_newest_sessions_win(lab: Lab) -> None:
     svid, other = await lab.device("lap-1"), await lab.device("lap-2")
     theirs = await lab.session(other)
     sessions = [await lab.session(svid) for _ in range(LIMITS.per_device + 2)]

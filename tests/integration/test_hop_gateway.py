@@ -230,7 +230,7 @@ async def test_each_link_has_a_tunnel_of_its_own(gateway: JoiningGateway, home: 
         await asyncio.gather(*(link.close() for link in links))
 
 
-async def test_a_tunnel_that_breaks_ends_its_edge_link_for_good(gateway: JoiningGateway, home: HopHome) -> None:
+async def test_L9_a_tunnel_that_breaks_ends_its_edge_link_for_good(gateway: JoiningGateway, home: HopHome) -> None:
     joined = await join(home, gateway.invitation(), gateway.url)
     async with Running(home, joined, gateway.url) as running:
         link = await running.connect()

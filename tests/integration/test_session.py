@@ -249,7 +249,7 @@ async def test_session_ends_with_its_svid_even_when_the_peer_reads_nothing() -> 
         gateway.connection.streams.send(Credit(number, 1))
     edge.send_spans([SpanRecord("a" * 32, "b" * 16, "", "n", "edge", 1.0, 2.0, {})])  # wakes the reader, which stops
     async with asyncio.timeout(10):
-        await gateway._driver.ended.wait()
+        await gateway._driver.ended()
     assert isinstance(gateway._driver.failure, IdentityExpired)
     await edge.close()
     await stage.task

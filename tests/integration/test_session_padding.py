@@ -17,6 +17,7 @@ from transport.initiator import SvidLogin
 from transport.messages import Padding, Welcome
 from transport.pacing import BUCKET_CELL, CONSTANT_CELL, TICK_S
 from transport.primitives import sha256
+from transport.responder import GatewayConnection
 from transport.serving import GatewaySession, Incoming, Responder
 from transport.tickets import TicketStore
 
@@ -112,18 +113,18 @@ async def test_H9_a_constant_session_sends_cells_and_nothing_else() -> None:
 async def test_a_link_that_takes_nothing_holds_up_ticks_without_a_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = memory_links()
     async with asyncio.timeout(20), session(Padding.CONSTANT, (ours, theirs)) as (_, gateway):
-        stuck, rung, genuine = asyncio.Event(), 0, gateway.connection.handle_time
+        stuck, rung, genuine = asyncio.Event(), 0, GatewayConnection.handle_time
 
         async def send(data: bytes) -> None:
             await stuck.wait()
 
-        def ring(now: float) -> None:
+        def ring(connection: GatewayConnection, now: float) -> None:
             nonlocal rung
             rung += 1
-            genuine(now)
+            genuine(connection, now)
 
         monkeypatch.setattr(theirs, "send", send)
-        monkeypatch.setattr(gateway.connection, "handle_time", ring)
+        monkeypatch.setattr(GatewayConnection, "handle_time", ring)
         await asyncio.sleep(6 * TICK_S)
         assert rung <= 8
         assert not gateway.connection._out, "what nobody takes is not made"

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.connection_pair import header
+from transport.edge_mux import EdgeMux
 from transport.errors import Overloaded, ProtocolViolation
+from transport.gateway_mux import BODIES_MAX, GatewayMux
 from transport.messages import (
     REQUEST_BODY_MAX,
     STREAMS_MAX,
@@ -33,12 +35,9 @@ from transport.messages import (
     request_digest,
 )
 from transport.mux import (
-    BODIES_MAX,
     AnswerBytes,
     AnswerEnded,
     AnswerStarted,
-    EdgeMux,
-    GatewayMux,
     RequestCancelled,
     RequestReceived,
     ResumeRequested,
@@ -201,7 +200,7 @@ class StreamsMachine(RuleBasedStateMachine):
     def gateway_takes(self, message: Message) -> None:
         self.gateway.receive(message)
         while self.gateway.events:
-            event = self.gateway.events.popleft()
+            event = self.gateway.events.pop(0)
             if isinstance(event, RequestReceived):
                 request = self.requests[int.from_bytes(event.request_id, "big")]
                 assert event.body == request.body and event.request_id not in self.received
@@ -217,7 +216,7 @@ class StreamsMachine(RuleBasedStateMachine):
     def edge_takes(self, message: Message) -> None:
         self.edge.receive(message)
         while self.edge.events:
-            event = self.edge.events.popleft()
+            event = self.edge.events.pop(0)
             request = self.open[event.stream]  # nothing comes for a stream that is over
             if isinstance(event, AnswerBytes):
                 request.came += event.data

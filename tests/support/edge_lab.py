@@ -18,6 +18,7 @@ from tests.support.fake_gateway import FakeClock, FakeGateway, say_hello
 from transport import telemetry
 from transport.identity.join import Invitation
 from transport.links.base import Endpoint
+from transport.messages import Padding
 from transport.primitives import Secret, sha256
 
 ENDPOINT = Endpoint.parse("tcp:127.0.0.1:1")
@@ -41,11 +42,13 @@ class Edge:
     def client(self) -> GatewayClient:
         return self.clients[-1]
 
-    def start(self, endpoints: Sequence[Endpoint] = ()) -> GatewayClient:
+    def start(
+        self, endpoints: Sequence[Endpoint] = (), *, early_data: bool = True, padding: Padding = Padding.BUCKET
+    ) -> GatewayClient:
         """Another process of this edge: a new client on the same store. The one before it is not told."""
         self.clients.append(GatewayClient(
             self.settings, self.outbox, endpoints, self.tracing, self.gateway.dial, clock=self.clock,
-            tell=self.notes.append,
+            tell=self.notes.append, early_data=early_data, padding=padding,
         ))
         return self.client
 

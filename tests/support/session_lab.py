@@ -1,7 +1,8 @@
 """A gateway from its links to its provider in one process, over memory links: what `app` builds, without listeners."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ class Lab:
 @asynccontextmanager
 async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
-    journal_limits: JournalLimits | None = None,
+    journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made."""
     async with AsyncExitStack() as stack:
@@ -108,6 +109,7 @@ async def gateway(
         sessions = Sessions(
             identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
             traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
+            ticking=ticking,
         )
         lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions)
         try:

@@ -5,6 +5,8 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, Pair, answer, header, make_pair, verifier
 from transport.connection import (
+    IDLE_S,
+    REST_S,
     CredentialReceived,
     IssuedReceived,
     PeerClosed,
@@ -74,7 +76,7 @@ def test_handshake_sizes_are_those_of_the_specification() -> None:
     assert len(first) + len(pair.to_edge[0]) + len(record0) <= 5_500
 
 
-def test_name_length_does_not_show_in_record_0() -> None:
+def test_H10_name_length_does_not_show_in_record_0() -> None:
     sizes = set()
     for name in ("edge/a", "edge/" + "b" * 60):
         ca = Ca()
@@ -266,7 +268,7 @@ def test_refused_edge_is_told_so_and_no_more() -> None:
     assert len(seen) == 1
 
 
-def test_session_ends_with_the_earlier_svid() -> None:
+def test_H8_session_ends_with_the_earlier_svid() -> None:
     ca = Ca()
     pair = make_pair(ca, edge_svid=ca.issue("edge/e", start=-10, lifetime=100))
     pair.pump()
@@ -303,7 +305,7 @@ def test_M8_end_of_file_without_close_is_a_lost_link() -> None:
     assert PeerClosed("shutdown") in other.edge_events
 
 
-def test_unknown_first_byte_gets_a_hint() -> None:
+def test_L4_unknown_first_byte_gets_a_hint() -> None:
     pair = make_pair()
     with pytest.raises(ProtocolViolation):
         pair.gateway.receive_data(b"GET / HTTP/1.1\r\n\r\n", pair.now)
@@ -553,7 +555,7 @@ def test_message_after_close_is_refused() -> None:
         send_raw(pair, Close("normal"), Credit(0, 1), to_edge=True)
 
 
-def test_dead_connection_stays_dead() -> None:
+def test_M8_a_failed_tag_is_answered_with_silence_for_good() -> None:
     pair = make_pair()
     pair.pump()
     with pytest.raises(DecryptFailed):
@@ -561,6 +563,25 @@ def test_dead_connection_stays_dead() -> None:
     assert pair.gateway.data_to_send(pair.now) == b"", "a failed tag is answered with silence"
     pair.gateway.receive_data(b"anything", pair.now)
     assert pair.gateway.next_deadline() is None
+
+
+def test_an_idle_session_gives_memory_back_and_goes_on() -> None:
+    pair = make_pair()
+    pair.pump()
+    for core in (pair.edge, pair.gateway):
+        assert core.next_deadline() == pair.now + REST_S
+        core.handle_time(pair.now + REST_S)
+        assert core._sealer is not None and core._opener is not None and core.peer is not None
+        held = (core._sealer._cipher._seal, core._opener._cipher._open, core.peer.key._key)  # type: ignore[union-attr]
+        assert held == (None, None, None)
+        assert core.next_deadline() == pair.now + IDLE_S, "it rests once"
+    pair.now += REST_S
+    stream = pair.edge.request(b"r" * 16, header(b"x"), b"x")
+    pair.pump()
+    answer(pair, stream, b"later")
+    pair.pump()
+    assert answered(pair) == b"later"
+    assert pair.gateway.peer is not None and pair.gateway.peer.key.spki == pair.edge_svid.key.public.spki
 
 
 def test_gateway_answers_nothing_before_admission() -> None:

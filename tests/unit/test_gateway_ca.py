@@ -21,7 +21,7 @@ from relay.gateway.identity.ca import (
 from store.errors import WrongKey
 from store.keys import Passphrase
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, Clock
-from transport.errors import BadInput
+from transport.errors import BadInput, IdentityExpired
 from transport.identity.svid import SpiffeId
 from transport.identity.verify import verify_svid
 from transport.primitives import SigningKey
@@ -66,11 +66,20 @@ def test_an_svid_is_what_x509_svid_says(authority: Authority) -> None:
     extended = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     assert extended == {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
     assert issued.not_after - issued.not_before <= 3600
-    assert issued.not_before == pytest.approx(NOW - 300, abs=1)
     assert all(len(certificate) <= 2048 for certificate in (*issued.chain, authority.root))
     for certificate in (issued.chain[1], authority.root):
         with pytest.raises(x509.ExtensionNotFound):  # they make every chain fail
             x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(x509.NameConstraints)
+
+
+def test_H14_an_svid_begins_five_minutes_ago_for_clocks_that_are_behind(authority: Authority) -> None:
+    issued = authority.issue(SpiffeId(DOMAIN, "/edge/lap-1"), SigningKey.generate().public, now=NOW)
+    assert issued.not_before == pytest.approx(NOW - 300, abs=1)
+    behind = issued.not_before - 60  # six minutes, by the minute of leeway
+    assert verify_svid(issued.chain, authority.bundle, role="edge", now=behind).id.name == "lap-1"
+    with pytest.raises(IdentityExpired, match="not valid yet") as caught:
+        verify_svid(issued.chain, authority.bundle, role="edge", now=behind - 1)
+    assert "clock" in (caught.value.hint or "")
 
 
 def test_the_longest_id_that_fits_is_2048_bytes_of_certificate(authority: Authority) -> None:
@@ -98,7 +107,7 @@ def test_no_svid_for_another_trust_domain(authority: Authority) -> None:
         authority.issue(SpiffeId("other.example", "/edge/a"), SigningKey.generate().public, now=NOW)
 
 
-def test_root_and_intermediate_open_with_their_own_passphrase_only(folder: Path) -> None:
+def test_H13_root_and_intermediate_open_with_their_own_passphrase_only(folder: Path) -> None:
     with pytest.raises(WrongKey):
         Authority.open(folder, ROOT_PASSPHRASE)
     with pytest.raises(WrongKey):

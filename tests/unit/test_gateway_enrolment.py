@@ -75,7 +75,7 @@ async def test_an_invitation_names_the_root_and_its_secret_is_kept_as_a_hash_onl
     assert invitation.secret.expose().hex() not in (lab.directory / "a.jsonl").read_text()
 
 
-async def test_c3_same_key_may_repeat_and_gets_the_same_registration(lab: Lab) -> None:
+async def test_C3_same_key_may_repeat_and_gets_the_same_registration(lab: Lab) -> None:
     invitation, device = await lab.enrolment.invite("edge/lap-1"), SigningKey.generate()
     first = await lab.join(invitation, device)
     lab.clock.now += 3000  # the link was lost before the answer arrived; still inside the invitation's time
@@ -86,7 +86,7 @@ async def test_c3_same_key_may_repeat_and_gets_the_same_registration(lab: Lab) -
     assert len(lab.enrolment.registrations()) == 1
 
 
-async def test_c3_another_key_is_refused_and_audited(lab: Lab) -> None:
+async def test_C3_another_key_is_refused_and_audited(lab: Lab) -> None:
     invitation = await lab.enrolment.invite("edge/lap-1")
     await lab.join(invitation, SigningKey.generate())
     with pytest.raises(EnrolmentRefused) as refusal:
@@ -96,7 +96,7 @@ async def test_c3_another_key_is_refused_and_audited(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("what", ["secret", "token", "expired", "role"])
-async def test_c3_what_does_not_fit_is_refused_alike(lab: Lab, what: str) -> None:
+async def test_C3_what_does_not_fit_is_refused_alike(lab: Lab, what: str) -> None:
     invitation, device = await lab.enrolment.invite("edge/lap-1", ttl_s=60), SigningKey.generate()
     token_id, secret, roles = invitation.token_id, invitation.secret, EDGE
     if what == "secret":
@@ -129,7 +129,7 @@ async def test_malformed_join_material_is_refused(lab: Lab, broken: str) -> None
     assert lab.enrolment.registrations() == []
 
 
-async def test_c2_a_device_comes_back_after_weeks_with_its_device_key(lab: Lab) -> None:
+async def test_C2_a_device_comes_back_after_weeks_with_its_device_key(lab: Lab) -> None:
     device = SigningKey.generate()
     joined = await lab.join(await lab.enrolment.invite("edge/lap-1"), device)
     lab.clock.now += 21 * 86_400
@@ -140,7 +140,7 @@ async def test_c2_a_device_comes_back_after_weeks_with_its_device_key(lab: Lab) 
     lab.enrolment.admit(lab.peer(again))
 
 
-async def test_c2_ninety_idle_days_end_a_registration(lab: Lab) -> None:
+async def test_C2_ninety_idle_days_end_a_registration(lab: Lab) -> None:
     device = SigningKey.generate()
     await lab.join(await lab.enrolment.invite("edge/lap-1"), device)
     lab.clock.now += IDLE_MAX_S + 1

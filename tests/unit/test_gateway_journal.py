@@ -167,7 +167,7 @@ async def test_a_hundred_at_once_are_one_call(world: World) -> None:
     assert world.calls == 1
 
 
-async def test_h7_another_content_under_a_known_id_calls_nobody(world: World) -> None:
+async def test_H7_another_content_under_a_known_id_calls_nobody(world: World) -> None:
     await world.claim()
     assert await world.try_claim(digest=b"e" * 32) == CONFLICT
     world.hold.set()
@@ -179,7 +179,7 @@ async def test_h7_another_content_under_a_known_id_calls_nobody(world: World) ->
 
 
 @pytest.mark.parametrize("owner", [("spiffe://field.example/edge/lap-2", 1), (OWNER[0], 2)])
-async def test_h7_another_device_s_request_is_unknown(world: World, owner: tuple[str, int]) -> None:
+async def test_H7_another_device_s_request_is_unknown(world: World, owner: tuple[str, int]) -> None:
     await world.finished()
     assert await world.journal.find(key(owner=owner)) is None
     await world.journal.ack(key(owner=owner), 99_999)  # and nothing is said of it
@@ -189,7 +189,7 @@ async def test_h7_another_device_s_request_is_unknown(world: World, owner: tuple
     assert world.calls == 2
 
 
-async def test_m10_a_claim_is_on_stable_storage_before_the_call(world: World) -> None:
+async def test_M10_a_claim_is_on_stable_storage_before_the_call(world: World) -> None:
     seen: list[object] = []
 
     async def run(call: Call) -> None:
@@ -204,7 +204,7 @@ async def test_m10_a_claim_is_on_stable_storage_before_the_call(world: World) ->
     assert seen == [("running", DIGEST), (2,)]
 
 
-async def test_m10_without_a_claim_nobody_is_called(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_M10_without_a_claim_nobody_is_called(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full_disk(*_: object, **__: object) -> None:
         raise StoreError("no space left")
 
@@ -283,7 +283,7 @@ async def refuse_once(world: World, *, called: bool, retryable: bool) -> Refusal
 
 
 @pytest.mark.parametrize(("called", "retryable"), [(False, False), (False, True), (True, True)])
-async def test_c5_a_call_that_nobody_can_have_accepted_is_released(
+async def test_C5_a_call_that_nobody_can_have_accepted_is_released(
     world: World, called: bool, retryable: bool
 ) -> None:
     assert await refuse_once(world, called=called, retryable=retryable) == Refusal(
@@ -294,7 +294,7 @@ async def test_c5_a_call_that_nobody_can_have_accepted_is_released(
     await world.finished()  # the same id may be carried out now
 
 
-async def test_c5_a_refusal_after_the_call_stays(world: World) -> None:
+async def test_C5_a_refusal_after_the_call_stays(world: World) -> None:
     refusal = Refusal(429, "no_luck", "not now")
     assert await refuse_once(world, called=True, retryable=False) == refusal
     assert await refusal_of(world.journal.read(await world.claim(), 0)) == refusal
@@ -303,7 +303,7 @@ async def test_c5_a_refusal_after_the_call_stays(world: World) -> None:
     assert (world.calls, other.calls) == (1, 0)
 
 
-async def test_c5_a_begun_answer_is_never_released(world: World) -> None:
+async def test_C5_a_begun_answer_is_never_released(world: World) -> None:
     async def run(call: Call) -> None:
         await call.calling()
         await call.begin(200, "text/plain", streamed=True)
@@ -330,7 +330,7 @@ async def test_a_pipeline_that_breaks_ends_the_call(world: World, caplog: pytest
 # --- restarts -------------------------------------------------------------------------------------------------------
 
 
-async def test_c5_a_running_call_is_interrupted_by_a_restart_and_never_made_again(world: World) -> None:
+async def test_C5_a_running_call_is_interrupted_by_a_restart_and_never_made_again(world: World) -> None:
     world.answer = bytes(200_000)
     await world.claim()
     await until_written(world)
@@ -426,7 +426,7 @@ async def test_the_call_goes_on_while_nobody_reads(world: World) -> None:
     assert not world.journal._calls, "nothing stays in memory"
 
 
-async def test_m9_memory_is_bounded_without_a_reader_and_with_a_slow_one(database: Database) -> None:
+async def test_M9_memory_is_bounded_without_a_reader_and_with_a_slow_one(database: Database) -> None:
     world = World(database, JournalLimits(memory=100_000, batch=10_000))
     await world.journal.load()
     peak = 0
@@ -459,7 +459,7 @@ async def test_m9_memory_is_bounded_without_a_reader_and_with_a_slow_one(databas
 # --- acknowledgements -----------------------------------------------------------------------------------------------
 
 
-async def test_m9_an_acknowledgement_beyond_the_answer_is_a_violation(world: World) -> None:
+async def test_M9_an_acknowledgement_beyond_the_answer_is_a_violation(world: World) -> None:
     await world.claim()
     await turns()
     await world.journal.ack(key(), len(world.answer))  # all there is so far; more may come
@@ -496,7 +496,7 @@ async def test_an_acknowledged_answer_is_neither_given_nor_made_again(world: Wor
 # --- caps and expiry ------------------------------------------------------------------------------------------------
 
 
-async def test_m9_calls_of_an_identity_are_capped(database: Database) -> None:
+async def test_M9_calls_of_an_identity_are_capped(database: Database) -> None:
     world = World(database, JournalLimits(live=2))
     await world.journal.load()
     await world.claim(key(b"1"))
@@ -511,7 +511,7 @@ async def test_m9_calls_of_an_identity_are_capped(database: Database) -> None:
     await world.journal.close()
 
 
-async def test_m9_answers_that_nobody_fetches_are_capped(database: Database) -> None:
+async def test_M9_answers_that_nobody_fetches_are_capped(database: Database) -> None:
     world = World(database, JournalLimits(waiting=2))
     await world.journal.load()
     call = await world.finished(key(b"1"))
@@ -537,7 +537,7 @@ async def test_m9_answers_that_nobody_fetches_are_capped(database: Database) -> 
     assert (usage.live, usage.waiting, usage.rows, usage.kept) == (0, 0, 9, 0)
 
 
-async def test_m9_rows_of_an_identity_are_capped(database: Database) -> None:
+async def test_M9_rows_of_an_identity_are_capped(database: Database) -> None:
     world = World(database, JournalLimits(rows=2))
     await world.journal.load()
     for name in (b"1", b"2"):
@@ -550,7 +550,7 @@ async def test_m9_rows_of_an_identity_are_capped(database: Database) -> None:
     await world.journal.close()
 
 
-async def test_m9_a_full_journal_pauses_the_provider_then_cuts(database: Database) -> None:
+async def test_M9_a_full_journal_pauses_the_provider_then_cuts(database: Database) -> None:
     world = World(database, JournalLimits(kept=1_000, batch=100, pause_s=0.05))
     await world.journal.load()
     wrote = 0
@@ -576,7 +576,7 @@ async def test_m9_a_full_journal_pauses_the_provider_then_cuts(database: Databas
     await world.journal.close()
 
 
-async def test_m9_a_paused_provider_goes_on_when_there_is_room(database: Database) -> None:
+async def test_M9_a_paused_provider_goes_on_when_there_is_room(database: Database) -> None:
     world = World(database, JournalLimits(kept=1_000, batch=100))
     await world.journal.load()
     world.answer = bytes(600)
@@ -594,7 +594,7 @@ async def test_m9_a_paused_provider_goes_on_when_there_is_room(database: Databas
     await world.journal.close()
 
 
-async def test_c5_an_outcome_is_kept_until_expiry_and_the_id_refused_after_it(world: World) -> None:
+async def test_C5_an_outcome_is_kept_until_expiry_and_the_id_refused_after_it(world: World) -> None:
     await world.finished()
     world.clock.now += 600 + 30  # within the leeway that a late request has
     assert await world.journal.find(key()) is not None
@@ -629,7 +629,7 @@ async def test_sweeping_leaves_running_calls(world: World) -> None:
 # --- cancelling -----------------------------------------------------------------------------------------------------
 
 
-async def test_m11_cancel_is_persisted_and_ends_the_call(world: World) -> None:
+async def test_M11_cancel_is_persisted_and_ends_the_call(world: World) -> None:
     call = await world.claim()
     await turns()
     assert await world.journal.cancel(key())
@@ -641,14 +641,14 @@ async def test_m11_cancel_is_persisted_and_ends_the_call(world: World) -> None:
     assert other.calls == 0
 
 
-async def test_m11_cancel_after_completion_changes_nothing(world: World) -> None:
+async def test_M11_cancel_after_completion_changes_nothing(world: World) -> None:
     await world.finished()
     assert not await world.journal.cancel(key())
     assert await read(world.journal.read(await world.claim(), 0)) == world.answer
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
-async def test_m11_cancel_and_completion_have_one_winner(world: World, cancel_first: bool) -> None:
+async def test_M11_cancel_and_completion_have_one_winner(world: World, cancel_first: bool) -> None:
     call = await world.claim()
     await turns()
     if cancel_first:
@@ -668,7 +668,7 @@ async def test_m11_cancel_and_completion_have_one_winner(world: World, cancel_fi
     assert found.whole == call.whole == (not cancelled)
 
 
-async def test_m11_a_deleted_identity_s_calls_end_and_its_answers_are_gone(world: World) -> None:
+async def test_M11_a_deleted_identity_s_calls_end_and_its_answers_are_gone(world: World) -> None:
     await world.finished(key(b"1"))
     world.hold.clear()
     reader = world.journal.read(await world.claim(key(b"2")), 0)

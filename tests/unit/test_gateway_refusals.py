@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from relay.gateway.audit.log import AuditLog, verify
-from relay.gateway.audit.refusals import KINDS_MAX, PER_MINUTE, Refusals, TokenBucket
+from relay.gateway.audit.refusals import KINDS_MAX, PER_MINUTE, Refusals
 from relay.gateway.errors import AuditUnavailable
 from tests.support.gateway_lab import Clock, audit_lines
 
@@ -21,16 +21,6 @@ async def audit(path: Path) -> AsyncIterator[AuditLog]:
     log = AuditLog(path)
     yield log
     await log.close()
-
-
-def test_a_bucket_fills_with_time_up_to_its_burst() -> None:
-    bucket = TokenBucket(0.5, 3, 100.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
-    assert not bucket.take(101.9)
-    assert bucket.take(102.0)
-    assert [bucket.take(1e6) for _ in range(4)] == [True, True, True, False]
-    assert not bucket.take(0.0)  # a clock that goes back
-    assert bucket.take(2.0)
 
 
 async def test_a_flood_becomes_a_few_records_and_a_count(audit: AuditLog, path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.gateway import trace
+from relay.gateway.https import _TunnelNotes
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from tests.support.gateway_lab import PASSPHRASE, Clock, make_folder
@@ -53,13 +54,30 @@ async def test_spans_of_all_roles_join(store: TraceStore) -> None:
     assert await store.find("c" * 32) == []
 
 
-async def test_a_later_note_replaces_an_earlier_one_of_the_same_hop_only(store: TraceStore) -> None:
+async def test_M12_a_later_note_replaces_an_earlier_one_of_the_same_hop_only(store: TraceStore) -> None:
     await store.save(TRACE, EDGE, LINK, [span("request")])
     await store.note(HOP, HopNote(LINK, 1.0, 2.0, 1, 1))
     await store.note("spiffe://field.example/hop/liar", HopNote(LINK, 1.0, 2.0, 99, 99))
     await store.note(HOP, HopNote(LINK, 1.0, 5.0, 7, 8))
     (tunnel,) = [one for one in await store.find(TRACE) if one.role == "hop"]
     assert (tunnel.attributes["causeway.node"], tunnel.attributes["causeway.bytes.in"]) == (HOP, 7)
+
+
+async def test_M12_a_hop_that_claims_another_s_link_id_changes_nothing(store: TraceStore) -> None:
+    """The gateway hashes what came through a tunnel itself; a note counts for that link alone, and only once known."""
+    await store.save(TRACE, EDGE, LINK, [span("request")])
+    lie = f'{{"link":"{LINK}","start_ms":1.0,"end_ms":2.0,"up":99,"down":99}}'
+    for own in ("", "c" * 16):
+        tunnel = _TunnelNotes("spiffe://field.example/hop/liar", store)
+        tunnel.take(lie)
+        tunnel.bind(own)
+        await tunnel.save()
+    assert [one.role for one in await store.find(TRACE)] == ["gateway"]
+    honest = _TunnelNotes(HOP, store)
+    honest.bind(LINK)
+    honest.take(lie)
+    await honest.save()
+    assert [one.role for one in await store.find(TRACE)] == ["hop", "gateway"]
 
 
 async def test_an_edge_adds_to_its_own_traces_only(store: TraceStore) -> None:

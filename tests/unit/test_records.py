@@ -75,13 +75,13 @@ def test_unpack_gives_documented_errors_only(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("plaintext", [b"\0\1", b"\0\0\0\1", b"\1", b"\0\5abc", b"\0\1a\0\0x"])
-def test_malformed_insides_are_refused(plaintext: bytes) -> None:
+def test_M7_cut_messages_and_padding_that_is_not_zero_are_refused(plaintext: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         unpack(plaintext)
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 16_401, 65_535])
-def test_record_length_is_checked_before_anything_is_buffered_for_it(length: int) -> None:
+def test_M7_record_length_is_checked_before_anything_is_buffered_for_it(length: int) -> None:
     _, opener = both()
     opener.feed(length.to_bytes(2, "big"))
     with pytest.raises(ProtocolViolation):
@@ -140,7 +140,7 @@ def test_H6_receiver_ends_the_link_at_twice_the_limit(monkeypatch: pytest.Monkey
         drain(opener)
 
 
-def test_rekey_too_often_or_not_last_is_refused() -> None:
+def test_H6_rekey_too_often_or_not_last_is_refused() -> None:
     sealer, opener = both()
     opener.feed(sealer.seal_burst([encode(Rekey())], 0.0))
     with pytest.raises(ProtocolViolation, match="too often"):

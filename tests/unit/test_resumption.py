@@ -201,7 +201,7 @@ def test_H4_any_first_record_ends_the_siblings() -> None:
     assert len(world.store) == before - 3
 
 
-def test_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None:
+def test_H3_resumed_sessions_give_new_tickets_but_never_outlive_the_svids() -> None:
     world = World()
     world.edge = world.ca.issue("edge/lap-1", start=-10, lifetime=600)
     pair = world.first()
@@ -389,6 +389,25 @@ def test_ticket_store_is_bounded_and_drops_the_oldest_session() -> None:
     with pytest.raises(TicketRefused):
         world.pair(pairs[0].edge.tickets[0]).pump()
     world.pair(pairs[4].edge.tickets[0]).pump()
+
+
+def test_ticket_store_counts_sessions_however_their_tickets_go() -> None:
+    world = World()
+    world.store = store = TicketStore(families_max=2)
+    used_up, forgotten = [world.first().edge.tickets for _ in range(2)]
+    for ticket in used_up:
+        siblings = store.consume(ticket.id)
+        assert siblings is not None and store.find(ticket.id, 0) is None and store.consume(ticket.id) is None
+    store.forget(siblings)
+    siblings = store.consume(forgotten[0].id)
+    assert siblings is not None
+    store.forget(siblings)
+    store.forget(siblings)
+    assert len(store) == 0
+    others = [world.first().edge.tickets for _ in range(3)]
+    assert [len([t for t in tickets if store.find(t.id, 0)]) for tickets in others] == [0, 4, 4]
+    store.drop(lambda peer: True)
+    assert len(store) == 0
 
 
 def test_wallet_gives_each_ticket_once() -> None:

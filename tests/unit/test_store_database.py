@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from store.errors import (
     WrongKey,
 )
 from store.keys import DatabaseKey
+from tests.support.outside import ROOT
 from tests.support.stores import KEY, open_store
 
 PUT = "INSERT INTO settings VALUES ('n', ?, ?)"
@@ -80,6 +82,36 @@ def test_a_wrong_key_is_an_error_and_no_noise(path: Path, capfd: pytest.CaptureF
     assert path.read_bytes() == before
     assert capfd.readouterr() == ("", "")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("store ")]
+
+
+class _Refusing:
+    """A connection whose errors quote the statement, as a library's may."""
+
+    def __init__(self, failing: str) -> None:
+        self._failing = failing
+
+    def execute(self, sql: str) -> None:
+        if self._failing in sql:
+            raise store.database.dbapi2.OperationalError(f"near: {sql}")
+
+
+@pytest.mark.parametrize("failing", ["PRAGMA key", "cipher_memory_security"])
+def test_M19_no_error_shows_the_raw_key(failing: str) -> None:
+    """The one statement that holds key material fails without a word of it, however the error is printed."""
+    key = DatabaseKey(bytes(range(48)))
+    with pytest.raises(StoreError) as caught:
+        store.database._apply_key(_Refusing(failing), key)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert key.expose().hex()[:16] not in shown.lower()
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_M19_key_material_meets_a_statement_in_one_place_and_nothing_traces_it() -> None:
+    sources = [path for name in ("store", "relay", "edge_client") for path in (ROOT / name).rglob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    assert text.count("PRAGMA key") == 1
+    assert text.count("PRAGMA cipher_log") == text.count("PRAGMA cipher_log = off") == 1
+    assert "trace_callback" not in text and "cipher_profile" not in text
 
 
 def test_damage_anywhere_is_found_and_never_answered(path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_no_byte_can_be_changed_on_purpose(
         KdfCost(2**32 - 1, 255, 255), KdfCost(0, 0, 0),
     ],
 )
-def test_costs_out_of_bounds_are_refused_before_deriving(
+def test_M19_costs_out_of_bounds_are_refused_before_deriving(
     cost: KdfCost, made: tuple[bytes, DatabaseKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> bytes:

@@ -27,13 +27,25 @@ def test_a_well_formed_traceparent_becomes_the_parent() -> None:
     "", "00", GOOD[:-1], GOOD + "0", GOOD + "-01", GOOD.upper(), "ff" + GOOD[2:], "01" + GOOD[2:],
     "00-" + "0" * 32 + GOOD[35:], GOOD[:36] + "0" * 16 + "-01", GOOD + "\n", " " + GOOD, GOOD.replace("a", "\u0661", 1),
 ])
-def test_anything_else_starts_a_new_trace(bad: str) -> None:
+def test_M12_anything_but_a_traceparent_starts_a_new_trace(bad: str) -> None:
     assert parent_of(telemetry.context_from(bad)) == 0
 
 
 @given(st.text(max_size=80))
 def test_context_from_never_raises(text: str) -> None:
     telemetry.context_from(text)
+
+
+@pytest.mark.parametrize("flags", ["00", "01", "fe", "ff"])
+def test_M12_what_an_edge_says_of_sampling_decides_nothing(flags: str, tmp_path: Path) -> None:
+    """A device cannot keep its requests out of the gateway's record by a bit of its trace context."""
+    gateway = telemetry.start("gateway", tmp_path / "spans.jsonl")
+    with gateway.span("request", parent=telemetry.context_from(GOOD[:-2] + flags)):
+        pass
+    (record,) = gateway.finished(GOOD[3:35])
+    gateway.close()
+    assert (record.parent_id, record.role) == (GOOD[36:52], "gateway")
+    assert (tmp_path / "spans.jsonl").read_text().count(GOOD[3:35]) == 1
 
 
 def test_spans_join_by_traceparent_and_keep_their_role(tmp_path: Path) -> None:

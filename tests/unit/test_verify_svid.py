@@ -90,7 +90,7 @@ def test_a_foreign_root_at_the_end_gains_nothing() -> None:
     assert rule((*other.issue().chain, other.root_der)) in ("root", "path")
 
 
-def test_validity_has_a_minute_of_leeway_and_no_more() -> None:
+def test_H14_validity_has_a_minute_of_leeway_and_no_more() -> None:
     svid = CA.issue(start=-HOUR, lifetime=2 * HOUR)
     for now in (svid.not_before - 59, svid.not_after + 59):
         assert verify_svid(svid.chain, CA.bundle(), role="edge", now=now).id == svid.id

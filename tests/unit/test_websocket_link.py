@@ -1,8 +1,9 @@
 """What a WebSocket link adds to the contract of links: notes, close codes, bounds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -21,6 +22,7 @@ class Server:
     def __init__(self, *, takes_notes: bool) -> None:
         self.notes: list[str] = []
         self.links: asyncio.Queue[WebSocketLink] = asyncio.Queue()
+        self.headers: list[Mapping[str, str]] = []  # of each request
         self.over = asyncio.Event()
         self._on_note = self.notes.append if takes_notes else None
 
@@ -40,6 +42,7 @@ class Server:
         await self._runner.cleanup()
 
     async def _tunnel(self, request: web.Request) -> web.StreamResponse:
+        self.headers.append(request.headers)
         link = await accept_websocket(request, "test", on_note=self._on_note)
         self.links.put_nowait(link)
         await self.over.wait()
@@ -104,6 +107,18 @@ async def test_a_frame_over_64_kib_is_not_taken(server: Server) -> None:
     with pytest.raises(LinkLost):
         await waiting
     await near.close()
+
+
+async def test_L7_no_end_of_a_tunnel_negotiates_compression(server: Server) -> None:
+    """The client does not offer it, and the server does not take up the offer of one that does."""
+    near, far = await server.pair()
+    assert "Sec-WebSocket-Extensions" not in server.headers[-1]
+    await asyncio.gather(near.close(), far.close())
+    tls = client_context(CA.bundle())
+    async with aiohttp.ClientSession() as client, client.ws_connect(server.url + "/t", ssl=tls, compress=15) as socket:
+        assert "permessage-deflate" in server.headers[-1]["Sec-WebSocket-Extensions"], "the offer was not made"
+        assert "Sec-WebSocket-Extensions" not in socket._response.headers
+        assert not socket.compress
 
 
 async def test_a_close_code_tells_why(server: Server) -> None:

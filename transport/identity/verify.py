@@ -212,8 +212,8 @@ def _check_leaf(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
     identity = spiffe_id_of(leaf)
     if identity.trust_domain != trust_domain:
         raise IdentityRefused("the certificate is of another trust domain", rule="trust domain")
-    if not identity.path:
-        raise IdentityRefused("the certificate names a trust domain, not a workload", rule="SPIFFE ID")
+    if not identity.name:
+        raise IdentityRefused("the certificate names no workload: a role and a name", rule="SPIFFE ID")
     try:
         if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise IdentityRefused("the certificate is one of a certificate authority", rule="CA as leaf")

@@ -9,26 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.gateway.audit.log import AuditLog, Value
+from relay.rates import Rate, TokenBucket
 
 PER_MINUTE: Final = 10
+_RATE: Final = Rate(PER_MINUTE / 60, PER_MINUTE)
 KINDS_MAX: Final = 64  # reasons come from a fixed set; should one ever not, its kinds share a bucket
-
-
-class TokenBucket:
-    """`burst` at once, and `per_second` in the long run."""
-
-    def __init__(self, per_second: float, burst: int, now: float) -> None:
-        self._rate, self._burst = per_second, burst
-        self._tokens, self._last = float(burst), now
-
-    def take(self, now: float) -> bool:
-        """Whether there is a token. A clock that goes back gives none."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._last) * self._rate)
-        self._last = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 @dataclass
@@ -75,5 +60,5 @@ class Refusals:
         if key not in self._kinds and len(self._kinds) >= KINDS_MAX:
             key = (event, "other")
         if key not in self._kinds:
-            self._kinds[key] = _Kind(TokenBucket(PER_MINUTE / 60, PER_MINUTE, self._clock()))
+            self._kinds[key] = _Kind(TokenBucket(_RATE, self._clock()))
         return self._kinds[key]

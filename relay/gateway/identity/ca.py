@@ -24,7 +24,7 @@ from store.files import write_private
 from store.keys import Passphrase
 from store.sealed import open_file, seal_file
 from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
-from transport.primitives import Secret, SigningKey, VerifyKey, random_bytes
+from transport.primitives import Secret, SigningKey, VerifyKey, random_bytes, same_bytes
 
 ROOT_FILE: Final = "root.sealed"
 ROOT_CERTIFICATE_FILE: Final = "root.pem"
@@ -74,7 +74,7 @@ def create_authority(
     Raises SetupRefused if both passphrases are the same, BadInput for a bad trust domain, StoreError.
     """
     SpiffeId(trust_domain, "/gateway/check")
-    if passphrase.expose() == root_passphrase.expose():
+    if same_bytes(passphrase.expose(), root_passphrase.expose()):
         raise SetupRefused(
             "root and gateway need different passphrases",
             hint="the gateway's is on the serving host; the root's is kept away from it",

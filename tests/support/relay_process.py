@@ -1,0 +1,74 @@
+"""Processes of `relay`: a gateway with a folder of its own, and whatever else says that it is ready."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.gateway.control import call
+from tests.support.gateway_lab import make_folder
+from tests.support.mock_provider import KEY
+from transport.identity.join import Invitation
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+trust_domain = "field.example"
+[listen]
+https = "127.0.0.1:0"
+[provider]
+base_url = "{base_url}"
+key_file = "provider.key"
+[[allow]]
+id = "/edge/*"
+models = ["small"]
+"""
+
+
+@dataclass(frozen=True)
+class Gateway:
+    pid: int
+    folder: Path
+    https: str
+
+    async def invite(self, path: str, *hints: str) -> Invitation:
+        answer = await call(self.folder, "invite", {"path": path, "hints": list(hints)})
+        return Invitation.parse(answer["invitation"])
+
+
+@contextlib.asynccontextmanager
+async def relay(*arguments: str) -> AsyncIterator[tuple[int, str]]:
+    """A process of `relay`: its id, and the line with which it says that it is ready."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from relay.cli import main; main()", *arguments, cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={**os.environ, "NO_COLOR": "1"},
+    )
+    try:
+        assert process.stderr is not None
+        line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+        assert "ready" in line, line
+        yield process.pid, line
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await asyncio.wait_for(process.communicate(), 60)
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(folder: Path, base_url: str) -> AsyncIterator[Gateway]:
+    """A gateway that only hops and wss edges reach, with a provider at `base_url`. Takes two seconds to make."""
+    await asyncio.to_thread(make_folder, folder)
+    secret_file(folder / "provider.key", KEY)
+    (folder / "gateway.toml").write_text(CONFIG.format(base_url=base_url))
+    passphrase = secret_file(folder / "pass", "gateway pass")
+    arguments = ["gateway", "serve", "--config", str(folder / "gateway.toml"), "--passphrase-file", passphrase]
+    async with relay(*arguments) as (pid, ready):
+        yield Gateway(pid, folder, "https://" + ready.partition("https=")[2].split()[0])
+
+
+def secret_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    path.chmod(0o600)
+    return str(path)
