@@ -137,6 +137,10 @@ async def test_nonsense_on_the_socket_ends_that_one_alone(lab: Lab) -> None:
                 await writer.drain()
                 await reader.read()
             writer.close()
+        reader, writer = await asyncio.open_unix_connection(lab.path)
+        writer.write(b"\x04\x0e\x00")  # well framed, and no packet
+        assert await reader.read() == b""
+        writer.close()
         await client.write_gatt_char(UP, b"x", response=True)
 
 

@@ -12,7 +12,7 @@ from bumble import hci
 
 from tests.support.plain_gatt import DOWN, SERVICE, UP, Peripheral, connected, find, write_all
 from tests.support.virtually import in_virtual_time
-from transport.errors import BadInput, LinkLost
+from transport.errors import BadInput, LinkLost, ProtocolViolation
 from transport.links import virtual_time
 from transport.links.virtual_air import PHYS, Phy
 from transport.links.virtual_bleak import bleak_backend
@@ -156,9 +156,11 @@ async def test_who_waits_for_an_answer_is_told_when_the_connection_drops() -> No
     async with connected(edge) as client:
         radio.out_of_range("hop", True)
         start = asyncio.get_running_loop().time()
-        with pytest.raises(BleakError, match="disconnected"):
-            await client.read_gatt_char(DOWN)
-        assert asyncio.get_running_loop().time() - start < 5  # bumble alone would wait 30 s, and then be cancelled
+        results = await asyncio.gather(*(client.read_gatt_char(DOWN) for _ in range(3)), return_exceptions=True)
+        assert [str(result) for result in results] == ["disconnected"] * 3
+        assert {type(result) for result in results} == {BleakError}
+        # bumble alone cancels the first one, and lets each of the others wait 30 s
+        assert asyncio.get_running_loop().time() - start < 5
 
 
 @in_virtual_time
@@ -192,6 +194,8 @@ async def test_values_that_gatt_cannot_carry_are_refused() -> None:
 async def test_cancelled_and_timed_out_connects_leave_the_radio_free() -> None:
     radio, hop, edge = await hop_and_edge("1m")
     backend = bleak_backend(edge)
+    stumbles: list[object] = []  # of bumble, over answers to commands that were abandoned
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: stumbles.append(context))
     absent = await radio.device("absent")
     with pytest.raises(BleakDeviceNotFoundError):
         await BleakClient(str(absent.random_address), timeout=2, backend=backend.client).connect()
@@ -204,9 +208,27 @@ async def test_cancelled_and_timed_out_connects_leave_the_radio_free() -> None:
             await attempt
         await asyncio.sleep(1)
         assert not edge.connections and not hop.device.connections, wait_s
+    client = BleakClient(str(hop.device.random_address), backend=backend.client)
+    attempt = asyncio.create_task(client.connect())
+    edge.once("connection", lambda _: attempt.cancel())  # it has come, and nobody has taken it yet
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    await asyncio.sleep(1)
+    assert not edge.connections and not hop.device.connections
     async with connected(edge):
         assert len(edge.connections) == 1
+    for steps in range(12):
+        scan = asyncio.create_task(BleakScanner.discover(1, backend=backend.scanner))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        scan.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scan
+        await asyncio.sleep(0.1)
+        assert not edge.is_scanning, steps
+    await find(backend)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert stumbles == []
 
 
 @in_virtual_time
@@ -216,7 +238,9 @@ async def test_two_centrals_want_an_advertiser_that_takes_one() -> None:
     await hop.advertise("hop", many=False)
     address = str(hop.device.random_address)
     clients = [BleakClient(address, timeout=3, backend=bleak_backend(await radio.device(name)).client) for name in "ab"]
+    start = asyncio.get_running_loop().time()
     results = await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
+    assert asyncio.get_running_loop().time() - start < 3  # the other one is told, and does not wait for answers
     assert sorted(isinstance(result, BleakError) for result in results) == [False, True]
     assert [client.is_connected for client in clients].count(True) == 1
 
@@ -253,6 +277,55 @@ async def test_a_hop_that_listens_while_it_connects_gets_the_connection_it_asked
 
 
 @in_virtual_time
+async def test_a_disconnect_that_nobody_hears_is_a_timeout_for_the_peer() -> None:
+    radio, hop, edge = await hop_and_edge("1m")
+    async with connected(edge) as client:
+        radio.out_of_range("edge", True)
+        await client.disconnect()
+        assert not client.is_connected
+        await asyncio.sleep(1)
+        assert hop.gone == []
+        radio.out_of_range("edge", False)
+        await client.connect()  # while the hop has not noticed
+        assert hop.gone == [hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR]
+        await asyncio.sleep(10)
+        assert client.is_connected
+        await client.write_gatt_char(UP, b"x", response=True)
+        radio.out_of_range("edge", True)
+        await client.disconnect()
+        await asyncio.sleep(radio.phy.supervision_s + 1)
+        assert hop.gone == [hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR] * 2
+
+
+@in_virtual_time
+async def test_a_disconnect_reaches_the_peer_at_the_next_event_and_the_next_connection_survives_it() -> None:
+    _, hop, edge = await hop_and_edge(replace(PHYS["1m"], interval_s=0.4))  # the hop advertises every 0.1 s
+    async with connected(edge) as client:
+        pass
+    assert hop.gone == []
+    await client.connect()
+    await asyncio.sleep(1)
+    assert client.is_connected
+    await client.write_gatt_char(UP, b"x", response=True)
+    assert len(hop.gone) == 1
+    await client.disconnect()
+
+
+@in_virtual_time
+async def test_a_host_that_overruns_its_controllers_buffers_is_refused() -> None:
+    radio, hop, edge = await hop_and_edge("1m")
+    async with connected(edge):
+        radio.out_of_range("hop", True)
+        controller = next(c for c in radio._on_air if c.is_called("edge"))
+        packet = hci.HCI_AclDataPacket(1, 2, 0, 5, b"\x01\x00\x04\x00x")
+        for _ in range(radio.phy.buffers):
+            controller.on_hci_acl_data_packet(packet)
+        with pytest.raises(ProtocolViolation):
+            controller.on_hci_acl_data_packet(packet)
+    assert hop.size == 0
+
+
+@in_virtual_time
 async def test_hosts_are_told_the_radios_interval_and_supervision() -> None:
     _, hop, edge = await hop_and_edge("bluez-worst")
     async with connected(edge):
@@ -282,10 +355,13 @@ async def test_a_device_that_is_switched_off_tells_its_user_and_its_peers() -> N
     radio, hop, edge = await hop_and_edge("1m")
     async with connected(edge) as client:
         request = asyncio.create_task(client.read_gatt_char(DOWN))
+        absent = BleakClient("C0:00:00:00:77:77", backend=bleak_backend(edge).client)
+        connect = asyncio.create_task(absent.connect())
         await asyncio.sleep(0.001)
         await edge.close()
-        with pytest.raises(BleakBluetoothNotAvailableError):
-            await request
+        for waiting in (request, connect):
+            with pytest.raises(BleakBluetoothNotAvailableError):
+                await asyncio.wait_for(waiting, 1)
         assert not client.is_connected
         with pytest.raises(BleakBluetoothNotAvailableError):
             await find(bleak_backend(edge))

@@ -29,6 +29,7 @@ from bumble.core import UUID, AdvertisingData, BaseBumbleError
 from bumble.device import Advertisement, Connection, Device, Peer
 
 MTU: Final = 517  # what bleak's systems ask for
+COMMAND_S: Final = 2.0  # for a controller to answer whom nobody waits for any more
 VALUE_MAX: Final = 512  # bytes of one attribute (Core 5.4, vol 3, part F, section 3.2.9); bumble drops longer ones
 _UUID_LISTS: Final = (
     AdvertisingData.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS,
@@ -88,6 +89,31 @@ class _Radio:
         raise BleakError("disconnected")
 
 
+    async def command(self, work: Coroutine[Any, Any, T]) -> T:
+        """For what sends commands to the controller: goes on to its end though the caller be cancelled.
+
+        bumble takes the answer to an abandoned command for the answer to the next one.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await self.finish(task)
+            raise
+        except BaseBumbleError as error:
+            self.check()
+            raise BleakError(f"the controller refused: {error}") from error
+        return task.result()
+
+    async def finish(self, task: asyncio.Task[Any]) -> None:
+        """Waits for a task that others have no more use for; what it ended with does not matter."""
+        await asyncio.wait({task}, timeout=COMMAND_S)
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()  # it has been seen
+
+
 class _Scanner(BaseBleakScanner):
     radio: ClassVar[_Radio]
 
@@ -111,12 +137,9 @@ class _Scanner(BaseBleakScanner):
         self.radio.scanners += 1
         try:
             if self.radio.scanners == 1:
-                await device.start_scanning(active=self._active)
-        except BaseException as error:
-            self._forget()
-            if isinstance(error, BaseBumbleError):
-                self.radio.check()
-                raise BleakError(f"cannot scan: {error}") from error
+                await self.radio.command(device.start_scanning(active=self._active))
+        except BaseException:
+            await self.stop()
             raise
 
     async def stop(self) -> None:
@@ -124,9 +147,9 @@ class _Scanner(BaseBleakScanner):
             return
         self._forget()
         if self.radio.scanners == 0:
-            with contextlib.suppress(BaseBumbleError, BleakError):
+            with contextlib.suppress(BleakError):
                 self.radio.check()
-                await self.radio.device.stop_scanning()
+                await self.radio.command(self.radio.device.stop_scanning())
 
     def _forget(self) -> None:
         self._scanning = False
@@ -216,9 +239,14 @@ class _Client(BaseBleakClient):
         connection, ended = self._connection, self._ended
         if connection is None:
             return
-        with contextlib.suppress(BaseBumbleError, BleakError):
+        with contextlib.suppress(BleakError):
             self.radio.check()
-            await self.radio.run(connection.disconnect(), ended)
+            task = asyncio.create_task(connection.disconnect())
+            waited: set[asyncio.Future[Any]] = {task, ended}
+            try:
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await self.radio.finish(task)
 
     async def pair(self, *args: Any, **kwargs: Any) -> None:
         await self._run(self._live().pair())
@@ -290,25 +318,41 @@ class _Client(BaseBleakClient):
                         gone.set_result(None)
 
                 device.on(device.EVENT_FLUSH, lost)
+                task = asyncio.create_task(device.connect_le(self._peer_address, timeout=None))
+                waited: set[asyncio.Future[Any]] = {task, gone}
+                connection = None
                 try:
-                    connection = await self.radio.run(device.connect_le(self._peer_address, timeout=None), gone)
-                    if connection.role == hci.Role.CENTRAL and connection.peer_address == self._peer_address:
-                        return connection
-                    await self._give_up()
-                except BaseException:
-                    await asyncio.shield(self._give_up())
-                    raise
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                    connection = self._wanted(task)
                 finally:
                     device.remove_listener(device.EVENT_FLUSH, lost)
+                    if connection is None:
+                        await asyncio.shield(self._give_up(task))
+                if connection is not None:
+                    return connection
 
-    async def _give_up(self) -> None:
+    def _wanted(self, task: asyncio.Task[Connection]) -> Connection | None:
+        self.radio.check()
+        try:
+            connection = task.result()
+        except BaseBumbleError as error:
+            raise BleakError(f"cannot connect: {error}") from error
+        except asyncio.CancelledError:  # bumble's way to say that the radio was reset
+            raise BleakError("cannot connect") from None
+        ours = connection.role == hci.Role.CENTRAL and connection.peer_address == self._peer_address
+        return connection if ours else None
+
+    async def _give_up(self, task: asyncio.Task[Connection]) -> None:
         """The controller would go on and connect later, to nobody's knowledge."""
         device = self.radio.device
-        with contextlib.suppress(BaseBumbleError, BleakError):
-            self.radio.check()
-            await device.send_sync_command(hci.HCI_LE_Create_Connection_Cancel_Command())
-            late = device.find_connection_by_bd_addr(self._peer_address)
-            if late is not None and late.role == hci.Role.CENTRAL:
+        await asyncio.sleep(0)  # the task may not have begun; commands keep their order
+        if not getattr(device, "radio_lost", False):
+            with contextlib.suppress(BaseBumbleError):
+                await device.send_sync_command(hci.HCI_LE_Create_Connection_Cancel_Command())
+        await self.radio.finish(task)
+        late = device.find_connection_by_bd_addr(self._peer_address)
+        if late is not None and late.role == hci.Role.CENTRAL:
+            with contextlib.suppress(BaseBumbleError):
                 await late.disconnect()
 
     async def _discover(self, peer: Peer) -> BleakGATTServiceCollection:
