@@ -105,6 +105,7 @@ class BumbleListener:
         self._centrals: dict[int, _Central] = {}  # by connection handle
         self._running: dict[asyncio.Task[None], GattLink] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self._advertising = asyncio.Lock()
 
     async def start(self) -> None:
         """Raises LinkLost."""
@@ -126,9 +127,8 @@ class BumbleListener:
         await asyncio.gather(*running, return_exceptions=True)
         await asyncio.gather(*(link.close() for link in running.values()))
         await asyncio.gather(*(self._disconnect(central) for central in list(self._centrals.values())))
-        for chore in list(self._chores):
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        if self._chores:
+            await asyncio.wait(set(self._chores), timeout=DISCONNECT_S)
         with contextlib.suppress(BaseBumbleError, TimeoutError):
             await self._device.stop_advertising()
 
@@ -194,11 +194,12 @@ class BumbleListener:
         """A controller stops advertising with each connection."""
 
         async def again() -> None:
-            with contextlib.suppress(LinkLost):  # the radio has gone, and with it everything else
-                await self._advertise()
+            async with self._advertising:
+                if not self.closed and len(self._centrals) < CENTRALS_MAX:
+                    with contextlib.suppress(LinkLost):  # the radio has gone, and with it everything else
+                        await self._advertise()
 
-        if not self.closed and len(self._centrals) < CENTRALS_MAX:
-            self._do(again())
+        self._do(again())
 
     def _await_pipe(self, central: _Central) -> None:
         if central.alarm is not None:

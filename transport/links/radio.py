@@ -73,10 +73,11 @@ async def open_radio(spec: str) -> OpenRadio:
 
 
 async def _open_hci(where: str) -> OpenRadio:
-    from bumble.core import BaseBumbleError
     from bumble.device import Device
     from bumble.hci import Address
     from bumble.transport import open_transport
+
+    from transport.links.bumble_host import SteadyHost
 
     try:
         async with asyncio.timeout(_HCI_OPEN_S):
@@ -85,7 +86,7 @@ async def _open_hci(where: str) -> OpenRadio:
         raise LinkLost(
             "this program may not use the Bluetooth dongle", reason="refused", hint="a udev rule can allow it"
         ) from error
-    except (BaseBumbleError, OSError, TimeoutError, ValueError, ImportError) as error:
+    except Exception as error:  # each of bumble's transports raises errors of its own kind
         raise LinkLost(
             "the Bluetooth dongle cannot be opened", reason="unavailable",
             hint="is it plugged in, and not in use by the system?",
@@ -93,10 +94,10 @@ async def _open_hci(where: str) -> OpenRadio:
     try:
         async with asyncio.timeout(_HCI_OPEN_S):
             # an address of this run alone: nothing recognises the radio another day
-            device = Device.with_hci(
-                "Causeway", Address.generate_static_address(), transport.source, transport.sink)
+            host = SteadyHost(transport.source, transport.sink)
+            device = Device(name="Causeway", address=Address.generate_static_address(), host=host)
             await device.power_on()
-    except (BaseBumbleError, OSError, TimeoutError) as error:
+    except Exception as error:
         await transport.close()
         raise LinkLost("the Bluetooth dongle does not answer", reason="unavailable", hint="plug it in anew") from error
     except BaseException:
