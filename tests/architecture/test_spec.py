@@ -14,7 +14,7 @@ from relay.gateway.journal import INTERRUPTED, JournalLimits
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
 from relay.gateway.sessions import SessionLimits
-from transport import connection, handshake, messages, pacing, records, stream, tickets
+from transport import connection, events, handshake, messages, pacing, records, stream, tickets
 from transport.identity import join, svid, verify
 from transport.links import base, websocket
 from transport.responder import UNVERIFIED_MAX
@@ -123,6 +123,8 @@ EXPECTED = {
     "data of `body`, `data`, `part`": f"1 to {messages.DATA_MAX:,}",
     "a request header": _n(messages.HEADER_MAX),
     "a request body": _n(messages.REQUEST_BODY_MAX),
+    "an entry of events": _n(events.BODY_MAX),
+    "prefix and suffix of events": _n(events.TEMPLATE_MAX),
     "an answer": f"2^{(stream.ANSWER_MAX + 1).bit_length() - 1} - 1",
     "`expires at`": f"{messages.REQUEST_LIFETIME_MAX_S // 86_400} days ahead",
     "open streams of a session": _n(messages.STREAMS_MAX),

@@ -18,6 +18,7 @@ from tests.support.scripted_sessions import (
     csr_of,
     derived,
 )
+from transport.events import EventEncoder
 from transport.identity.join import DEVICE_LABEL, GATEWAY_LABEL, HttpsOperation, https_transcript, signed_input
 from transport.messages import (
     Ack,
@@ -83,7 +84,18 @@ def values() -> dict[str, Any]:
         "https": {"device_key_pkcs8": DEVICE.to_pkcs8().expose().hex(), "requests": https()},
         "invitation": {"text": INVITATION.encode(), "raw": raw.hex()},
         "messages": messages(),
+        "events": events(),
     }
+
+
+def events() -> dict[str, str]:
+    """A stream of server-sent events, and what stands for it."""
+    plain = b"".join(
+        b'data: {"choices":[{"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % text
+        for text in (b"Boil", b" it", b"", rb" for \"long\"", b".")
+    ) + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    encoder = EventEncoder()
+    return {"plain": plain.hex(), "entries": (encoder.feed(plain) + encoder.finish()).hex()}
 
 
 def messages() -> list[dict[str, str]]:

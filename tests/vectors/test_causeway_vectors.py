@@ -18,6 +18,7 @@ from tests.support.vector_values import EXAMPLES, values
 from tests.support.vector_violations import played, written, written_allowed
 from transport.connection import Phase
 from transport.errors import IdentityRefused
+from transport.events import EventDecoder
 from transport.identity.svid import TrustBundle
 from transport.identity.verify import SvidVerifier
 from transport.messages import decode, encode
@@ -68,6 +69,14 @@ def test_every_session_is_there() -> None:
 
 def test_values() -> None:
     assert {name: VALUES[name] for name in values()} == values()
+
+
+def test_entries_stand_for_their_events() -> None:
+    entries, plain = (bytes.fromhex(VALUES["events"][name]) for name in ("entries", "plain"))
+    decoder = EventDecoder()
+    assert b"".join(piece for byte in entries for piece in decoder.feed(bytes([byte]))) == plain
+    assert len(entries) < len(plain) / 2
+    decoder.finish()
 
 
 @pytest.mark.parametrize(("entry", "message"), list(zip(VALUES["messages"], EXAMPLES, strict=True)))
