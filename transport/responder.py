@@ -100,7 +100,7 @@ class GatewayConnection(Connection):
         not_after = edge.not_after if self._resuming else min(self._not_after, edge.not_after)
         self._open(edge, not_after, now)
         self._handshake = None  # an idle session is small
-        self._ticket_store.put(self.tickets)
+        self._ticket_store.put(self.tickets, now)
         try:
             self._take_early_data(now)
         except TransportError as error:

@@ -73,8 +73,10 @@ class TicketStore:
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def put(self, tickets: Iterable[Ticket]) -> None:
-        """The tickets of one session: siblings, which die together."""
+    def put(self, tickets: Iterable[Ticket], now: float) -> None:
+        """The tickets of one session: siblings, which die together. The oldest go, as far as their time is over."""
+        while self._tickets and now >= (oldest := next(iter(self._tickets.values())))[0].not_after:
+            self.forget(oldest)
         siblings = list(tickets)
         for ticket in siblings:
             self._tickets[ticket.id] = siblings
