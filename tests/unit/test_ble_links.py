@@ -254,6 +254,29 @@ async def test_a_connect_that_is_cancelled_anywhere_leaves_nothing_behind(caplog
 
 
 @in_virtual_time
+async def test_a_listen_that_is_cancelled_is_silent_and_can_be_tried_again() -> None:
+    made = Lab("1m", 1)
+    hop, edge = await made.radio("hop"), await made.radio("edge")
+    for turns in range(12):
+        task = asyncio.create_task(hop.listen(made.hold, name=""))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(LinkLost):
+            await edge.connect("", timeout_s=1)
+    made.hop, listener = hop, await hop.listen(made.hold, name="")
+    near, far = await made.pair(edge)
+    assert await rate(near, far, 1_000)
+    await near.close()
+    made.over.set()
+    await listener.close()
+    for radio in made.radios:
+        await radio.close()
+
+
+@in_virtual_time
 async def test_closing_the_listener_ends_everything() -> None:
     async with lab("1m") as made:
         edge = await made.radio("edge")

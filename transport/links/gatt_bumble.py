@@ -7,7 +7,7 @@ not subscribe, or lets its pipe end and begins no other, is disconnected.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from bumble import hci
@@ -52,7 +52,7 @@ class BumblePeripheral:
         try:
             await listener.start()
         except BaseException:
-            self._listener = None
+            await listener.close()
             raise
         return listener
 
@@ -110,11 +110,8 @@ class BumbleListener:
     async def start(self) -> None:
         """Raises LinkLost."""
         self._device.on(self._device.EVENT_CONNECTION, self._connected)
-        try:
-            await self._advertise()
-        except LinkLost:
-            self._device.remove_listener(self._device.EVENT_CONNECTION, self._connected)
-            raise
+        # bumble takes the answer to an abandoned command for the answer to the next one: none is abandoned
+        await asyncio.shield(self._do(self._advertise()))
 
     async def close(self) -> None:
         if self.closed:
@@ -278,10 +275,11 @@ class BumbleListener:
             async with asyncio.timeout(DISCONNECT_S):
                 await central.connection.disconnect()
 
-    def _do(self, chore: Any) -> None:
+    def _do(self, chore: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(chore)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+        return task
 
 
 def _named(name: bytes, room: int) -> tuple[int, bytes]:

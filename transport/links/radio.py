@@ -75,9 +75,8 @@ async def open_radio(spec: str) -> OpenRadio:
 async def _open_hci(where: str) -> OpenRadio:
     from bumble.device import Device
     from bumble.hci import Address
+    from bumble.host import Host
     from bumble.transport import open_transport
-
-    from transport.links.bumble_host import SteadyHost
 
     try:
         async with asyncio.timeout(_HCI_OPEN_S):
@@ -94,7 +93,7 @@ async def _open_hci(where: str) -> OpenRadio:
     try:
         async with asyncio.timeout(_HCI_OPEN_S):
             # an address of this run alone: nothing recognises the radio another day
-            host = SteadyHost(transport.source, transport.sink)
+            host = Host(transport.source, transport.sink)
             device = Device(name="Causeway", address=Address.generate_static_address(), host=host)
             await device.power_on()
     except Exception as error:

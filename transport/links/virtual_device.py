@@ -10,8 +10,6 @@ from bumble.device import Device
 from bumble.host import Host
 from bumble.transport.common import TransportLostError, TransportSink, TransportSource
 
-from transport.links.bumble_host import SteadyHost
-
 NAME_MAX: Final = 247  # bytes that a controller takes
 
 
@@ -73,7 +71,7 @@ async def switch_on(
 
     Raises RadioGone if the controller goes away meanwhile.
     """
-    host = SteadyHost(source, sink)
+    host = Host(source, sink)
     await host.reset()
     await host.send_sync_command(hci.HCI_Write_Local_Name_Command(local_name=name.encode()[:NAME_MAX]))
     octets = bytes((await host.send_sync_command(hci.HCI_Read_BD_ADDR_Command())).bd_addr)
