@@ -197,7 +197,7 @@ trust_domain = "{trust_domain}"
 
 [listen]
 session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; leave out to accept hops only
-https = "127.0.0.1:8443"             # tunnels of hops, joining of hops and gateways (TLS 1.3 with SVIDs)
+https = "127.0.0.1:8443"             # tunnels of hops, edges by wss://HOST:PORT/v1/edge, joining of hops and gateways
 health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 
 [provider]                           # any OpenAI-compatible API

@@ -15,6 +15,8 @@ from tests.support.mock_provider import WORDS, MockProvider
 from tests.support.relay_process import ROOT, gateway_process, relay, secret_file
 from transport.links.virtual_join import serve_radio
 
+HINTS = ["tcp:127.0.0.1:1", "ble:"]  # nobody is at the first
+
 
 class EdgeHome:
     """Commands of one edge whose configuration knows a radio and nothing else."""
@@ -57,7 +59,7 @@ async def test_an_edge_joins_and_asks_by_radio_alone(tmp_path: Path) -> None:
         gateway = await stack.enter_async_context(gateway_process(tmp_path / "gateway", provider.base_url))
         home = HopHome(tmp_path / "hop", Passphrase("hop pass"))
         await join_hop(home, await gateway.invite("hop/pi"), gateway.https)
-        line = secret_file(tmp_path / "invitation", (await gateway.invite("edge/lap-1", "ble:")).encode())
+        line = secret_file(tmp_path / "invitation", (await gateway.invite("edge/lap-1", *HINTS)).encode())
         refused = await edge.run("join", "--invitation-file", line, code=5)
         assert refused["error"]["fault"] == "link", "there is no radio yet"
         server = await serve_radio(radio, "2m", seed=1)
@@ -67,11 +69,11 @@ async def test_an_edge_joins_and_asks_by_radio_alone(tmp_path: Path) -> None:
             "--listen", "ble", "--radio", f"virtual:{radio}",
         ))
         assert ready.endswith("listening on ble:\n")
-        assert (await edge.run("join", "--invitation-file", line))["endpoints"] == ["ble:"]
+        assert (await edge.run("join", "--invitation-file", line))["endpoints"] == HINTS
         for endpoint in ("", "sim:ble-1m@ble:"):
             edge.configure(endpoint)
             answer = await edge.run("ask", "--relay", "How fast does the pump run?")
             assert (answer["answer"], answer["via"]) == ("".join(WORDS), "spiffe://field.example/hop/pi")
             status = await edge.run("status")
-            assert (status["endpoints"], status["identity"]["svid_valid"]) == ([endpoint or "ble:"], True)
+            assert (status["endpoints"], status["identity"]["svid_valid"]) == ([endpoint] if endpoint else HINTS, True)
         assert provider.calls == 2

@@ -6,11 +6,17 @@ import ipaddress
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from zeroconf import DNSOutgoing, DNSPointer, ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
+from relay.hop.identity import HopHome, join
+from store.keys import Passphrase
+from tests.support.ca import Ca
+from tests.support.joining_gateway import JoiningGateway
+from tests.support.running_hop import Running, read
 from transport.errors import BadInput, LinkLost
 from transport.links.base import Endpoint
 from transport.links.discovery import HOPS_MAX, NAMES_MAX, SERVICE, Announcement, find, own_addresses, take
@@ -51,6 +57,19 @@ async def test_a_hop_is_found_while_it_announces_itself_and_says_nothing_of_itse
     assert len(name) == 8 and info.server == f"{name}.local." and not info.properties
     await announcement.close()
     assert Endpoint.parse("tcp:127.0.0.1:7443") not in await find(interfaces=LOOPBACK)
+
+
+async def test_a_hop_that_announces_itself_is_found_and_carries_bytes(tmp_path: Path) -> None:
+    async with JoiningGateway(Ca()).running() as gateway:
+        home = HopHome(tmp_path / "hop", Passphrase("correct horse"))
+        joined = await join(home, gateway.invitation(), gateway.url)
+        async with Running(home, joined, gateway.url, announce=True) as running:
+            assert running.endpoint in await find(interfaces=LOOPBACK)
+            link = await running.connect()
+            await link.send(b"hello")
+            assert await read(link, 5) == b"hello"
+            await link.close()
+        assert running.endpoint not in await find(interfaces=LOOPBACK)
 
 
 async def test_a_crowd_of_answers_is_cut_short() -> None:

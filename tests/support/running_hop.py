@@ -14,7 +14,7 @@ class Running:
     """A hop that serves, its lines and its address."""
 
     def __init__(self, home: HopHome, identity: HopIdentity, url: str | list[str], *listen: str,
-                 radio: Radio | None = None, **limits: object) -> None:
+                 radio: Radio | None = None, announce: bool = False, **limits: object) -> None:
         self.lines: list[str] = []
         self.ready = asyncio.Event()
         self.stop = asyncio.Event()
@@ -22,7 +22,7 @@ class Running:
         urls = [url] if isinstance(url, str) else url
         self.hop = Hop(home, identity, urls, limits=HopLimits(**limits), report=self._report)  # type: ignore[arg-type]
         self.listen: Sequence[Endpoint] = [Endpoint.parse(text) for text in listen or ["tcp:127.0.0.1:0"]]
-        self.radio = radio
+        self.radio, self.announce = radio, announce
 
     def _report(self, line: str) -> None:
         self.lines.append(line)
@@ -30,7 +30,8 @@ class Running:
             self.ready.set()
 
     async def __aenter__(self) -> "Running":
-        self.task = asyncio.create_task(self.hop.run(self.listen, self.stop, radio=self.radio))
+        serving = self.hop.run(self.listen, self.stop, radio=self.radio, announce=self.announce)
+        self.task = asyncio.create_task(serving)
         await asyncio.wait_for(self.ready.wait(), LIMIT)
         self.endpoint = Endpoint.parse(self.lines[0].rpartition(" ")[2])
         return self
