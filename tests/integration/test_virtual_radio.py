@@ -191,7 +191,7 @@ async def test_values_that_gatt_cannot_carry_are_refused() -> None:
 
 
 @in_virtual_time
-async def test_cancelled_and_timed_out_connects_leave_the_radio_free() -> None:
+async def test_cancelled_and_timed_out_connects_leave_the_radio_free(caplog: pytest.LogCaptureFixture) -> None:
     radio, hop, edge = await hop_and_edge("1m")
     backend = bleak_backend(edge)
     stumbles: list[object] = []  # of bumble, over answers to commands that were abandoned
@@ -229,6 +229,25 @@ async def test_cancelled_and_timed_out_connects_leave_the_radio_free() -> None:
     await find(backend)
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert stumbles == []
+    assert "mismatch" not in caplog.text and "no pending" not in caplog.text
+
+
+@in_virtual_time
+async def test_a_command_gets_its_answer_though_its_caller_is_cancelled() -> None:
+    _, _, edge = await hop_and_edge("instant")
+    radio, steps = bleak_backend(edge).scanner.radio, []  # type: ignore[attr-defined]
+
+    async def command() -> None:
+        steps.append("sent")
+        await asyncio.sleep(0.5)
+        steps.append("answered")
+
+    task = asyncio.create_task(radio.command(command()))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["sent", "answered"]
 
 
 @in_virtual_time
