@@ -24,6 +24,7 @@ from bleak.exc import (
     BleakDeviceNotFoundError,
     BleakError,
 )
+from bleak.uuids import normalize_uuid_str
 from bumble import hci
 from bumble.core import UUID, AdvertisingData, BaseBumbleError
 from bumble.device import Advertisement, Connection, Device, Peer
@@ -394,8 +395,4 @@ class _Client(BaseBleakClient):
 
 def _text(uuid: UUID) -> str:
     """As bleak writes it: 128 bits, small letters."""
-    return uuid.to_hex_str("-").lower() if len(uuid.uuid_bytes) == 16 else _base(uuid.to_hex_str(""))
-
-
-def _base(short: str) -> str:
-    return f"{short.lower():0>8}-0000-1000-8000-00805f9b34fb"
+    return normalize_uuid_str(uuid.to_hex_str("-"))
