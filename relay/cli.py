@@ -19,6 +19,7 @@ EXIT_CODES: Final = {
 _GROUPS: Final = {
     "gateway": ("relay.gateway.cli", "Run the gateway: the enterprise's end of the encrypted sessions."),
     "hop": ("relay.hop.cli", "Run a hop: carry links of edges to the gateway, blindly."),
+    "sim": ("relay.sim.cli", "Simulate links: a whole system in any weather, or a radio without a radio."),
 }
 
 

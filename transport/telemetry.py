@@ -136,8 +136,8 @@ def as_object(record: SpanRecord) -> dict[str, Any]:
 class _Keeper(SpanProcessor):
     """Keeps the latest finished spans in memory and appends each as one JSON line to a file."""
 
-    def __init__(self, role: str, file: Path | None) -> None:
-        self._role = role
+    def __init__(self, role: str, file: Path | None, traces: int) -> None:
+        self._role, self._room = role, traces
         self._lock = threading.Lock()
         self._traces: OrderedDict[str, list[SpanRecord]] = OrderedDict()
         self._path = file
@@ -149,7 +149,7 @@ class _Keeper(SpanProcessor):
             spans = self._traces.setdefault(record.trace_id, [])
             if len(spans) < _MAX_SPANS_PER_TRACE:
                 spans.append(record)
-            while len(self._traces) > _MAX_TRACES:
+            while len(self._traces) > self._room:
                 self._traces.popitem(last=False)
             if self._path is not None:
                 self._write(self._path, record)
@@ -244,11 +244,12 @@ class Telemetry:
         self._provider.shutdown()
 
 
-def start(role: str, file: Path | None = None) -> Telemetry:
+def start(role: str, file: Path | None = None, *, traces: int = _MAX_TRACES) -> Telemetry:
     """Tracing for `role` ("edge", "hop", "gateway"): kept in memory, appended to `file`, sent by OTLP if configured.
 
     OTLP follows the standard environment variables (OTEL_EXPORTER_OTLP_ENDPOINT, ...) and needs the extra `otlp`.
-    Sampling is always on: the local record is the product's; a collector may sample behind it.
+    `traces`: how many are kept in memory. Sampling is always on: the local record is the product's; a collector may
+    sample behind it.
     """
     provider = TracerProvider(
         sampler=ALWAYS_ON,
@@ -256,7 +257,7 @@ def start(role: str, file: Path | None = None) -> Telemetry:
         shutdown_on_exit=False,
         span_limits=SpanLimits(max_attribute_length=_MAX_TEXT, max_events=8, max_links=8),
     )
-    keeper = _Keeper(role, file)
+    keeper = _Keeper(role, file, traces)
     provider.add_span_processor(keeper)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         _add_otlp(provider)

@@ -50,6 +50,7 @@ from transport.tickets import TicketStore
 DOMAIN: Final = "sim.example"
 RADIO: Final = Endpoint("ble", "")  # any hop in reach
 SCAN_S: Final = 20.0  # how long an edge looks for a hop before it calls that a failure
+_TRACES: Final = 16  # kept in memory; few, so that a short run, too, shows whether anything grows beyond its bound
 _PROVIDER_KEY: Final = Secret(b"sk-of-a-provider-that-asks-for-none")
 
 
@@ -86,7 +87,7 @@ class Gateway:
         database = stack.enter_context(open_state(self._folder, self._passphrase))
         audit = AuditLog(self._folder / "audit.jsonl", clock=clock)
         stack.push_async_callback(audit.close)
-        tracing = telemetry.start("gateway")
+        tracing = telemetry.start("gateway", traces=_TRACES)
         stack.callback(tracing.close)
         authority, refusals = Authority.open(self._folder, self._passphrase), Refusals(audit, clock=clock)
         self.enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
@@ -256,7 +257,7 @@ class Edge:
         self._database = Database.open(folder / f"{name}.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
         self._settings = Settings(self._database, identity.NAMESPACE)
         self.outbox = Outbox(Queue(self._database, "outbox"))
-        self._tracing = telemetry.start("edge")
+        self._tracing = telemetry.start("edge", traces=_TRACES)
         self._failed: dict[str, float] = {}  # loop time of a hop's last failure
         self.lives = 0
         self.client: GatewayClient

@@ -15,7 +15,8 @@ from transport.messages import Padding
 EDGES_MAX: Final = 32
 HOPS_MAX: Final = 16
 DURATION_MAX_S: Final = 31 * 86_400.0
-_DURATION: Final = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(ms|s|m|h|d)?", re.ASCII)
+_PART: Final = r"([0-9]{1,7}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)"
+_DURATION: Final = re.compile(rf"(?:{_PART})+", re.ASCII)
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 Action = Literal["kill edge", "kill hop", "drop link", "kill gateway"]
@@ -115,16 +116,15 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def seconds(text: str) -> float:
-    """From "90", "90s", "15m", "1.5h", "2d" or "400ms". Raises BadInput."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise BadInput("this is not a duration", hint='as in "400ms", "90s", "15m", "24h" or "2d"')
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    """From "90s", "15m", "1.5h", "2d", "400ms" or "11m30s". Raises BadInput."""
+    if _DURATION.fullmatch(text) is None:
+        raise BadInput("this is not a duration", hint='as in "400ms", "90s", "11m30s", "24h" or "2d"')
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text, re.ASCII))
 
 
 def of_profile(weather: str) -> Scenario:
     """One edge and one hop in that weather. Raises BadInput."""
-    return Scenario(title=f"an hour of {weather}", weather=str(parse_weather(weather))).checked()
+    return Scenario(title=weather, weather=str(parse_weather(weather))).checked()
 
 
 def read(name: str) -> Scenario:

@@ -149,7 +149,7 @@ class Reach:
             cycle += 1
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=64)
 def _stay(reach: Reach, cycle: int) -> tuple[float, float]:
     length = reach.near + reach.away
     dice = random.Random(f"{reach.seed} reach {cycle}")  # noqa: S311  # weather, not keys
