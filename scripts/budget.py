@@ -11,7 +11,14 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = {"transport": 4400, "store": 1500, "edge_client": 4500, "relay": 5500}
+BUDGET = {  # what has a budget of its own does not count in its parent's
+    "transport": 4400,
+    "transport/links": 3000,
+    "store": 1500,
+    "edge_client": 4500,
+    "relay": 5500,
+    "relay/sim": 1300,
+}
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
 
 
@@ -34,17 +41,18 @@ def code_lines(source: str) -> int:
 
 
 def count() -> dict[str, int]:
-    """Lines of code per package of the budget."""
-    return {
-        package: sum(code_lines(path.read_text(encoding="utf-8")) for path in sorted((ROOT / package).rglob("*.py")))
-        for package in BUDGET
-    }
+    """Lines of code per entry of the budget."""
+    lines = dict.fromkeys(BUDGET, 0)
+    for path in (path for package in BUDGET if "/" not in package for path in sorted((ROOT / package).rglob("*.py"))):
+        within = [name for name in BUDGET if path.is_relative_to(ROOT / name)]
+        lines[max(within, key=len)] += code_lines(path.read_text(encoding="utf-8"))
+    return lines
 
 
 def main() -> int:
     over = []
     for package, lines in count().items():
-        print(f"  {package:12} {lines:5} of {BUDGET[package]:5} lines")
+        print(f"  {package:16} {lines:5} of {BUDGET[package]:5} lines")
         if lines > BUDGET[package]:
             over.append(package)
     if over:
