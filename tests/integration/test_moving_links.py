@@ -26,7 +26,8 @@ from transport.stream import Progress
 from transport.tickets import Wallet
 
 CACHED = CachedStretch()
-STREAM = [chunk(f"{number} " + "x" * 900) for number in range(300)] + [b"data: [DONE]\n\n"]
+# long against what a session has under way, so that no break comes when everything is there already
+STREAM = [chunk(f"{number} " + "x" * 900) for number in range(1_300)] + [b"data: [DONE]\n\n"]
 _encoder = EventEncoder()
 WHOLE = _encoder.feed(b"".join(STREAM)) + _encoder.finish()
 
