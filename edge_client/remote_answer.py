@@ -7,7 +7,6 @@ the one of the first sending says that it never saw the request, is it sent agai
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from random import SystemRandom
 from typing import Final, Self
 
 from edge_client.errors import GatewayRefused, GaveUp, Interrupted, NotJoined, ProviderFailed, RequestExpired
@@ -47,7 +46,6 @@ SUPERSEDED: Final = "superseded"  # an older stream of ours reached the gateway 
 _OF_THIS_ATTEMPT: Final = frozenset({
     "identity_expired", "identity_refused", "request_expired", "too_many_requests", "shutting_down", "journal_full",
 })
-_dice = SystemRandom().random
 
 
 class RemoteAnswer:
@@ -209,7 +207,7 @@ class RemoteAnswer:
             self._outage.over()
             self._told = False
         self._had = self._progress.offset
-        wait = self._outage.next_pause(now, _dice(), not_after=self._expires_at)
+        wait = self._outage.next_pause(now, self._clock.dice(), not_after=self._expires_at)
         if wait is None:
             raise GaveUp(short(self.request_id), self._give_up_s, sent=self._sendings > 0) from error
         if not self._told:

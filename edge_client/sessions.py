@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from random import SystemRandom
 from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
@@ -30,6 +31,8 @@ _ACKS_REPEATED: Final = 16  # the latest, with each new session; about 30 bytes 
 LINGER_S: Final = 10.0  # for the padding behind the last answer, which hides how long it was
 _RENEWAL_PAUSE_S: Final = 60.0  # between attempts at renewal while the old SVID is still good
 
+_dice = SystemRandom().random
+
 Dial = Callable[[Endpoint], Awaitable[Link]]
 Find = Callable[[], Awaitable[Sequence[Endpoint]]]
 
@@ -45,13 +48,17 @@ class Asker(Protocol):
 
 
 class Clock:
-    """Unix time, and waiting for it. Tests have one that needs no time."""
+    """Unix time, waiting for it, and the dice for how long. Tests have one that needs no time."""
 
     def now(self) -> float:
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def dice(self) -> float:
+        """Evenly from [0, 1)."""
+        return _dice()
 
     def of_session(self) -> SessionClock:
         """A clock for one session."""

@@ -4,6 +4,7 @@ Two things of the product are not on stage: TLS between hop and gateway (their t
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -55,7 +56,13 @@ _PROVIDER_KEY: Final = Secret(b"sk-of-a-provider-that-asks-for-none")
 
 
 class VirtualClock(Clock):
-    """The edge's clock in virtual time."""
+    """The edge's clock in virtual time, with dice of a seed."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+
+    def dice(self) -> float:
+        return self._dice.random()
 
     def now(self) -> float:
         return wall()
@@ -250,9 +257,10 @@ class Edge:
 
     def __init__(
         self, name: str, folder: Path, hops: dict[str, Hop], airs: dict[str, Air], padding: Padding,
-        lost: Callable[[], None],
+        dice: random.Random, lost: Callable[[], None],
     ) -> None:
-        """`airs` by the hop's name; `lost` is told of each link that breaks."""
+        """`airs` by the hop's name; `dice` for its pauses; `lost` is told of each link that breaks."""
+        self._clock = VirtualClock(dice)
         self.name, self._hops, self.airs, self._padding, self._on_lost = name, hops, airs, padding, lost
         self._database = Database.open(folder / f"{name}.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
         self._settings = Settings(self._database, identity.NAMESPACE)
@@ -268,7 +276,7 @@ class Edge:
     def start(self) -> None:
         self.lives += 1
         self.client = GatewayClient(
-            self._settings, self.outbox, (RADIO,), self._tracing, self._dial, clock=VirtualClock(),
+            self._settings, self.outbox, (RADIO,), self._tracing, self._dial, clock=self._clock,
             padding=self._padding,
         )
 

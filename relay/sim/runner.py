@@ -110,7 +110,8 @@ class _Stage:
             for hop in self._hops if (weather := self._scenario.weather_between(name, hop)) is not None
         }
         hops = {hop: self._hops[hop] for hop in airs}
-        return Edge(name, self._folder, hops, airs, self._scenario.padding, lambda: self._link_lost(name))
+        dice = random.Random(f"{self._seed} pauses {name}")  # noqa: S311  # a play, not a key
+        return Edge(name, self._folder, hops, airs, self._scenario.padding, dice, lambda: self._link_lost(name))
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 

@@ -77,13 +77,17 @@ def test_svids_of_an_hour_are_renewed_on_the_way(monkeypatch: pytest.MonkeyPatch
     assert max(later - sooner for sooner, later in itertools.pairwise(renewals)) < 3_600
 
 
-def test_the_same_seed_asks_the_same_and_another_one_does_not() -> None:
-    def asked(seed: int) -> list[tuple[float, str]]:
-        course = play(duration="3m", weather="clear", seed=seed, prompts=Prompts(every="20s", tokens=3))
+def test_the_same_seed_takes_the_same_course_and_another_one_does_not() -> None:
+    def course(seed: int) -> tuple[object, ...]:
+        course = play(
+            duration="5m", weather="wifi-cafe", hops=2, seed=seed, prompts=Prompts(every="15s", tokens=40),
+            faults=[Fault("12s", "drop link", every="23s")],
+        )
         none_lost(course)
-        return [(one.asked, one.edge) for one in course.lifelines]
+        times = [(one.asked, one.began, one.ended, one.gaps, one.outcome) for one in course.lifelines]
+        return times, course.drops, course.up, course.down
 
-    assert asked(1) == asked(1) != asked(2)
+    assert course(1) == course(1) != course(2)
 
 
 def test_an_answer_that_is_not_the_providers_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
