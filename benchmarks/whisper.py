@@ -13,7 +13,8 @@ rungs themselves tell.
 that leave at one moment. `times`: the moments and directions of records, without sizes. `all`: everything.
 
 **Classifiers.** Counts, totals, histograms, quantiles, autocorrelations and the first 24 values of what the view has,
-into gradient boosting and logistic regression; the better of the two means counts. 70 % of the traces train and 30 %
+and where a tail may begin (the numbers become even, or bring nothing new), into gradient boosting and logistic
+regression; the better of the two means counts. 70 % of the traces train and 30 %
 test, over five divisions (two in a smoke run). A watcher knows the protocol, the software and both topics. Where no
 feature differs between traces there is nothing to train, and the AUC is 0.5.
 
@@ -42,7 +43,7 @@ from benchmarks import peers
 from benchmarks.measure import Row, arguments, cost_row, note, show
 from benchmarks.streamed import DOWN, LIFETIME_S, UP, Script, Stage, Trace, over_tls, script
 from transport.messages import Padding
-from transport.pacing import BUCKET_CELL, rung
+from transport.pacing import BUCKET_CELL, TICK_S, rung
 
 SEED: Final = 3
 TLS: Final = "TLS + SSE"
@@ -95,7 +96,8 @@ def _sizes(trace: Trace) -> Features:
 
 def _bursts(trace: Trace) -> Features:
     _, _, sent = _moments(trace)
-    return [*_series(sent, (0, 147, 293, 439, 585, 731, 877, 1023, 1169, 1315, 1461, 1e9)), *_tail(sent, CELL)]
+    edges = (0, 147, 293, 439, 585, 731, 877, 1023, 1169, 1315, 1461, 1e9)
+    return [*_series(sent, edges), *_tail(sent, CELL), *_repeats(_at_each_tick(trace, sent))]
 
 
 def _times(trace: Trace) -> Features:
@@ -106,6 +108,7 @@ def _times(trace: Trace) -> Features:
         *_series(np.diff(trace.at[trace.way == DOWN]), GAP_EDGES), *_series(np.diff(at), GAP_EDGES),
         *_series(records, (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 1e9)), *tail, float(at[0]), float(at[-1]),
         float(at[-1] - at[0]), float(at[max(0, int(tail[2]) - 1)]), float(len(up)),
+        *_repeats(_at_each_tick(trace, records)),
         *_padded(up, 6), *along.tolist(),
     ]
 
@@ -124,6 +127,37 @@ def _tail(values: np.ndarray, cell: float) -> Features:
     before = int(others[-1]) + 1 if len(others) else 0
     sent = float(values[:before].sum())
     return [float(len(values) - before), sent, float(before), sent - before * cell / 2, float(body[-1])]
+
+
+def _at_each_tick(trace: Trace, values: np.ndarray) -> np.ndarray:
+    """The same with zeros for the ticks between, as far as the moments are at ticks."""
+    at, _, _ = _moments(trace)
+    ticks = np.round((at - at[0]) / TICK_S).astype(int)
+    out = np.zeros(ticks[-1] + 1)
+    np.add.at(out, ticks, values)
+    return out
+
+
+def _repeats(values: np.ndarray) -> Features:
+    """Where a series ceases to bring anything new: a tail is made of stretches of what came before it.
+
+    For one, two and three values in a row: the last place where they come for the first time, as a number of values and
+    as what was sent by then; and the share of such rows that came before, in all and in the last third.
+    """
+    out: Features = []
+    body = values[:-1].tolist()  # what is left for the last tick is anything
+    for n in (1, 2, 3):
+        seen: set[tuple[float, ...]] = set()
+        last, known = 0, []
+        for start in range(len(body) - n + 1):
+            row = tuple(body[start : start + n])
+            known.append(row in seen)
+            if row not in seen:
+                seen.add(row)
+                last = start + n
+        late = known[2 * len(known) // 3 :]
+        out += [float(last), float(sum(body[:last])), mean(known or [0]), mean(late or [0])]
+    return out
 
 
 def _padded(values: np.ndarray, count: int) -> Features:

@@ -383,7 +383,7 @@ class Connection(ABC):
         """Mode `bucket`: if a tick is due, its cells, over several calls if there are many; else waits for one."""
         if self._ticks.due(now) and not self._seal_cells(now, BURST):
             if self._sealer is not None:
-                for _ in range(self._mux.dummies()):
+                for _ in range(self._mux.dummies(self._ticks.number)):
                     self._out += self._sealer.seal_cell([], BUCKET_CELL, now)
             self._ticks.used()
         if self._mux.cells_due:

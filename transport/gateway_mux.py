@@ -25,7 +25,8 @@ from transport.messages import (
     request_digest,
 )
 from transport.mux import Mux, Paced, RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
-from transport.pacing import BUCKET_CELL, BUCKET_ROOM, ROOM_FLOOR, data_room, fill, rung
+from transport.pacing import BUCKET_CELL, BUCKET_ROOM, ROOM_FLOOR, Tail, data_room, fill
+from transport.primitives import sha256
 from transport.records import LENGTH_LEN
 from transport.stream import ANSWER_CREDIT, BODY_CREDIT, BodyBuffer, SendHalf
 
@@ -45,7 +46,7 @@ class _Asking:
 class GatewayMux(Mux):
     """The side that answers. Bodies are put together here, so that nothing acts on a part of a request."""
 
-    __slots__ = ("_answering", "_ends", "_incoming", "_last", "_new_tails", "_tails", "_ungranted")
+    __slots__ = ("_answering", "_ends", "_incoming", "_last", "_new_tails", "_tails", "_ungranted", "seed")
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +55,9 @@ class GatewayMux(Mux):
         self._ungranted: list[int] = []  # streams whose bodies have had no credit beyond the first
         self._answering: list[int] = []  # at most STREAMS_MAX
         self._ends: dict[int, End] = {}
-        self._tails: list[tuple[int, int]] = []  # dummy cells that an answer which is over still gets, and the rate
-        self._new_tails: list[tuple[int, int]] = []  # the same, from the next tick on
+        self._tails: list[Tail] = []  # dummy cells that answers which are over still get
+        self._new_tails: list[Tail] = []  # the same, from the next tick on
+        self.seed = b""  # of the dice for tails; secret
 
     def answer(
         self, stream: int, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0
@@ -116,13 +118,13 @@ class GatewayMux(Mux):
             turn = [fill(BUCKET_ROOM, partial(self._next_of, stream))]
             while paced.waiting:  # the parts of a message stay together
                 turn.append(fill(BUCKET_ROOM, partial(self._next_of, stream)))
-            paced.cells += len(turn)
-            paced.busy = True
+            paced.rhythm.add(len(turn))
             out += turn
             if stream not in self._senders:
                 del self._paced[stream]
-                if tail := rung(paced.cells) - paced.cells:
-                    self._new_tails.append((tail, paced.rate))
+                tail = paced.rhythm.tail(sha256(self.seed, stream.to_bytes(8, "big")))
+                if tail is not None:
+                    self._new_tails.append(tail)
         return out
 
     def _next_of(self, stream: int, room: int) -> bytes | None:
@@ -134,12 +136,11 @@ class GatewayMux(Mux):
         message = self._advance(stream, half, data_room(stream, half.offset, room))
         return None if message is None else encode(message)
 
-    def dummies(self) -> int:
+    def dummies(self, tick: int) -> int:
         for paced in self._paced.values():
-            paced.ticks, paced.busy = paced.ticks + paced.busy, False
-        count = sum(min(tail, rate) for tail, rate in self._tails)
-        left = [(tail - rate, rate) for tail, rate in self._tails if tail > rate]
-        self._tails = [*left, *self._new_tails][-TAILS_MAX:]
+            paced.rhythm.end_tick(tick)
+        count = sum(tail.next_tick() for tail in self._tails)
+        self._tails = [*(tail for tail in self._tails if not tail.over), *self._new_tails][-TAILS_MAX:]
         self._new_tails = []
         return count
 

@@ -6,7 +6,7 @@ what in cells is told by the padding mode (`transport.pacing`); when a tick is, 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from transport.messages import (
@@ -20,7 +20,7 @@ from transport.messages import (
     RequestHeader,
     encode,
 )
-from transport.pacing import BUCKET_ROOM, CONSTANT_ROOM, ROOM_FLOOR, data_room, fill, split
+from transport.pacing import BUCKET_ROOM, CONSTANT_ROOM, ROOM_FLOOR, Rhythm, data_room, fill, split
 from transport.records import LENGTH_LEN
 from transport.stream import SendHalf
 
@@ -112,20 +112,12 @@ StreamEvent = (
 )
 
 
-@dataclass
 class Paced:
     """A streamed answer in `bucket`: what waits for a tick besides its data, and what it has taken."""
 
-    waiting: list[bytes] = field(default_factory=list)
-    cells: int = 0
-    ticks: int = 0  # at which it had cells, this one not counted
-    busy: bool = False  # at this tick
-
-    @property
-    def rate(self) -> int:
-        """Cells a tick, on average over those that had any; at least one."""
-        ticks = self.ticks + self.busy
-        return max(1, (self.cells + ticks // 2) // ticks)
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.rhythm = Rhythm()
 
     def send(self, message: Message) -> None:
         self.waiting.extend(split(encode(message), BUCKET_ROOM))
@@ -242,8 +234,8 @@ class Mux(ABC):
         """Mode `bucket`: messages for cells, each of at most BUCKET_ROOM bytes; about `limit` bytes of cells."""
         return []
 
-    def dummies(self) -> int:
-        """Mode `bucket`: how many padding-only cells end this tick; to be asked once a tick, after its cells."""
+    def dummies(self, tick: int) -> int:
+        """Mode `bucket`: how many padding-only cells end tick number `tick`; to be asked once, after its cells."""
         return 0
 
     @abstractmethod

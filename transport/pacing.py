@@ -10,13 +10,12 @@ that comes later, or twice, ends the session. It governs both directions from th
 
 **bucket.** Bursts are padded (transport.records). The gateway's messages for a streamed answer (head, data, end, or a
 refusal after the head) leave only at ticks, each record being a cell of 128 bytes of plaintext that serves one answer;
-as many cells a tick as text waits. When the answer is over, padding-only cells follow, as many a tick as it had itself
-on average over the ticks that had any (rounded, at least one), until the number of its cells is on the ladder 16, 24,
-32, 48, 64, 96, ...; the edge's application has had the end by then. What an edge says because an answer is over (`ack`,
-`spans`) would tell where the tail begins: once a streamed answer has begun it waits until nothing has come for 500 ms,
-or for the next whole minute of the edge's clock. A session that ends before the tail does loses it, and with it the
-rung: the length of its last answer then shows to one cell (`EdgeSession.linger` waits for it). An answer that goes on
-over another session is counted from 0 there.
+as many cells a tick as text waits. When the answer is over, padding-only cells follow, in numbers a tick like its own
+(`Tail`), until the number of its cells is on the ladder 16, 24, 32, 48, 64, 96, ...; the edge's application has had the
+end by then. What an edge says because an answer is over (`ack`, `spans`) would tell where the tail begins: once a
+streamed answer has begun it waits until nothing has come for 500 ms, or for the next whole minute of the edge's clock.
+A session that ends before the tail does loses it, and with it the rung: the length of its last answer then shows to one
+cell (`EdgeSession.linger` waits for it). An answer that goes on over another session is counted from 0 there.
 
 **constant.** At every tick from the beginning of the session to its end each side sends one cell of 512 bytes of
 plaintext, whatever waits, and nothing else. The edge's cell with `pace` comes first: behind record 0, or at once behind
@@ -38,6 +37,7 @@ from typing import Final
 
 from transport.errors import ProtocolViolation
 from transport.messages import MESSAGE_MAX, AnswerData, Message, Part, Rekey, decode, encode
+from transport.primitives import sha256
 from transport.records import LENGTH_LEN, REKEY_ROOM
 
 TICK_S: Final = 0.1
@@ -49,6 +49,9 @@ BUCKET_ROOM: Final = BUCKET_CELL - REKEY_ROOM  # for messages with their lengths
 CONSTANT_ROOM: Final = CONSTANT_CELL - REKEY_ROOM
 ROOM_FLOOR: Final = 64  # a smaller rest of a cell is left to padding; the longest `end` with its length takes 52
 LADDER_FOOT: Final = 16
+RHYTHM_TICKS: Final = 64  # of an answer, remembered for its tail
+BLUR: Final = 0.7
+LULL_MAX: Final = 2  # ticks without a cell in a row, in a tail: far below QUIET_S
 _BIN8_MAX: Final = 255
 
 
@@ -136,6 +139,11 @@ class TickClock:
                 k += 1
             self._next = self._start + k * self._period
 
+    @property
+    def number(self) -> int:
+        """Of the armed tick, from 1."""
+        return 0 if self._next is None else round((self._next - self._start) / self._period)
+
     def reach(self, now: float) -> None:
         self._reached = self._next is not None and now >= self._next
 
@@ -144,6 +152,83 @@ class TickClock:
 
     def used(self) -> None:
         self._next, self._reached = None, False
+
+
+class Rhythm:
+    """How many cells an answer had, and at each of its last ticks, so that its tail can go on in the same way."""
+
+    __slots__ = ("_busy", "_counts", "_here", "_last", "cells")
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self._here = 0  # at this tick
+        self._busy = 0  # ticks with cells, this one not counted
+        self._last = 0  # number of the last of them
+        self._counts = bytearray()
+
+    def add(self, cells: int) -> None:
+        """So many cells more leave at this tick."""
+        self.cells += cells
+        self._here += cells
+
+    def end_tick(self, number: int) -> None:
+        if not self._here:
+            return
+        if self._busy:
+            self._counts += bytes(min(number - self._last - 1, LULL_MAX))
+        self._counts.append(min(self._here, 255))
+        del self._counts[:-RHYTHM_TICKS]
+        self._busy, self._last, self._here = self._busy + 1, number, 0
+
+    def tail(self, seed: bytes) -> "Tail | None":
+        """What is missing to the next rung; None if nothing is. The tick at which the answer ends is not repeated."""
+        missing = rung(self.cells) - self.cells
+        busy = self._busy + bool(self._here)
+        rate = max(1, (self.cells + busy // 2) // busy)
+        return Tail(missing, bytes(self._counts) or bytes([min(rate, 255)]), rate, seed) if missing else None
+
+
+class Tail:
+    """Padding-only cells behind an answer: at each tick as many as the answer had at one that secret dice choose.
+
+    Numbers that only come again would show where text, which brings new ones, has ended: so every second one is
+    blurred. At `rate` cells a tick, the answer's average, a tail would take T ticks; after 2 T it goes no slower.
+    """
+
+    __slots__ = ("_at", "_counts", "_in_lull", "_missing", "_patience", "_rate", "_seed")
+
+    def __init__(self, missing: int, counts: bytes, rate: int, seed: bytes) -> None:
+        self._missing, self._counts, self._rate, self._seed = missing, counts, rate, seed
+        self._patience = 2 * -(-missing // rate)
+        self._at, self._in_lull = 0, False
+
+    @property
+    def over(self) -> bool:
+        return self._missing == 0
+
+    def next_tick(self) -> int:
+        """How many cells are due at this tick."""
+        # A lull is gone through to its end, so that none is longer than those of the answer, which LULL_MAX bounds.
+        self._at = (self._at + 1) % len(self._counts) if self._in_lull else self._draw(len(self._counts))
+        count = self._blurred(self._counts[self._at])
+        self._in_lull = count == 0
+        self._patience -= 1
+        if self._patience < 0:
+            count = max(count, self._rate)
+        count = min(count, self._missing)
+        self._missing -= count
+        return count
+
+    def _blurred(self, count: int) -> int:
+        """Every second number that is not 0 is changed by some of what lies between two others."""
+        one, other = (self._counts[self._draw(len(self._counts))] for _ in range(2))
+        if not (count and one and other) or self._draw(2):
+            return count
+        return max(1, count + round(BLUR * (one - other)))
+
+    def _draw(self, below: int) -> int:
+        self._seed = sha256(b"causeway tail", self._seed)
+        return int.from_bytes(self._seed[:4], "big") % below
 
 
 class Veil:

@@ -30,7 +30,7 @@ from transport.handshake import (
 from transport.identity.verify import VerifiedPeer
 from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
 from transport.noise import Ephemerals
-from transport.primitives import sha256
+from transport.primitives import hmac_sha256, sha256
 from transport.records import unpack
 from transport.tickets import TICKET_ID_LEN, Ticket, TicketStore
 
@@ -98,6 +98,8 @@ class GatewayConnection(Connection):
         edge = self.credential
         self._send_now(welcome, now)
         not_after = edge.not_after if self._resuming else min(self._not_after, edge.not_after)
+        if self._chaining_key is not None:
+            self._streams.seed = hmac_sha256(self._chaining_key.expose(), b"causeway tail")
         self._open(edge, not_after, now)
         self._handshake = None  # an idle session is small
         self._ticket_store.put(self.tickets, now)

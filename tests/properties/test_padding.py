@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import partial
 from itertools import pairwise
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from transport.connection import AckReceived, Phase, SpansReceived
 from transport.identity.svid import Svid
 from transport.messages import Padding, SpanRecord, Spans
 from transport.mux import AnswerEnded
-from transport.pacing import BUCKET_CELL, CONSTANT_CELL, QUIET_S, TICK_S, rung
+from transport.pacing import BUCKET_CELL, CONSTANT_CELL, LULL_MAX, QUIET_S, TICK_S, rung
 from transport.primitives import sha256
 from transport.tickets import TicketStore
 
@@ -71,11 +72,12 @@ def test_H9_cells_leave_at_ticks_and_come_to_a_rung(
     assert {record.size for record in seen} == {BUCKET_CELL + RECORD}
     assert all(on_a_tick(record) for record in seen)
     assert len(seen) == rung(len(seen)), "an answer's cells are as many as a rung of the ladder"
-    dummies = Counter(record.at for record in seen if record.at > end + TICK_S + 1e-5)
-    assert all(b - a == pytest.approx(TICK_S, abs=1e-4) for a, b in pairwise(dummies)), "at every tick"
-    real = Counter(record.at for record in seen if record.at <= end + TICK_S + 1e-5)
-    rate = int(sum(real.values()) / len(real) + 0.5)
-    assert all(count == rate for count in list(dummies.values())[:-1]), "as many as there were before"
+    dummies = Counter(round(record.tick) for record in seen if record.at > end + TICK_S + 1e-5)
+    real = Counter(round(record.tick) for record in seen if record.at <= end + TICK_S + 1e-5)
+    if dummies:
+        assert all(b - a <= 1 + LULL_MAX for a, b in pairwise([max(real), *dummies])), "nothing tells that it is over"
+        rate = int(sum(real.values()) / len(real) + 0.5)
+        assert max(dummies) - max(real) <= 3 * ceil(sum(dummies.values()) / rate), "and it ends"
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,6 +104,7 @@ def test_H9_only_what_waited_at_each_tick_shows(data: st.DataObject, per_tick: l
     wires = []
     for letter in (b"a", b"b"):
         line, writes = session(), []
+        line.pair.gateway.streams.seed = b"the same dice"
         stream = asked(line)
         for tick, amount in enumerate(per_tick, start=3):
             cuts = sorted(data.draw(st.lists(st.integers(0, amount), max_size=5)))

@@ -103,6 +103,7 @@ class StreamsMachine(RuleBasedStateMachine):
         self.open: dict[int, Request] = {}  # the edge's streams
         self.answering: dict[int, tuple[Request, int]] = {}  # the gateway's streams: request, bytes written
         self.received: list[bytes] = []
+        self.ticks = 0
 
     @property
     def most(self) -> int:
@@ -119,7 +120,8 @@ class StreamsMachine(RuleBasedStateMachine):
         for cell in mux.cells(limit):
             assert sum(len(message) + 2 for message in cell) <= BUCKET_ROOM
             burst += cell
-        mux.dummies()
+        self.ticks += 1
+        mux.dummies(self.ticks)
         return burst
 
     # --- the edge
@@ -211,7 +213,7 @@ class StreamsMachine(RuleBasedStateMachine):
                 self.answering[event.stream] = request, event.offset
                 self.gateway.answer(event.stream, 200, "t", streamed=True, offset=event.offset)
             elif isinstance(event, RequestCancelled):
-                del self.answering[event.stream]
+                self.answering.pop(event.stream, None)  # it may be written to the end, and still waiting to leave
 
     def edge_takes(self, message: Message) -> None:
         self.edge.receive(message)

@@ -1,9 +1,11 @@
 """Cells, ticks, ladder, parts, and who may say `pace` when. What a watcher sees is in tests/properties."""
 
 from functools import partial
+from math import ceil
+from statistics import mean, stdev
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import transport.records
@@ -39,6 +41,7 @@ from transport.pacing import (
     CONSTANT_ROOM,
     TICK_S,
     Joiner,
+    Rhythm,
     TickClock,
     data_room,
     rung,
@@ -239,6 +242,46 @@ def test_head_text_and_end_of_a_short_answer_take_one_cell_and_fifteen_dummies()
     assert not line.pair.gateway.streams.cells_due
     due = line.pair.gateway.next_deadline()
     assert due is not None and due > line.pair.now + 1, "no ticks are kept without a reason"
+
+
+def tail_of(counts: dict[int, int], seed: bytes = b"seed") -> list[int]:
+    """The tail of an answer with so many cells at these ticks, the last of which ends it."""
+    rhythm = Rhythm()
+    for tick, cells in counts.items():
+        rhythm.add(cells)
+        if tick != max(counts):
+            rhythm.end_tick(tick)
+    out, tail = [], rhythm.tail(seed)
+    while tail is not None and not tail.over:
+        out.append(tail.next_tick())
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.integers(1, 300), st.integers(1, 600), min_size=1, max_size=90), st.binary(max_size=4))
+def test_H9_a_tail_comes_to_the_rung_has_no_long_lull_and_ends(counts: dict[int, int], seed: bytes) -> None:
+    counts = dict(sorted(counts.items()))
+    tail, cells = tail_of(counts, seed), sum(counts.values())
+    assert cells + sum(tail) == rung(cells)
+    assert "000" not in "".join("0" if count == 0 else "1" for count in tail)
+    rate = int(cells / len(counts) + 0.5)
+    assert len(tail) <= 3 * ceil(sum(tail) / rate)
+
+
+def test_H9_a_tail_has_the_spread_of_its_answer_and_is_not_foreseen() -> None:
+    pattern = [5, 7, 2, 10, 4, 5, 7, 9, 4, 12, 5, 2]
+    counts = {tick: pattern[tick % 12] for tick in range(1, 180)}
+    tail = tail_of(counts)[:-1]
+    assert len(tail) > 60
+    assert abs(mean(tail) - mean(counts.values())) < 1 and 0.8 < stdev(tail) / stdev(counts.values()) < 1.5
+    assert set(tail) - set(pattern), "text brings numbers that were not there before, so its tail does"
+    assert tail_of(counts, b"other seed")[:-1] != tail
+    assert set(tail_of({tick: 3 for tick in range(1, 40)})[:-1]) == {3}, "an even answer has an even tail"
+
+
+def test_H9_dice_for_tails_are_the_sessions_secret() -> None:
+    seeds = {timeline().pair.gateway.streams.seed for _ in range(2)}
+    assert len(seeds) == 2 and all(len(seed) == 32 for seed in seeds)
 
 
 @pytest.mark.parametrize(("content_type", "text"), [("text/event-stream", "\N{SNOWMAN}" * 512), ("t" * 128, "short")])
