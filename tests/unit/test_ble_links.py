@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from bleak.exc import (
     BleakDBusError,
     BleakError,
 )
+from bumble.att import ATT_CID
 from bumble.core import UUID, AdvertisingData
 from bumble.gatt import Characteristic, Service
 
@@ -25,6 +27,7 @@ from transport.links.base import Endpoint, Link, connect, listen
 from transport.links.ble_central import BleCentral
 from transport.links.gatt import INFO, RX, SERVICE, STARVED_S, TX, VALUE_MAX
 from transport.links.radio import OpenRadio, open_radio
+from transport.links.virtual_air import PHYS, Phy
 from transport.links.virtual_bleak import Backend, bleak_backend
 from transport.links.virtual_join import serve_radio
 from transport.links.virtual_radio import VirtualRadio
@@ -35,7 +38,7 @@ class Lab:
     until there is nothing more if it `drains`.
     """
 
-    def __init__(self, phy: str, seed: int) -> None:
+    def __init__(self, phy: Phy | str, seed: int) -> None:
         self.air = VirtualRadio(phy, seed=seed)
         self.radios: list[OpenRadio] = []
         self.links: asyncio.Queue[Link] = asyncio.Queue()
@@ -79,7 +82,7 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(phy: str = "1m", *, seed: int = 1, name: str = "") -> AsyncIterator[Lab]:
+async def lab(phy: Phy | str = "1m", *, seed: int = 1, name: str = "") -> AsyncIterator[Lab]:
     made = Lab(phy, seed)
     made.hop = await made.radio("hop")
     listener = await listen(Endpoint("ble", name), made.hold, radio=made.hop)
@@ -237,6 +240,9 @@ async def test_a_connect_that_is_cancelled_anywhere_leaves_nothing_behind(caplog
                 moments += 1
             else:
                 task.cancel()
+                if tenths % 2:  # by somebody who is impatient
+                    await asyncio.sleep(0.001)
+                    task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
             while not made.links.empty():
@@ -518,6 +524,45 @@ async def test_a_central_that_grants_nothing_is_given_up() -> None:
         await until(lambda: not stranger.is_connected)
 
 
+@pytest.mark.parametrize(("requests", "alone"), [(20, False), (100_000, False), (100_000, True)])
+@in_virtual_time
+async def test_one_who_asks_and_takes_no_answer_holds_nobody_up(requests: int, alone: bool) -> None:
+    """Its answers would fill the controller's few buffers, or the memory behind them. It acknowledges nothing, yet is
+    on the air, so that the radio itself does not end the connection.
+    """
+    async with lab(replace(PHYS["1m"], supervision_s=30.0)) as made:
+        edge = await made.radio("edge")
+        link = None if alone else await made.pair(edge)
+        device = await made.air.device("stranger")
+        stranger = await made.meet(bleak_backend(device))
+        (controller,) = [one for one in made.air._on_air if one.is_called("stranger")]
+        controller.host_reads(False)
+        (connection,) = device.connections.values()
+        info = stranger.services.get_characteristic(INFO)
+        assert info is not None
+        queue = made.hop._peripheral._device.host.le_acl_packet_queue
+        most = 0
+
+        async def ask() -> None:
+            nonlocal most
+            for number in range(requests):
+                if not controller.ends:
+                    return
+                device.send_l2cap_pdu(connection.handle, ATT_CID, b"\x0a" + info.handle.to_bytes(2, "little"))
+                if number % 8 == 7:
+                    await device.host.le_acl_packet_queue.drain(connection.handle)
+                most = max(most, queue.pending)
+
+        asking = asyncio.create_task(ask())
+        await until(lambda: not controller.ends, 5)
+        near, far = link or await made.pair(edge)
+        assert await rate(far, near, 50_000) > 80_000 and await rate(near, far, 50_000) > 80_000
+        assert most < 4_000 and queue.pending < 20
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await near.close()
+
+
 @in_virtual_time
 async def test_a_value_a_minute_is_a_slow_peer_and_no_error() -> None:
     async with lab("1m") as made:
@@ -567,11 +612,13 @@ async def test_a_full_hop_is_silent_until_there_is_room() -> None:
 @in_virtual_time
 async def test_a_new_pipe_needs_no_new_connection() -> None:
     async with lab("1m") as made:
-        stranger = await made.stranger()
+        stranger, last = await made.stranger(), None
         for number in range(5):
             values: list[bytes] = []
             await stranger.start_notify(TX, lambda _, value, got=values: got.append(bytes(value)))  # type: ignore[misc]
-            far = await made.links.get()
+            if last is not None:
+                await last.close()  # the hop is not always quicker than the edge
+            last = far = await made.links.get()
             await stranger.write_gatt_char(RX, b"\x00" + bytes([number]), response=False)
             assert await far.receive() == bytes([number])
             await stranger.write_gatt_char(RX, b"\x80\0\0\0\x20\0\0\0\x01", response=False)
@@ -585,7 +632,8 @@ async def test_a_new_pipe_needs_no_new_connection() -> None:
             if not number % 2:
                 with pytest.raises(LinkLost):
                     await far.receive()
-            await far.close()
+        assert last is not None
+        await last.close()
         assert stranger.is_connected and made.centrals == 1
         await until(lambda: not stranger.is_connected)  # and one who begins none has to go, as at first
 

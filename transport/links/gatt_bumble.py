@@ -27,7 +27,8 @@ DISCONNECT_S: Final = 5.0
 ADVERTISE_MS: Final = 100.0  # a compromise of what scanners find quickly and what batteries like
 GENERIC_NAME: Final = "Causeway"
 _MTU: Final = 517
-_BACKLOG_MAX: Final = 256  # packets that may wait for the controller before the centrals are suspected of not listening
+WATCH_S: Final = 1.0  # between looks at the controller's buffers
+_BACKLOG_MAX: Final = 256  # packets that may wait for them: pipes wait for room, a flood of requests does not
 _SCAN_NAME_MAX: Final = 29  # bytes: a scan response of 31
 
 OnLink = Callable[[Link], Awaitable[None]]
@@ -106,6 +107,8 @@ class BumbleListener:
         self._running: dict[asyncio.Task[None], GattLink] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._advertising = asyncio.Lock()
+        self._look: asyncio.TimerHandle | None = None
+        self._completed = 0  # packets of the controller at the last look
 
     async def start(self) -> None:
         """Raises LinkLost."""
@@ -124,6 +127,8 @@ class BumbleListener:
         await asyncio.gather(*running, return_exceptions=True)
         await asyncio.gather(*(link.close() for link in running.values()))
         await asyncio.gather(*(self._disconnect(central) for central in list(self._centrals.values())))
+        if self._look is not None:
+            self._look.cancel()
         if self._chores:
             await asyncio.wait(set(self._chores), timeout=DISCONNECT_S)
         with contextlib.suppress(BaseBumbleError, TimeoutError):
@@ -174,6 +179,8 @@ class BumbleListener:
         connection.once(connection.EVENT_DISCONNECTION, lambda _: self._disconnected(central))
         self._await_pipe(central)
         self._advertise_again()
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(WATCH_S, self._watch)
 
     def _disconnected(self, central: _Central) -> None:
         if self._centrals.get(central.connection.handle) is central:
@@ -253,7 +260,7 @@ class BumbleListener:
                 return
             busy = sum(other.link is not None for other in self._centrals.values())
             share = max(2, queue.max_in_flight // max(1, busy))
-            if queue.pending < queue.max_in_flight and _in_flight(queue, central.connection.handle) < share:
+            if queue.pending < queue.max_in_flight and _in_flight(central.connection) < share:
                 return
             flowed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -267,6 +274,22 @@ class BumbleListener:
             finally:
                 queue.remove_listener("flow", flow)
         raise LinkLost("the connection to the edge was lost")
+
+    def _watch(self) -> None:
+        """Shows a central out that takes nothing while others wait for the buffers it holds, or asks for more than it
+        takes: a controller's buffers are few, and bumble's queue for them has no end.
+        """
+        self._look = None
+        if not self._centrals:
+            return
+        self._look = asyncio.get_running_loop().call_later(WATCH_S, self._watch)
+        worst = max(self._centrals.values(), key=lambda one: _in_flight(one.connection))
+        if (queue := worst.connection.data_packet_queue) is None:
+            return
+        stuck = queue.pending >= queue.max_in_flight and queue.completed == self._completed
+        if queue.pending > queue.max_in_flight + _BACKLOG_MAX or (stuck and len(self._centrals) > 1):
+            self._do(self._disconnect(worst))
+        self._completed = queue.completed
 
     async def _disconnect(self, central: _Central) -> None:
         if central.gone.done():
@@ -288,7 +311,8 @@ def _named(name: bytes, room: int) -> tuple[int, bytes]:
     return AdvertisingData.SHORTENED_LOCAL_NAME, name[:room]
 
 
-def _in_flight(queue: Any, handle: int) -> int:
+def _in_flight(connection: Connection) -> int:
     """Packets of one connection that the controller has. bumble counts them and has no public word for it."""
-    state = queue._connection_state.get(handle)
+    queue = connection.data_packet_queue
+    state = queue._connection_state.get(connection.handle) if queue is not None else None
     return state.in_flight if state is not None else 0
