@@ -3,12 +3,12 @@
 **Answers.** Two topics. `prose`: tokens of some 5 characters, generated one by one with much jitter. `code`: tokens of
 some 3, of which many come together (a provider that guesses ahead guesses code well). Everything else is drawn alike
 for both: 20 to 60 tokens a second, the number of tokens (log-normal, median 90, 16 to 320), the time to the first one,
-and a stall now and then. Each token is one server-sent event in OpenAI's format, of some 190 bytes, since a gateway
-hands on what the provider sent.
+and a stall now and then. Each token is one server-sent event in OpenAI's format, of some 190 bytes.
 
 **Causeway.** A full handshake, then one request at a random moment of the session; EdgeConnection and GatewayConnection
-as they ship. The link takes no time and adds no jitter: the best a watcher can have. A trace begins with the request's
-record; in mode `constant`, where nobody can tell where that is, it is the whole session, which lasts `LIFETIME_S`.
+as they ship; answers travel as `transport.events` has them, as the product's gateway sends them. The link takes no time
+and adds no jitter: the best a watcher can have. A trace begins with the request's record; in mode `constant`, where
+nobody can tell where that is, it is the whole session, which lasts `LIFETIME_S`.
 
 **TLS + SSE.** A model: HTTP/1.1 over TLS 1.3 without padding. Each event is a chunk of its own (its length in hex and
 two line ends) in a record of its own, 22 bytes longer than that (header 5, inner type 1, tag 16), and leaves when the
@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks.chains import Chains
 from transport.connection import Connection, CredentialReceived, SignatureNeeded
+from transport.events import CONTENT_TYPE, EventEncoder
 from transport.handshake import Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import verify_svid
@@ -165,11 +166,13 @@ class _Session:
         header = encode_header(RequestHeader(
             "POST", "/v1/chat/completions", "application/json", "", len(_BODY), int(self.now) + 3600
         ))
-        whole = b"".join(event for _, event in answer.events)
+        encoder = EventEncoder()
+        entries = [(at, encoder.feed(event)) for at, event in answer.events]
+        whole = b"".join(entry for _, entry in entries)
         self._plan = [
             (answer.asked, lambda: self._edge.request(b"r" * 16, header, _BODY)),
-            (answer.begun, lambda: streams.answer(0, 200, "text/event-stream", streamed=True)),
-            *((at, partial(streams.write, 0, event)) for at, event in answer.events),
+            (answer.begun, lambda: streams.answer(0, 200, CONTENT_TYPE, streamed=True)),
+            *((at, partial(streams.write, 0, entry)) for at, entry in entries),
             (answer.events[-1][0], lambda: streams.end(0, len(whole), sha256(whole))),
         ]
         self._plan.reverse()
