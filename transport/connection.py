@@ -422,6 +422,8 @@ class Connection(ABC):
                         pass
                     case Close():
                         self._peer_closed(whole)
+                    case Ping() | Pong() if self.phase is not Phase.OPEN:
+                        raise ProtocolViolation("a heartbeat before the session stands")
                     case Ping():
                         self._mux.send(Pong())
                     case Pong():

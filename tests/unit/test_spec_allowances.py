@@ -1,12 +1,16 @@
-"""What docs/SPEC.md allows at the beginning of a session, where a strict reader might expect a refusal."""
+"""What docs/SPEC.md allows at the beginning of a session, where a strict reader might expect a refusal; and one that it
+refuses, where a lenient one might not.
+"""
 
 import pytest
 
 from tests.support.recorded import Side
 from tests.support.scripted_sessions import NOW, RECORDED, Talk, derived, login
 from transport.connection import Phase
+from transport.errors import ProtocolViolation
 from transport.initiator import EdgeConnection, Resumption
-from transport.messages import Pace, Padding, Ping, encode
+from transport.messages import Message, Pace, Padding, Ping, Pong, Welcome, encode
+from transport.responder import GatewayConnection
 
 
 def opened() -> Talk:
@@ -33,6 +37,20 @@ def test_ping_may_come_before_pace() -> None:
     say(talk, encode(Pace(Padding.OFF)))
     assert talk.gateway.phase is Phase.OPEN and talk.gateway.streams.padding is Padding.OFF
 
+@pytest.mark.parametrize("early", [Ping(), Pong()])
+def test_no_heartbeat_comes_before_welcome(monkeypatch: pytest.MonkeyPatch, early: Message) -> None:
+    send = GatewayConnection._send_now
+
+    def send_rudely(gateway: GatewayConnection, message: Message, now: float) -> None:
+        if isinstance(message, Welcome):
+            send(gateway, early, now)
+        send(gateway, message, now)
+
+    monkeypatch.setattr(GatewayConnection, "_send_now", send_rudely)
+    talk = login()
+    with pytest.raises(ProtocolViolation):
+        talk.settle()
+    assert talk.edge.phase is Phase.CLOSED
 
 
 def test_early_data_may_be_padding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
