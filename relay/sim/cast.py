@@ -222,34 +222,34 @@ class Hop:
 
 
 class Watched:
-    """A link of an edge, which is told when it breaks."""
+    """A link of an edge; `ended` is told once: True if it broke, False if the edge itself has closed it."""
 
-    def __init__(self, link: Link, lost: Callable[[], None]) -> None:
-        self.peer, self._link, self._lost = link.peer, link, lost
-        self._told = False
+    def __init__(self, link: Link, ended: Callable[["Watched", bool], None]) -> None:
+        self.peer, self._link = link.peer, link
+        self._ended: Callable[[Watched, bool], None] | None = ended
 
     async def send(self, data: bytes) -> None:
         try:
             await self._link.send(data)
         except LinkLost:
-            self._tell()
+            self._tell(broke=True)
             raise
 
     async def receive(self) -> bytes:
         try:
             return await self._link.receive()
         except LinkLost:
-            self._tell()
+            self._tell(broke=True)
             raise
 
     async def close(self, reason: CloseReason = "done") -> None:
-        self._told = True  # what breaks from here on breaks nothing
+        self._tell(broke=False)
         await self._link.close(reason)
 
-    def _tell(self) -> None:
-        if not self._told:
-            self._told = True
-            self._lost()
+    def _tell(self, *, broke: bool) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self, broke)
 
 
 class Edge:
@@ -257,16 +257,19 @@ class Edge:
 
     def __init__(
         self, name: str, folder: Path, hops: dict[str, Hop], airs: dict[str, Air], padding: Padding,
-        dice: random.Random, lost: Callable[[], None],
+        dice: random.Random, parted: Callable[[bool], None],
     ) -> None:
-        """`airs` by the hop's name; `dice` for its pauses; `lost` is told of each link that breaks."""
+        """`airs` by the hop's name; `dice` for its pauses. `parted` is told True for each link that breaks, and False
+        when the edge itself closes the only one it has.
+        """
         self._clock = VirtualClock(dice)
-        self.name, self._hops, self.airs, self._padding, self._on_lost = name, hops, airs, padding, lost
+        self.name, self._hops, self.airs, self._padding, self._parted = name, hops, airs, padding, parted
         self._database = Database.open(folder / f"{name}.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
         self._settings = Settings(self._database, identity.NAMESPACE)
         self.outbox = Outbox(Queue(self._database, "outbox"))
         self._tracing = telemetry.start("edge", traces=_TRACES)
         self._failed: dict[str, float] = {}  # loop time of a hop's last failure
+        self._open: set[Watched] = set()
         self.lives = 0
         self.client: GatewayClient
 
@@ -331,7 +334,13 @@ class Edge:
         except LinkLost:
             self._failed[best] = now
             raise
-        return Watched(link, self._on_lost)
+        self._open.add(watched := Watched(link, self._link_ended))
+        return watched
+
+    def _link_ended(self, link: Watched, broke: bool) -> None:
+        self._open.discard(link)
+        if broke or not self._open:  # a renewed session stands before the old one is closed
+            self._parted(broke)
 
 
 async def _again(every_s: float, work: Callable[[], Awaitable[object]]) -> None:

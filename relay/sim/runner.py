@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -60,6 +61,7 @@ class _Stage:
         self._provider = ScriptedProvider(scenario.prompts, seed)
         self._asking: dict[str, set[asyncio.Task[None]]] = {name: set() for name in scenario.edge_names}
         self._started = 0.0
+        self._back = 0.0  # when somebody last came back who had been killed
         self._failures: list[BaseException] = []  # of our own code, not of what is played
 
     @property
@@ -111,7 +113,7 @@ class _Stage:
         }
         hops = {hop: self._hops[hop] for hop in airs}
         dice = random.Random(f"{self._seed} pauses {name}")  # noqa: S311  # a play, not a key
-        return Edge(name, self._folder, hops, airs, self._scenario.padding, dice, lambda: self._link_lost(name))
+        return Edge(name, self._folder, hops, airs, self._scenario.padding, dice, partial(self._parted, name))
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class _Stage:
         if line.broken is not None:
             way_back = self._edges[line.edge].in_reach_at(line.broken + self._started) - self._started
             line.gaps += ((line.broken, now),)
-            self._course.resumed.append(max(0.0, now - max(line.broken, way_back)))
+            self._course.resumed.append(now - min(now, max(line.broken, way_back, self._back)))
             line.broken = None
         line.had += len(chunk)
         written = self._provider.written.get(line.number, ())
@@ -188,11 +190,16 @@ class _Stage:
         line.outcome, line.ended = outcome, self._now
         self._provider.written.pop(line.number, None)
 
-    def _link_lost(self, name: str) -> None:
-        self._course.drops.append((self._now, name))
-        for line in self._course.lifelines:
-            if line.edge == name and line.outcome == PENDING and line.began is not None and line.broken is None:
-                line.broken = self._now
+    def _parted(self, name: str, broke: bool) -> None:
+        """An edge has no link any more; whether that matters, the streams tell that were under way."""
+        cut = [
+            line for line in self._course.lifelines
+            if line.edge == name and line.outcome == PENDING and line.began is not None and line.broken is None
+        ]
+        for line in cut:
+            line.broken = self._now
+        if broke or cut:
+            self._course.drops.append((self._now, name))
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -215,10 +222,12 @@ class _Stage:
                     await asyncio.sleep(seconds(fault.lasts))
                     for hop in hops:
                         hop.up = True
+                    self._back = self._now
                 case "kill gateway":
                     await self._gateway.kill()
                     await asyncio.sleep(seconds(fault.lasts))
                     await self._gateway.start()
+                    self._back = self._now
             if not fault.every:
                 return
             await asyncio.sleep(max(0.0, begun + seconds(fault.every) - self._now))
@@ -228,6 +237,7 @@ class _Stage:
         await _stopped(self._asking[edge.name])
         await asyncio.sleep(lasts_s)
         edge.start()
+        self._back = self._now
         for entry in await edge.client.unsettled():  # as `edge serve` does when it starts
             if entry.body is not None:
                 line = self._course.lifelines[self._provider.number_of(entry.body)]
