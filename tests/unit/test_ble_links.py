@@ -60,8 +60,12 @@ class Lab:
             while await link.receive():
                 pass
 
+    async def arrival(self) -> Link:
+        async with asyncio.timeout(60):
+            return await self.links.get()
+
     async def pair(self, edge: OpenRadio) -> tuple[Link, Link]:
-        return await edge.connect("", timeout_s=20), await self.links.get()
+        return await edge.connect("", timeout_s=20), await self.arrival()
 
     @property
     def centrals(self) -> int:
@@ -260,6 +264,29 @@ async def test_a_connect_that_is_cancelled_anywhere_leaves_nothing_behind(caplog
 
 
 @in_virtual_time
+async def test_a_connection_is_given_back_though_nobody_waits_for_that() -> None:
+    async with lab("1m") as made:
+        backend = bleak_backend(await made.air.device("edge"))
+
+        class Slow(backend.client):  # type: ignore[name-defined, misc]
+            async def disconnect(self) -> None:
+                await asyncio.sleep(1)
+                await super().disconnect()
+
+        central = BleCentral(backend.scanner, Slow)
+        near = await central.connect("", timeout_s=20)
+        await made.arrival()
+        closing = asyncio.create_task(near.close("error"))
+        await asyncio.sleep(0.5)  # both ends have said that they end, and the disconnection has begun
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert made.centrals == 1
+        await central.close()
+        await until(lambda: made.centrals == 0, 1.0)
+
+
+@in_virtual_time
 async def test_a_listen_that_is_cancelled_is_silent_and_can_be_tried_again() -> None:
     made = Lab("1m", 1)
     hop, edge = await made.radio("hop"), await made.radio("edge")
@@ -348,6 +375,23 @@ async def test_hops_that_work_come_before_hops_that_are_near() -> None:
 
 
 @in_virtual_time
+async def test_a_hop_that_has_gone_leaves_time_for_another() -> None:
+    made = Lab("1m", 1)
+    edge = await made.radio("edge")
+    for name, dbm in (("near", -40), ("far", -80)):
+        await (await made.radio(name)).listen(made.hold, name=name)
+        made.air.signal(name, dbm)
+    connecting = asyncio.create_task(edge.connect("", timeout_s=10))
+    await asyncio.sleep(0.5)
+    made.air.out_of_range("near", True)
+    link = await connecting
+    assert link.peer == f"ble:{made.radios[2]._peripheral._device.random_address.to_string(False)}"
+    made.over.set()
+    for radio in made.radios:
+        await radio.close()
+
+
+@in_virtual_time
 async def test_a_hop_is_found_by_name_and_by_address() -> None:
     made = Lab("1m", 1)
     edge = await made.radio("edge")
@@ -421,7 +465,7 @@ async def test_the_value_size_is_asked_for_until_it_is_known() -> None:
 
         central = BleCentral(backend.scanner, Late)
         near = await central.connect("", timeout_s=20)
-        assert await rate(near, await made.links.get(), 100_000) > 80_000
+        assert await rate(near, await made.arrival(), 100_000) > 80_000
         await central.close()
 
 
@@ -453,7 +497,7 @@ async def test_garbage_on_every_characteristic_disturbs_nobody() -> None:
             assert service is not None
             if subscribed:
                 await stranger.start_notify(TX, lambda *_: None)
-                far_one = await made.links.get()
+                far_one = await made.arrival()
             for number in range(300):
                 for part in service.characteristics:
                     value = dice.randbytes(dice.choice([0, 1, 2, 9, 20, 400, 495, 512]))
@@ -482,7 +526,7 @@ async def test_what_is_no_value_ends_the_strangers_pipe_with_a_clear_error(value
     async with lab("1m") as made:
         stranger = await made.stranger()
         await stranger.start_notify(TX, lambda *_: None)
-        far = await made.links.get()
+        far = await made.arrival()
         await stranger.write_gatt_char(RX, b"\x00hello", response=False)
         if value == b"\x01a\x01b":  # the same number twice
             await stranger.write_gatt_char(RX, b"\x00hello", response=False)
@@ -515,7 +559,7 @@ async def test_a_central_that_grants_nothing_is_given_up() -> None:
     async with lab("1m") as made:
         stranger = await made.stranger()
         await stranger.start_notify(TX, lambda *_: None)
-        far = await made.links.get()
+        far = await made.arrival()
         begun = asyncio.get_running_loop().time()
         with pytest.raises(LinkLost, match="takes nothing"):
             await far.send(bytes(100_000))
@@ -584,7 +628,7 @@ async def test_hundreds_of_connects_leave_nothing_behind() -> None:
             stranger = await made.meet(backend)
             if number % 2:
                 await stranger.start_notify(TX, lambda *_: None)
-                await made.links.get()
+                await made.arrival()
             await stranger.disconnect()
         await asyncio.sleep(gatt_bumble.SUBSCRIBE_S + 1)
         listener = made.hop._peripheral._listener
@@ -618,7 +662,7 @@ async def test_a_new_pipe_needs_no_new_connection() -> None:
             await stranger.start_notify(TX, lambda _, value, got=values: got.append(bytes(value)))  # type: ignore[misc]
             if last is not None:
                 await last.close()  # the hop is not always quicker than the edge
-            last = far = await made.links.get()
+            last = far = await made.arrival()
             await stranger.write_gatt_char(RX, b"\x00" + bytes([number]), response=False)
             assert await far.receive() == bytes([number])
             await stranger.write_gatt_char(RX, b"\x80\0\0\0\x20\0\0\0\x01", response=False)

@@ -145,8 +145,6 @@ class BleCentral:
                     pipe = await self._agree(client)
                     link = self._link(client, pipe, device.address)
                     await client.start_notify(TX, lambda _, value: link.take(bytes(value)))
-            if not client.is_connected:
-                raise LinkLost("the connection to the hop was lost", hint=_GO_NEARER)
         except BaseException as error:
             if link is not None:
                 self._links.discard(link)
