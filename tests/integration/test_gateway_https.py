@@ -31,6 +31,7 @@ from relay.hop.identity import join as join_hop
 from store.keys import Passphrase
 from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
 from transport import telemetry
+from transport.errors import LinkLost
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
 from transport.identity.svid import load_certificate, make_csr, spiffe_id_of
 from transport.identity.tls import client_context, load_svid, server_context, unverified_context
@@ -367,6 +368,19 @@ async def test_a_tunnel_holds_no_stranger_s_place_and_outlives_them(lab: Lab, tm
         await asyncio.sleep(0)
     (connection,) = lab.gate.connections.values()
     assert connection._end is None
+    await tunnel.close()
+
+
+async def test_a_tunnel_in_which_no_session_comes_about_ends_as_an_error(lab: Lab, tmp_path: Path) -> None:
+    """So that the hop can slow that stranger down, who gets the hint all the same."""
+    hop = await join_hop(HopHome(tmp_path / "hop", Passphrase("p")), await lab.enrolment.invite("hop/h"), lab.url)
+    tls = client_context(hop.bundle, hop.svid)
+    tunnel = await connect_websocket(Endpoint.parse(f"wss://{lab.address}/v1/tunnel"), tls=tls)
+    await tunnel.send(b"\x7f" + bytes(2000))
+    with pytest.raises(LinkLost) as lost:
+        while await tunnel.receive():
+            pass
+    assert lost.value.reason == "error"
     await tunnel.close()
 
 

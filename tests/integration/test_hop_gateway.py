@@ -374,6 +374,8 @@ async def test_one_address_does_not_take_every_link(gateway: JoiningGateway, hom
         while sum(one.done() for one in gone) < 3:  # noqa: ASYNC110 - the fixture's time-out is the limit
             await asyncio.sleep(0)
         assert any("taken by 127.0.0.1" in line for line in running.lines)
+        told = running.hop.status()["last_error"]
+        assert "turned away" in told and "127.0.0.1" not in told, "the status names nobody"
         reader, writer = await dial(running, "127.0.0.2")
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
