@@ -1,37 +1,40 @@
 """The main job end to end, with product commands only and a capture: see `scripts/demo --help`.
 
-    edge ──unix──▶ recorder ──unix──▶ hop ──tcp──▶ recorder ──tls──▶ gateway ──http──▶ provider
-    in a network namespace                                            holds the key     stand-in, or a real one
-    without any network
+    edge ──HCI──▶ recorder ──HCI──▶ radio ◀──HCI── hop ──wss──▶ recorder ──wss──▶ gateway ──http──▶ provider
+    bleak, in a network             BLE 1M,                                       holds the key     stand-in,
+    namespace without any network   modelled                                                        or a real one
 
-Six processes. The two recorders (scripts/capture.py) keep what crossed the hop on either side; afterwards the demo
-searches that, and every file the products left on disk, for words that were said. A search that finds nothing proves
-something only if it can find: so the same request also goes to the provider in the clear through a third recorder,
-where everything must be found, and the documents' words must be found in the documents.
+The edge reaches the hop over Bluetooth Low Energy: by bleak and GATT, over a virtual radio (`relay sim radio`) in place
+of an antenna. The two recorders (scripts/capture.py) keep what crossed the hop on either side: what the edge's host
+handed to its Bluetooth controller and got from it, and what the hop and the gateway said. Afterwards the demo puts the
+radio's fragments together (scripts/radio_frames.py) and searches all of it, and every file the products left on disk,
+for words that were said. A search that finds nothing proves something only if it can find: so the same request also
+goes to the provider in the clear, by the same radio and through a recorder of the same kind (scripts/plain_radio.py),
+where all of it must be found, and the documents' words must be found in the documents.
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from scripts import canaries
+from scripts import canaries, plain_radio, radio_frames
 from scripts.staging import DemoFailed, Processes, Steps, confinement, echo, free_port
 from scripts.tables import canary_table, trace_table
+from transport.errors import TransportError
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -39,6 +42,7 @@ EDGE, RELAY = str(BIN / "edge"), str(BIN / "relay")
 MANUAL = ROOT / "examples" / "manual"
 TRUST_DOMAIN = "field.example"
 LOCAL_QUESTION = "What is the maximum working pressure of the P-101 pump?"
+PHY = "1m"  # see transport/links/virtual_air.py
 HARD_PART = "explain in two sentences why boiling makes water safe to drink."
 RELAYED_QUESTION = "For the report of station {name}: " + HARD_PART
 
@@ -48,9 +52,10 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STEPS = {
     "starting the provider": 4.0,
     "founding a trust domain and starting the gateway": 5.0,
+    "switching on a virtual Bluetooth radio": 1.0,
     "joining and starting the hop": 4.0,
     "taking the edge off every network": 1.0,
-    "joining the edge, through the hop": 3.0,
+    "joining the edge, over Bluetooth and through the hop": 3.0,
     "ingesting the field manual": 10.0,
     "asking what the manual knows": 5.0,
     "asking what needs a larger model": 6.0,
@@ -190,6 +195,17 @@ models = {json.dumps(self.models)}
         line = self.run("gateway", RELAY, "gateway", "invite", path, *self.config, *self.keys("gateway"))
         return self.secret(path.replace("/", "-") + ".invitation", line.strip())
 
+    def start_radio(self) -> None:
+        self.radio, self.edges_radio = self.folder / "radio.sock", self.folder / "edges-radio.sock"
+        command = [RELAY, "sim", "radio", str(self.radio), "--phy", PHY]
+        self.processes.start("radio", command, "radio ready", self.environment("radio"))
+        self.recorder("radio", f"unix:{self.edges_radio}", f"unix:{self.radio}")
+        (self.folder / "edge" / "config.toml").write_text(f'[bluetooth]\nradio = "virtual:{self.edges_radio}"\n')
+        self.steps.tell(
+            "Bluetooth Low Energy at 1 Mbit/s without an antenna: hosts talk to it as to a controller, with the timing "
+            "of a real one. A recorder sits between it and the edge."
+        )
+
     def start_hop(self) -> None:
         home, wan = str(self.folder / "hop"), f"127.0.0.1:{self.ports['wan']}"
         self.recorder("wan", f"tcp:{wan}", f"tcp:127.0.0.1:{self.ports['https']}")
@@ -206,15 +222,17 @@ models = {json.dumps(self.models)}
             "--gateway",
             f"https://{wan}",
         )
-        listen = f"unix:{self.folder / 'hop.sock'}"
+        way = ["--listen", "ble:pi-1", "--radio", f"virtual:{self.radio}", "--gateway", f"wss://{wan}"]
         self.processes.start(
             "hop",
-            [RELAY, "hop", "serve", "--home", home, *self.keys("hop"), "--listen", listen, "--gateway", f"wss://{wan}"],
+            [RELAY, "hop", "serve", "--home", home, *self.keys("hop"), *way],
             "ready",
             self.environment("hop"),
         )
-        self.recorder("link", f"unix:{self.folder / 'link.sock'}", listen)
-        self.steps.tell("it copies bytes and has no code to read them; a recorder sits on either side of it")
+        self.steps.tell(
+            "it copies bytes between Bluetooth and a WebSocket and has no code to read them; another recorder sits "
+            "between it and the gateway"
+        )
 
     def confine_edge(self) -> None:
         self.prefix = confinement()
@@ -230,13 +248,16 @@ models = {json.dumps(self.models)}
         self.results["confined"] = {"by": " ".join(self.prefix), "gateway_port_from_inside": inside}
         self.steps.tell(
             f"every edge command runs under `{' '.join(self.prefix)}`: from there even this machine's own ports are "
-            f"{inside}; the only way out is the Unix socket that leads to the hop"
+            f"{inside}; the only way out is its radio's Unix socket"
         )
 
     def join_edge(self) -> None:
         invitation = self.invite(self.device)
-        self.edge("join", "--invitation-file", str(invitation), "--hop", f"unix:{self.folder / 'link.sock'}")
-        self.steps.tell("keys made on the device; its certificate came through the hop, which could not see it")
+        self.edge("join", "--invitation-file", str(invitation), "--hop", "ble:")
+        self.steps.tell(
+            "bleak found the hop by its service; keys made on the device; its certificate came through the hop, which "
+            "could not see it"
+        )
 
     def ingest(self) -> None:
         note = self.folder / "documents" / "note.md"
@@ -299,16 +320,22 @@ models = {json.dumps(self.models)}
             identity=[self.device, f"spiffe://{TRUST_DOMAIN}"],
         )
         text = str(relayed["answer"])
-        # The plaintext control: the same request in the clear, through the same kind of recorder.
+        # The plaintext control: the same request in the clear, by the same radio and the same kind of recorder.
         plain = self.control(said, relayed["question"], str(relayed["trace_id"]))
         control = canaries.search_folder(plain, said.needles())
         unseen = [needle for needle, count in control.items() if count == 0]
         if unseen:
             raise DemoFailed(f"the plaintext control did not show {unseen}, so the search proves nothing")
-        crossed = [self.folder / "capture-link", self.folder / "capture-wan"]
-        sizes = [canaries.size(folder) for folder in crossed]
-        if min(sizes) < 4096:
-            raise DemoFailed(f"the captures are too small to hold a conversation: {sizes} bytes")
+        captured = [self.folder / "capture-radio", self.folder / "capture-wan"]
+        sizes = [canaries.size(folder) for folder in captured]
+        together = self.folder / "together-radio"
+        by_radio = radio_frames.put_together(captured[0], together)
+        # The hop counted what it copied of this one answer's link; joining came before it.
+        counted = [span["attributes"] for span in relayed["spans"] if span["role"] == "hop"]
+        carried = sum(span[f"causeway.bytes.{way}"] for span in counted for way in ("in", "out"))
+        if carried < 4096 or min(by_radio, sizes[1]) < carried:
+            raise DemoFailed(f"the captures do not hold the {carried} bytes that the hop carried: {by_radio}, {sizes}")
+        crossed = [*captured, together]
         needles = [*said.needles(), *canaries.windows(text), self.note]
         hop = sum(sum(canaries.search_folder(folder, needles).values()) for folder in crossed)
 
@@ -329,6 +356,7 @@ models = {json.dumps(self.models)}
             "document_hits": sum(shown),
             "key_hits": canaries.search_folder(plain, [key])[key] if not self.arguments.provider else 1,
             "captured_bytes": sum(sizes),
+            "radio_bytes": by_radio,
             "searched_on_disk": sum(canaries.size(home) for home in homes),
         }
         self.steps.console.print(canary_table(self.results, len(needles), len(disk_needles)))
@@ -338,33 +366,42 @@ models = {json.dumps(self.models)}
     def control(self, said: canaries.Said, question: str, trace_id: str) -> Path:
         """The request without protection, through a recorder of the same kind: everything must be readable there.
 
-        It goes to the stand-in itself; with a real provider, to a listener on this machine that answers alike.
+        It goes to the stand-in itself; with a real provider, to a listener on this machine that answers alike. Returns
+        the folder where the recording is put together.
         """
-        folder, sock = self.folder / "capture-control", self.folder / "control.sock"
+        folder, sock = self.folder / "together-control", self.folder / "control.sock"
+        self.recorder("control", f"unix:{sock}", f"unix:{self.radio}")
         with contextlib.ExitStack() as stack:
             port = (
                 stack.enter_context(echo(said, self.results["relayed"]["answer"])) if self.arguments.provider else None
             )
-            self.recorder("control", f"unix:{sock}", f"tcp:127.0.0.1:{port or self.provider_port}")
             headers = {
+                "Host": "localhost",
                 "Authorization": f"Bearer {'none' if port else self.key_file.read_text().strip()}",
                 "Content-Type": "application/json",
                 "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01",
                 "X-Device": f"spiffe://{TRUST_DOMAIN}/{self.device}",
+                "Connection": "close",
             }
+            requests = []
             for stream in (True, False):  # each way an answer can look
-                connection = HTTPConnection("localhost", timeout=60)
-                connection.sock = socket.socket(socket.AF_UNIX)
-                connection.sock.connect(str(sock))
                 messages = [{"role": "user", "content": question}]
                 body = {"model": self.models[0], "stream": stream, "max_tokens": 24, "messages": messages}
-                connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-                answer = connection.getresponse()
-                content = answer.read()
-                connection.close()
-                if answer.status != 200:
-                    raise DemoFailed(f"the plaintext control was answered with {answer.status}")
-        text = json.loads(content)["choices"][0]["message"]["content"]
+                requests.append(http_request(headers, json.dumps(body).encode()))
+            try:
+                answers = asyncio.run(
+                    plain_radio.exchange(sock, self.radio, port or self.provider_port, requests)
+                )
+            except (TransportError, OSError, TimeoutError) as error:
+                raise DemoFailed(f"the plaintext control came to nothing: {error}") from None
+        for answer in answers:
+            if answer.split(b" ", 2)[1:2] != [b"200"]:
+                raise DemoFailed(f"the plaintext control was answered with {answer[:60]!r}")
+        radio_frames.put_together(self.folder / "capture-control", folder)
+        whole = [("out", request) for request in requests] + [("back", answer) for answer in answers]
+        if not all(radio_frames.holds(folder, direction, content) for direction, content in whole):
+            raise DemoFailed("the plaintext control was not found in full by radio, so the search proves nothing")
+        text = json_in(answers[-1].partition(b"\r\n\r\n")[2].decode())["choices"][0]["message"]["content"]
         pieces = canaries.windows(json.dumps(text, ensure_ascii=False)[1:-1])
         if not pieces or 0 in canaries.search_folder(folder, pieces).values():
             raise DemoFailed("the plaintext control did not show its own answer, so the search proves nothing")
@@ -382,7 +419,8 @@ models = {json.dumps(self.models)}
   {" ".join(self.prefix)} {EDGE} status
   {RELAY} gateway devices {" ".join([*self.config, *self.keys("gateway")])}
 
-What crossed the hop is in {folder}/capture-link and {folder}/capture-wan, logs are in {folder}/logs.
+What crossed the hop is in {folder}/capture-wan and {folder}/capture-radio (HCI; put together until the search
+in {folder}/together-radio), logs are in {folder}/logs. The hop itself: {RELAY} hop status --home {folder}/hop
 Process ids: {", ".join(f"{name} {pid}" for name, pid in self.processes.pids().items())}
 [bold]Ctrl-C stops everything and removes the folder.[/]""",
             highlight=False,
@@ -393,6 +431,7 @@ Process ids: {", ".join(f"{name} {pid}" for name, pid in self.processes.pids().i
         tasks = [
             self.start_provider,
             self.start_gateway,
+            self.start_radio,
             self.start_hop,
             self.confine_edge,
             self.join_edge,
@@ -405,6 +444,13 @@ Process ids: {", ".join(f"{name} {pid}" for name, pid in self.processes.pids().i
         for name, task in zip(STEPS, tasks, strict=True):
             self.steps.next(name)
             task()
+
+
+def http_request(headers: dict[str, str], body: bytes) -> bytes:
+    """A request for a completion, as it lies on the wire."""
+    lines = ["POST /v1/chat/completions HTTP/1.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def json_in(output: str) -> Any:
@@ -430,8 +476,9 @@ def interrupted(number: int, frame: object) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
-        description="Provider, gateway, hop and edge as separate processes on this machine: a local answer with a "
-        "citation, a relayed one, its trace, and proof that the hop saw nothing. Ends within a minute.",
+        description="Provider, gateway, hop and edge as separate processes on this machine, the edge without any "
+        "network but (virtual) Bluetooth: a local answer with a citation, a relayed one, its trace, and proof that the "
+        "hop saw nothing. Ends within a minute.",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")

@@ -119,7 +119,7 @@ def test_demo_kept_running_stops_on_interrupt(short_path: Path) -> None:
         line = re.search(r"Process ids: ([^\n]+(?:\n[^\n]+)*?)\nCtrl-C", seen)
         assert "edge ask" in seen and line is not None
         pids = [int(number) for number in re.findall(r"[a-z-]+ (\d+)", line[1])]
-        assert len(pids) == 6 and all(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert len(pids) == 7 and all(Path(f"/proc/{pid}").exists() for pid in pids)
         for _ in range(3):  # an impatient user, or a shell that tells the whole group
             process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
