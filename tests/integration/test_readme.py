@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"(?ms)^```sh\n(.*?)^```$", TEXT)
-INDENTED = re.findall(r"(?m)^    (\S.*?)(?:\s+#.*)?$", TEXT)
+INDENTED = re.findall(r"(?m)^    (\S.*?)(?:\s+#.*)?$", re.sub(r"(?ms)^```.*?^```$", "", TEXT))
 
 
 def test_it_opens_with_a_real_run() -> None:

@@ -384,7 +384,7 @@ def test_what_a_peer_may_not_send_later() -> None:
         assert pipe.read(10) == b"a"  # what had come is right all the same
 
 
-def test_a_window_is_never_exceeded() -> None:
+def test_M20_a_window_is_never_exceeded() -> None:
     one, _ = connected()
     one.pipe.send(bytes(QUEUE_MAX))
     with pytest.raises(LocalMisuse):

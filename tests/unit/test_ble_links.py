@@ -485,7 +485,7 @@ async def test_a_stranger_that_begins_no_pipe_is_shown_out() -> None:
 
 
 @in_virtual_time
-async def test_garbage_on_every_characteristic_disturbs_nobody() -> None:
+async def test_M20_garbage_on_every_characteristic_disturbs_nobody() -> None:
     dice = random.Random(7)
     async with lab("2m") as made:
         near, far = await made.pair(await made.radio("edge"))
@@ -555,7 +555,7 @@ async def test_a_peer_that_never_reads_is_given_up_in_time_and_bounded() -> None
 
 
 @in_virtual_time
-async def test_a_central_that_grants_nothing_is_given_up() -> None:
+async def test_M20_a_central_that_grants_nothing_is_given_up() -> None:
     async with lab("1m") as made:
         stranger = await made.stranger()
         await stranger.start_notify(TX, lambda *_: None)

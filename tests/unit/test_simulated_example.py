@@ -19,5 +19,12 @@ def test_the_example_runs_and_takes_the_same_course_each_time() -> None:
 
     output = play()
     lines = output.splitlines()
-    assert lines[-2].endswith(": 3000 bytes") and lines[-1].endswith("s: lost")
+    assert sum(int(line.split()[-2]) for line in lines[:-1]) == 3000 and lines[-1].endswith("s: lost")
     assert play() == output
+
+
+def test_the_readme_shows_it_as_it_is() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"```python\n{EXAMPLE.read_text()}```" in readme
+    code = [line for line in EXAMPLE.read_text().splitlines() if line and not line.startswith('"""')]
+    assert len(code) <= 16
