@@ -91,6 +91,22 @@ def test_work_in_a_thread_takes_no_virtual_time() -> None:
     assert thread != threading.get_ident()
 
 
+def test_others_run_while_a_thread_works() -> None:
+    seen: list[str] = []
+
+    async def other() -> None:
+        seen.append("other")
+
+    async def work() -> None:
+        task = asyncio.create_task(other())
+        await asyncio.to_thread(lambda: None)
+        seen.append("back")
+        await task
+
+    virtual_time.run(work())
+    assert seen == ["other", "back"]
+
+
 def _raise_timeout() -> None:
     raise TimeoutError
 

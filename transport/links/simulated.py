@@ -199,11 +199,12 @@ class Air:
 
     async def connect(self, open_inner: Callable[[], Awaitable[Link]], *, timeout_s: float) -> SimulatedLink:
         """Opens a link beneath and lays the weather over it. Raises LinkLost, also if they are not in reach in time."""
-        loop = asyncio.get_running_loop()
-        begin, end = self.reach.gap(loop.time())
-        wait = self.weather.connect + (max(0.0, end - loop.time()) if begin <= loop.time() else 0.0)
-        await asyncio.sleep(min(wait, timeout_s))
-        if wait > timeout_s or not self.in_reach(loop.time()):
+        now = asyncio.get_running_loop().time()
+        begin, end = self.reach.gap(now)
+        start = end if begin <= now else now
+        leaves, ready = self.reach.gap(start)[0], start + self.weather.connect
+        await asyncio.sleep(min(ready - now, timeout_s))
+        if ready - now > timeout_s or leaves <= ready:
             raise LinkLost("nobody is in reach", reason="out_of_range", hint="go nearer, and try again")
         self._opened += 1
         dice = random.Random(f"{self._seed} link {self._opened}")  # noqa: S311  # weather, not keys
