@@ -367,7 +367,7 @@ models = {json.dumps(self.models)}
         """The request without protection, through a recorder of the same kind: everything must be readable there.
 
         It goes to the stand-in itself; with a real provider, to a listener on this machine that answers alike. Returns
-        the folder where the recording is put together.
+        the folder with what the links of the recording carried.
         """
         folder, sock = self.folder / "together-control", self.folder / "control.sock"
         self.recorder("control", f"unix:{sock}", f"unix:{self.radio}")
@@ -389,9 +389,7 @@ models = {json.dumps(self.models)}
                 body = {"model": self.models[0], "stream": stream, "max_tokens": 24, "messages": messages}
                 requests.append(http_request(headers, json.dumps(body).encode()))
             try:
-                answers = asyncio.run(
-                    plain_radio.exchange(sock, self.radio, port or self.provider_port, requests)
-                )
+                answers = asyncio.run(plain_radio.exchange(sock, self.radio, port or self.provider_port, requests))
             except (TransportError, OSError, TimeoutError) as error:
                 raise DemoFailed(f"the plaintext control came to nothing: {error}") from None
         for answer in answers:
@@ -403,9 +401,9 @@ models = {json.dumps(self.models)}
             raise DemoFailed("the plaintext control was not found in full by radio, so the search proves nothing")
         text = json_in(answers[-1].partition(b"\r\n\r\n")[2].decode())["choices"][0]["message"]["content"]
         pieces = canaries.windows(json.dumps(text, ensure_ascii=False)[1:-1])
-        if not pieces or 0 in canaries.search_folder(folder, pieces).values():
+        if not pieces or 0 in canaries.search_folder(folder / "link", pieces).values():
             raise DemoFailed("the plaintext control did not show its own answer, so the search proves nothing")
-        return folder
+        return folder / "link"
 
     def show_how_to_play(self) -> None:
         folder = self.folder

@@ -5,7 +5,6 @@ parts A and E). A word in it may be torn in two places: an L2CAP frame goes in f
 GATT values with a header each. Nothing is decrypted, since Bluetooth's own encryption is no part of this.
 """
 
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,24 +61,25 @@ def values(raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def put_together(captured: Path, out: Path) -> int:
-    """For each recording in `captured` writes to `out` all its frames; and for each connection its values, and the
-    bytes of its link, which alone are without headers. Returns how many bytes the latter are in all.
+    """For each recording in `captured` writes to `out` what it held: in `frames` all of them; for each connection in
+    `values` what was written or notified, and in `link` the bytes of the link, which alone are without headers in
+    between. Returns how many bytes the latter are in all.
     """
-    out.mkdir(mode=0o700)
+    for kind in ("frames", "values", "link"):
+        (out / kind).mkdir(mode=0o700, parents=True)
     for path in sorted(captured.iterdir()):
         raw = path.read_bytes()
-        (out / f"{path.name}.frames").write_bytes(b"".join(payload for _, _, payload in frames(raw)))
+        (out / "frames" / path.name).write_bytes(b"".join(payload for _, _, payload in frames(raw)))
         for handle, value in values(raw):
-            name = f"{path.name}.{handle:03x}"
-            with (out / f"{name}.values").open("ab") as file:
+            name = f"{handle:03x}.{path.name}"
+            with (out / "values" / name).open("ab") as file:
                 file.write(value)
             if value[0] < _CONTROL:
-                with (out / f"{name}.link").open("ab") as file:
+                with (out / "link" / name).open("ab") as file:
                     file.write(value[1:])
-    return sum(path.stat().st_size for path in out.glob("*.link"))
+    return sum(path.stat().st_size for path in (out / "link").iterdir())
 
 
 def holds(out: Path, direction: str, content: bytes) -> bool:
     """Whether a link in `out` holds `content` without a gap. `direction`: out of the recorded host, or back to it."""
-    wanted = re.compile(rf"\d+\.{direction}\.[0-9a-f]+\.link")
-    return any(content in path.read_bytes() for path in out.iterdir() if wanted.fullmatch(path.name))
+    return any(content in path.read_bytes() for path in (out / "link").glob(f"*.{direction}"))

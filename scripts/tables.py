@@ -38,7 +38,7 @@ def canary_table(results: dict[str, Any], at_hop: int, on_disk: int) -> Table:
         f"what crossed the hop, both sides: {control['captured_bytes']:,} bytes",
         f"{at_hop} words",
         f"[bold]{found['hop']}[/]",
-        f"the same request in the clear: {control['plaintext_hits']}",
+        f"the same in the clear, by radio: {control['plaintext_hits']}",
     )
     table.add_row(
         f"every file of edge, hop and gateway: {control['searched_on_disk']:,} bytes",

@@ -75,6 +75,13 @@ def test_demo_proves_that_the_hop_saw_nothing(run: tuple[dict[str, Any], Path, f
     assert run[0]["control"]["captured_bytes"] > 8192
 
 
+def test_demo_goes_by_radio(run: tuple[dict[str, Any], Path, float]) -> None:
+    """What was put together from the edge's radio is at least what the hop says it carried, by no other way."""
+    tunnels = [span["attributes"] for span in run[0]["relayed"]["spans"] if span["role"] == "hop"]
+    carried = sum(span[f"causeway.bytes.{way}"] for span in tunnels for way in ("in", "out"))
+    assert len(tunnels) == 1 and 4096 < carried <= run[0]["control"]["radio_bytes"]
+
+
 def test_demo_leaves_no_plaintext_on_disk(run: tuple[dict[str, Any], Path, float]) -> None:
     assert run[0]["canaries"]["disk"] == 0
     assert run[0]["control"]["document_hits"] > 0
