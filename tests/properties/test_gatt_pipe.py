@@ -499,6 +499,19 @@ def test_both_ends_may_close_at_once() -> None:
     assert one.pipe.finished and two.pipe.finished and one.pipe.buffered == two.pipe.buffered == 0
 
 
+def test_ends_that_cross_and_get_lost_are_found_again() -> None:
+    one, two = connected()
+    for end in (one, two):
+        end.pipe.end("done")
+        end.pump(0.0)
+    one.wire.clear()
+    one.take(two.wire.pop(), 0.1)
+    two.wire.clear()
+    assert one.pipe.finished and not two.pipe.finished
+    two.pipe.handle_time(1.0)
+    assert carry(one, two, 1.0) == 2 and two.pipe.finished  # asked, answered, and no more of it
+
+
 def test_a_pipe_of_more_values_than_can_be_counted_stops() -> None:
     one, two = connected()
     near_end = 2**32 - 1 - 40

@@ -297,8 +297,8 @@ class GattPipe:
             self._in.sent(sent, now)
         elif kind == _END and len(value) == _end.size and value[1] < len(_REASONS):
             _, reason, count = _end.unpack(value)
-            if self._in.end is not None and self._said_at is not None and not self._closing:
-                self._say_end = True  # the peer asks again: it has not heard this end
+            if self._in.end is not None and self._said_at is not None and now >= self._said_at + REPEAT_S / 2:
+                self._say_end = True  # the peer asks again: it has not heard this end; in half a second it would have
             self._in.ended(_REASONS[reason], count, now)
         else:
             raise ProtocolViolation("a control value is unknown")
