@@ -122,7 +122,7 @@ async def overhead(chains: Chains) -> list[Row]:
             assert await asking == body
             uart = len(base64_lines(body))
             rows.append(Row(
-                f"plaintext per byte of GATT value, {size >> 10} KiB", size / pair.down, "", size / uart,
+                f"plaintext per byte of GATT value, {size >> 10} KiB", size / pair.down, "of it", size / uart,
                 "base64 in JSON lines", (size / pair.down) / (size / uart), 0.95 * uart / size,
             ))
         await edge.close()
@@ -330,11 +330,11 @@ every = "5m"
         Row("the same: lost", numbers["lost"], "prompts", 0, "wanted", 1.0 if not numbers["lost"] else 0.0, 1.0),
         Row("the same: doubled", numbers["doubled"], "calls", 0, "wanted", 1.0 if not numbers["doubled"] else 0.0, 1.0),
         Row("the same: interrupted", numbers["interrupted"], "prompts", None, "", None),
-        Row("the same: link drops", numbers["drops"], "", None, "", None),
+        Row("the same: link drops", numbers["drops"], "drops", None, "", None),
     ]
     rows += [
-        Row(f"the same: growth in {name}", numbers[f"{name}_growth"], unit, None, "", None)
-        for name, unit in (("tasks", ""), ("descriptors", ""), ("objects", ""), ("memory", "KiB"))
+        Row(f"the same: growth in {name}", numbers[f"{name}_growth"], {"memory": "KiB"}.get(name, name), None, "", None)
+        for name in ("tasks", "descriptors", "objects", "memory")
     ]
     return [*rows, Row("the same: real time", course.real_s, "s", None, "", None)]
 

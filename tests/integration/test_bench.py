@@ -66,3 +66,18 @@ def test_traffic_analysis_learns_nothing_from_sizes_in_bucket_nor_at_all_in_cons
 def test_a_name_that_is_not_there_is_an_error_with_the_names_that_are() -> None:
     done = subprocess.run([BENCH, "nothing"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and "session" in done.stderr and not done.stdout
+
+
+def test_links_reach_what_the_radio_allows_and_lose_nothing() -> None:
+    """In virtual time, so the numbers are the same on any machine, and may be judged."""
+    done = subprocess.run(
+        [BENCH, "links", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    judged = [row for row in rows.values() if row["wanted"] is not None]
+    assert len(judged) >= 12
+    for row in judged:
+        assert row["ratio"] >= row["wanted"], row
+    day = [row for what, row in rows.items() if "walk-away" in what and "delivered" in what]
+    assert day and all(row["unit"] == f"of {row['ours']}" for row in day)
