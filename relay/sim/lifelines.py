@@ -31,7 +31,9 @@ class Lifeline:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The state at one moment. `carried` and `under_way` in bytes, over all links; `carried` from the beginning."""
+    """The state at one moment. In bytes, over all links: `carried` since the run began, and the most that each link had
+    `under_way` since the last look.
+    """
 
     at: float
     carried: int

@@ -262,7 +262,7 @@ class _Stage:
             links = [link for edge in self._edges.values() for air in edge.airs.values() for link in air.links]
             course.samples.append(Sample(
                 self._now, sum(self._carried()),
-                sum(link.up.under_way + link.down.under_way for link in links if not link.closed),
+                sum(link.up.take_most() + link.down.take_most() for link in links if not link.closed),
                 len(asyncio.all_tasks()), _descriptors(), objects, _resident(),
             ))
             self._progress(min(1.0, self._now / course.duration_s))

@@ -147,11 +147,13 @@ def test_a_channel_counts_what_is_under_way_and_never_turns_back(
         assert arrival >= max(now, last)
         last = arrival
         before = channel.under_way
+        assert channel.most_under_way >= before
         got = channel.arrived(now, 700)
         assert len(got) <= 700 and channel.under_way == before - len(got)
     while (at := channel.next_arrival()) is not None and at < math.inf:
         assert channel.arrived(at, 700)
     assert channel.under_way == 0
+    assert channel.take_most() >= 0 and channel.take_most() == 0
 
 
 @given(st.floats(1, 1_000), st.floats(1, 1_000), st.integers(0, 100), st.floats(0, 1e6))

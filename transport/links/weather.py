@@ -168,6 +168,7 @@ class Channel:
     reach: Reach
     carried: int = 0  # bytes, all in all
     under_way: int = 0  # bytes
+    most_under_way: int = 0  # since `take_most` was last called
     _arriving: deque[tuple[float, bytes]] = field(default_factory=deque)
     _busy_until: float = 0.0
     _last_arrival: float = 0.0
@@ -192,11 +193,17 @@ class Channel:
         for one in self._damaged(value):
             self._arriving.append((arrival, one))
             self.under_way += len(one)
+        self.most_under_way = max(self.most_under_way, self.under_way)
         return arrival
 
     def swallow(self, value: bytes) -> None:
         """Takes one value that arrives nowhere, and takes up room all the same."""
         self.under_way += len(value)
+
+    def take_most(self) -> int:
+        """The most bytes that were under way since this was last asked."""
+        most, self.most_under_way = self.most_under_way, self.under_way
+        return most
 
     def next_arrival(self) -> float | None:
         return self._arriving[0][0] if self._arriving else None
