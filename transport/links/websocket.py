@@ -8,6 +8,7 @@ sends its last note and closes.
 
 import asyncio
 import contextlib
+import socket as sockets
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
@@ -49,6 +50,7 @@ class WebSocketLink:
         self._ended = False
         self._ended_by_peer: LinkLost | None = None
         self._receiving = False
+        self._sending = False
         self._last_word = asyncio.Event()  # the peer has closed, or is gone
         tune_socket(socket.get_extra_info("socket"))
 
@@ -111,6 +113,9 @@ class WebSocketLink:
             with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S if code == 1000 else _IN_A_HURRY_S):
                     await self._socket.close(code=code)
+            if self._sending:  # to a peer that reads nothing: only the end of the connection wakes the sender
+                with contextlib.suppress(OSError, AttributeError):
+                    self._socket.get_extra_info("socket").shutdown(sockets.SHUT_RDWR)
         finally:
             if self._session is not None:
                 await self._session.close()
@@ -155,10 +160,13 @@ class WebSocketLink:
         if self._closed:
             sending.close()
         self._check_open()
+        self._sending = True
         try:
             await sending
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             raise LinkLost("the link broke while sending") from error
+        finally:
+            self._sending = False
 
 
 async def accept_websocket(
