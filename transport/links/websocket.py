@@ -52,7 +52,8 @@ class WebSocketLink:
         self._receiving = False
         self._sending = False
         self._last_word = asyncio.Event()  # the peer has closed, or is gone
-        tune_socket(socket.get_extra_info("socket"))
+        self._beneath = socket.get_extra_info("socket")  # the library forgets it when it closes
+        tune_socket(self._beneath)
 
     @property
     def response(self) -> web.StreamResponse:
@@ -113,9 +114,10 @@ class WebSocketLink:
             with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S if code == 1000 else _IN_A_HURRY_S):
                     await self._socket.close(code=code)
-            if self._sending:  # to a peer that reads nothing: only the end of the connection wakes the sender
-                with contextlib.suppress(OSError, AttributeError):
-                    self._socket.get_extra_info("socket").shutdown(sockets.SHUT_RDWR)
+            if self._sending and self._beneath is not None:
+                # to a peer that reads nothing: only the end of the connection wakes the sender
+                with contextlib.suppress(OSError):
+                    self._beneath.shutdown(sockets.SHUT_RDWR)
         finally:
             if self._session is not None:
                 await self._session.close()
