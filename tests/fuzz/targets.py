@@ -260,7 +260,7 @@ def check_bounds(core: Connection) -> None:
 def run_gateway_frames(data: bytes) -> None:
     """Raw bytes into a gateway that knows one ticket."""
     store = TicketStore()
-    store.put([world().ticket(edge_side=False)])
+    store.put([world().ticket(edge_side=False)], NOW)
     core = world().gateway_connection(store)
     with peer_errors():
         for flight in flights(data):
@@ -285,7 +285,7 @@ def _sealed(sealer: RecordSealer, data: bytes) -> bytes:
 def run_gateway_session(data: bytes) -> None:
     """What an authenticated edge may send: early data first, then record plaintexts."""
     store, ticket = TicketStore(), world().ticket(edge_side=False)
-    store.put([ticket])
+    store.put([ticket], NOW)
     core, edge = world().gateway_connection(store), ResumingInitiator(ticket, SystemEphemerals())
     early, *rest = flights(data)
     with peer_errors():
@@ -326,7 +326,7 @@ def edge_frame_seeds() -> Iterable[bytes]:
     w = world()
     for kind in range(3):
         store = TicketStore()
-        store.put([w.ticket(edge_side=False)])
+        store.put([w.ticket(edge_side=False)], NOW)
         gateway = w.gateway_connection(store)
         gateway.receive_data(w.edge_connection(kind).data_to_send(NOW), NOW)
         _gateway_application(gateway)
