@@ -76,7 +76,7 @@ def quick() -> list[Stage]:
         Stage("types", [str(BIN / "mypy")], 120),  # 10 s once its cache is warm
         Stage("import contracts", [str(BIN / "lint-imports")], 30),
         Stage("source budget", [python, "scripts/budget.py"], 20),
-        pytest_stage("fast tests", QUICK_TESTS, 180, "-m", "not model and not demo", profile="quick"),
+        pytest_stage("fast tests", QUICK_TESTS, 180, "-n", "auto", "-m", "not model and not demo", profile="quick"),
     ]
 
 

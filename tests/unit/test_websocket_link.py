@@ -119,6 +119,7 @@ async def test_L7_no_end_of_a_tunnel_negotiates_compression(server: Server) -> N
         assert "permessage-deflate" in server.headers[-1]["Sec-WebSocket-Extensions"], "the offer was not made"
         assert "Sec-WebSocket-Extensions" not in socket._response.headers
         assert not socket.compress
+        await asyncio.gather(socket.close(), (await server.links.get()).close())  # each waits for the other
 
 
 async def test_a_close_code_tells_why(server: Server) -> None:
