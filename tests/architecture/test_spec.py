@@ -10,7 +10,7 @@ import pytest
 
 from relay.gateway import https
 from relay.gateway.identity import enrolment
-from relay.gateway.journal import INTERRUPTED, JournalLimits
+from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSEDED, UNKNOWN, JournalLimits
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
 from relay.gateway.sessions import SessionLimits
@@ -36,6 +36,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 ERRORS = {row[0].strip("`"): (int(row[1]), row[2]) for row in rows(section(11))}
+KEPT = {row[0].strip("`"): row[3] for row in rows(section(11))}
 LIMITS = {row[0]: row[1] for row in rows(section(12))}
 
 
@@ -84,6 +85,17 @@ def test_the_table_has_no_other_code() -> None:
     made = {code for code, *_ in FOUND} | {INTERRUPTED.code}
     assert made == ERRORS.keys()
     assert isinstance(INTERRUPTED, Refusal) and ERRORS["interrupted"] == (INTERRUPTED.status, "no")
+
+
+def test_which_refusals_are_kept() -> None:
+    """What is retryable, or comes from a check, leaves nothing in the journal; the provider's other failures do."""
+    for code, _, again, where in FOUND:
+        if "/checks/" in where or ERRORS[code][1] == "yes":
+            assert KEPT[code] == "no", where
+        elif where.startswith("relay/gateway/upstream/") and again is False:
+            assert KEPT[code] != "no", where
+    assert KEPT[INTERRUPTED.code] == KEPT[CANCELLED.code] == "yes"
+    assert KEPT[SUPERSEDED.code] == KEPT[ACKNOWLEDGED.code] == KEPT[UNKNOWN.code] == "no"
 
 
 def test_close_codes() -> None:
