@@ -56,7 +56,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> FakeGateway:
         gateway.tasks.clear()
 
     monkeypatch.setattr(GatewayClient, "close", close)
-    monkeypatch.setattr("edge_client.app.connect", gateway.dial)
+    monkeypatch.setattr("edge_client.dialing.connect", lambda endpoint, **_: gateway.dial(endpoint))
     monkeypatch.setattr("edge_client.gateway_client.Clock", FakeClock)
     return gateway
 
