@@ -83,7 +83,7 @@ def quick() -> list[Stage]:
 def full() -> list[Stage]:
     return [
         *quick(),
-        pytest_stage("whole processes", FULL_TESTS, 360, "-m", "not model and not demo"),
+        pytest_stage("whole processes", FULL_TESTS, 360, "-n", "auto", "-m", "not model and not demo"),
         pytest_stage("local model", [*QUICK_TESTS, *FULL_TESTS], 300, "-m", "model and not demo"),
     ]
 
