@@ -14,7 +14,7 @@ from edge_client.outbox import Outbox, short
 from edge_client.sessions import Clock, Sessions
 from transport.edge_session import EdgeSession
 from transport.edge_session import RemoteAnswer as SessionAnswer
-from transport.errors import RequestRefused, TransportError
+from transport.errors import ProtocolViolation, RequestRefused, TransportError
 from transport.events import CONTENT_TYPE, PLAIN_TYPE, EventDecoder
 from transport.reconnect import Reconnect, worth_retrying
 from transport.stream import Progress
@@ -109,13 +109,9 @@ class RemoteAnswer:
                     continue
                 try:
                     async for chunk in self._answer:
-                        if self._events is None:
-                            yield chunk
-                            continue
-                        for event in self._events.feed(chunk):
+                        for event in await self._unwrapped(chunk):
                             yield event
-                    if self._events is not None:
-                        self._events.finish()
+                    await self._unwrapped(None)
                     break
                 except TransportError as error:
                     self._answer = None
@@ -125,6 +121,20 @@ class RemoteAnswer:
             await self._cancel()
             raise
         self._sessions.acknowledge(self.request_id, self._progress.offset)  # only now may the gateway forget it
+
+    async def _unwrapped(self, chunk: bytes | None) -> list[bytes]:
+        """What a piece of the answer stands for; None at its end. Raises Interrupted for what is no entry of events:
+        the same bytes would come again on every link, so there is no going on behind them."""
+        if self._events is None:
+            return [] if chunk is None else [chunk]
+        try:
+            if chunk is not None:
+                return list(self._events.feed(chunk))
+            self._events.finish()
+        except ProtocolViolation as error:
+            await self._cancel(interrupted=error.code)
+            raise Interrupted(error.code) from error
+        return []
 
     async def ask(self, session: EdgeSession, epoch: bytes) -> SessionAnswer:
         """For `Sessions`: gives the request, or the question for the rest of its answer, to a session."""
@@ -237,9 +247,11 @@ class RemoteAnswer:
             return ProviderFailed(str(error), hint=hint, reason=error.reason)
         return GatewayRefused(str(error), hint=hint, reason=error.reason)
 
-    async def _cancel(self) -> None:
+    async def _cancel(self, interrupted: str = "") -> None:
         """Persisted first; what a lost link keeps from the gateway is told it with the next session."""
-        if not self._sessions.closed:
+        if interrupted:
+            await self._outbox.interrupted(self.request_id, interrupted)
+        elif not self._sessions.closed:
             await self._outbox.cancel(self.request_id)
         if self._answer is not None:
             self._answer.cancel()

@@ -12,6 +12,7 @@ import pytest
 from edge_client.errors import (
     GatewayRefused,
     GaveUp,
+    Interrupted,
     NotJoined,
     PromptTooLong,
     ProviderFailed,
@@ -22,6 +23,7 @@ from tests.support.edge_lab import Edge, edge_lab, until
 from tests.support.fake_gateway import Call, say_hello
 from transport import telemetry
 from transport.errors import IdentityRefused, LinkLost, PeerRefused
+from transport.events import CONTENT_TYPE
 
 
 @pytest.fixture
@@ -43,6 +45,32 @@ async def test_session_is_kept_for_the_next_request(edge: Edge) -> None:
     await edge.ask()
     await edge.ask()
     assert edge.gateway.dials == before + 1
+
+
+async def test_what_is_no_entry_of_events_interrupts_and_stops_the_work(edge: Edge) -> None:
+    """The same bytes would come again on every link, so nothing is asked for again."""
+    calls: list[Call] = []
+
+    async def garbled(call: Call) -> None:
+        calls.append(call)
+        await call.begin(content_type=CONTENT_TYPE)
+        await call.write(b"\x03")  # kind 3
+        await call.cancelled.wait()
+
+    await edge.join()
+    edge.gateway.handle = garbled
+    with pytest.raises(Interrupted):
+        await edge.ask()
+    assert await edge.states() == [("interrupted", "protocol_violation", True)]
+    await until(lambda: calls[0].cancelled.is_set())
+
+
+async def test_an_answer_that_ends_within_an_entry_is_interrupted(edge: Edge) -> None:
+    await edge.join()
+    edge.gateway.handle = lambda call: call.give(b"\x10abc", content_type=CONTENT_TYPE)
+    with pytest.raises(Interrupted):
+        await edge.ask()
+    assert await edge.states() == [("interrupted", "protocol_violation", True)]
 
 
 async def test_without_joining(edge: Edge) -> None:
