@@ -25,13 +25,16 @@ from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
 from transport import handshake
 from transport.connection import Connection, CredentialReceived, SignatureNeeded
-from transport.errors import BadInput, IdentityRefused, LocalMisuse, ProtocolViolation, TransportError
+from transport.errors import BadInput, IdentityRefused, LinkLost, LocalMisuse, ProtocolViolation, TransportError
+from transport.events import TEMPLATE_MAX, EventDecoder, EventEncoder
 from transport.handshake import FrameType, GatewayHello, ResponderHandshake, ResumedResponder, ResumingInitiator
 from transport.identity.join import Invitation
 from transport.identity.svid import SpiffeId, key_of, load_certificate, make_csr, parse_csr, spiffe_id_of
 from transport.identity.verify import verify_svid
 from transport.initiator import EdgeConnection, Joining, Resumption, SvidLogin
 from transport.links.base import Endpoint
+from transport.links.gatt import GattPipe, Info
+from transport.links.weather import parse_weather
 from transport.messages import (
     Ack,
     Answer,
@@ -405,6 +408,71 @@ def run_note(data: bytes) -> None:
     assert note is None or (re.fullmatch("[0-9a-f]{16}", note.link) and note.up >= 0 and note.down >= 0)
 
 
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+def run_events(data: bytes) -> None:
+    """Entries of a streamed answer; the first byte says how they are cut."""
+    size = 1 + (data[0] if data else 0)
+    decoder, out = EventDecoder(), 0
+    with refusals(ProtocolViolation):
+        for at in range(1, len(data), size):
+            out += sum(map(len, decoder.feed(data[at:at + size])))
+        decoder.finish()
+    assert out <= len(data) * TEMPLATE_MAX
+
+
+def events_seeds() -> Iterable[bytes]:
+    encoder = EventEncoder()
+    stream = b"".join(b'data: {"delta":{"content":"%s"}}\n\n' % text for text in (b"a", b" b", b"")) + b"data: [DONE]"
+    yield b"\x05" + encoder.feed(stream) + encoder.finish()
+
+
+def run_gatt_values(data: bytes) -> None:
+    """Values of a hostile peer, each behind its length; a length of 0 lets a second pass, one over 250 reads."""
+    pipe, now, values = GattPipe(495, 32, 32, NOW), NOW, 0
+    with refusals(ProtocolViolation, LinkLost):
+        while data:
+            size, data = data[0], data[1:]
+            if size == 0:
+                now += 1.0
+                pipe.handle_time(now)
+            elif size > 250:
+                pipe.read(100)
+            else:
+                pipe.receive_value(data[:size], now)
+                data = data[size:]
+            while pipe.next_value(now) is not None:
+                values += 1
+                assert values < 10_000
+            deadline = pipe.next_deadline()
+            assert deadline is None or deadline > now - 60
+    assert len(pipe.read(1 << 20)) <= 32 * 494
+
+
+def gatt_seeds() -> Iterable[bytes]:
+    near, far = GattPipe(20, 32, 32, NOW), GattPipe(20, 32, 32, NOW)
+    near.send(bytes(50))
+    near.end("done")
+    out = b""
+    while (value := near.next_value(NOW)) is not None:
+        out += bytes([len(value)]) + value
+        far.receive_value(value, NOW)
+    yield out
+    yield b"\x09\x80" + bytes(3) + b"\x40" + bytes(4) + b"\x00\xff"
+
+
+def run_info(data: bytes) -> None:
+    with refusals(ProtocolViolation):
+        assert Info.decode(data).encode() == data
+
+
+def run_weather(data: bytes) -> None:
+    with refusals(BadInput):
+        weather = parse_weather(_text(data))
+        assert parse_weather(str(weather)) == weather
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +538,12 @@ TARGETS: dict[str, Target] = {
         lambda: [
             b'{"link":"0011223344556677%b","start_ms":1.0,"end_ms":2.0,"up":3,"down":4}' % end for end in (b"", b"\\n")
         ], 1_024,
+    ),
+    "events": Target(run_events, events_seeds, 1_024),
+    "gatt_values": Target(run_gatt_values, gatt_seeds, 2_048),
+    "info": Target(run_info, lambda: [Info("hop", 495, 32).encode()], 8),
+    "weather": Target(
+        run_weather, lambda: [b"ble-1m", b"sat?loss=0.02&seed=7", b"walk-away?rate=15e3&cut_bytes=3000"], 256
     ),
     "sealed_file": Target(run_sealed_file, lambda: file_seeds("sealed"), 1_024),
     "key_file": Target(run_key_file, lambda: file_seeds("keys"), 1_024),
