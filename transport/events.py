@@ -11,6 +11,7 @@ text, so no length tells whether two texts are alike.
     kind 2    varint(m) || n bytes || m bytes              prefix and suffix of the template from here on
 """
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,6 +28,13 @@ _LITERAL, _TEXT, _TEMPLATE = range(3)
 # Before the text of a token, in JSON with or without spaces.
 _MARKERS: Final = (b'"content":"', b'"content": "', b'"arguments":"', b'"arguments": "')
 _QUOTE, _BACKSLASH = b'"\\'
+# Whose values are not written by the model; a string or number of any other name may be text, or tell of it.
+_NOT_TEXT: Final = frozenset((
+    b"id", b"object", b"created", b"model", b"system_fingerprint", b"service_tier", b"provider", b"index", b"role",
+    b"type",
+))
+_NAMED: Final = re.compile(rb'"([^"\\]*)"\s*:\s*["0-9-](?=.)', re.DOTALL)  # but for the marker that ends a prefix
+_UNNAMED: Final = re.compile(rb'\[\s*["0-9-]')
 
 
 class EventEncoder:
@@ -52,16 +60,20 @@ class EventEncoder:
     def _event(self, event: bytes) -> bytes:
         span = _text_span(event)
         if span is None or span[0] + len(event) - span[1] > TEMPLATE_MAX or span[1] - span[0] > BODY_MAX:
-            return b"".join(
-                _head(len(part), _LITERAL) + part
-                for part in (event[at:at + BODY_MAX] for at in range(0, len(event), BODY_MAX))
-            )
+            return self._literal(event)
         prefix, text, suffix = event[:span[0]], event[span[0]:span[1]], event[span[1]:]
         entry = _head(len(text), _TEXT) + text
         if self._template == (prefix, suffix):
             return entry
+        if not (_bare(prefix) and _bare(suffix)):
+            return self._literal(event)
         self._template = (prefix, suffix)
         return _head(len(prefix), _TEMPLATE) + _varint(len(suffix)) + prefix + suffix + entry
+
+    @staticmethod
+    def _literal(event: bytes) -> bytes:
+        parts = (event[at:at + BODY_MAX] for at in range(0, len(event), BODY_MAX))
+        return b"".join(_head(len(part), _LITERAL) + part for part in parts)
 
 
 class EventDecoder:
@@ -115,6 +127,11 @@ def _text_span(event: bytes) -> tuple[int, int] | None:
                     return begin, at
                 at += 2 if event[at] == _BACKSLASH else 1
     return None
+
+
+def _bare(around: bytes) -> bool:
+    """Whether no second text stands here (a thought, a token's name): templates alike must not mean texts alike."""
+    return _UNNAMED.search(around) is None and all(match[1] in _NOT_TEXT for match in _NAMED.finditer(around))
 
 
 def _entry(data: bytes, at: int) -> tuple[int, bytes, bytes, int] | None:

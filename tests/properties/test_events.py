@@ -73,6 +73,23 @@ def test_a_tool_call_is_text_too() -> None:
     assert len(through(data, [], [])[0]) < len(data) / 5
 
 
+@pytest.mark.parametrize("more", [
+    {"reasoning_content": "%s"}, {"thinking": {"text": "%s"}}, {"token_ids": [1]}, {"tokens": ["%s"]},
+    {"tool_calls": [{"index": 0, "function": {"name": "%s"}}]}, {"score": 0.5},
+])
+def test_no_length_tells_whether_a_second_text_is_as_before(more: dict[str, object]) -> None:
+    """What stands beside the text may be text as well: it must not become part of a template that fits or does not."""
+    def said(secret: str, guess: str) -> int:
+        told = [json.loads(json.dumps(more).replace("%s", text).replace("1", digit).replace("0.5", f"0.{digit}"))
+                for text, digit in ((secret, "1"), (guess, "1" if guess == secret else "2"))]
+        data = b"".join(event("", **one) for one in told)
+        entries, out = through(data, [], [])
+        assert out == data
+        return len(entries)
+
+    assert said("hunter2", "hunter2") == said("hunter2", "hunterX")
+
+
 def test_an_event_leaves_when_it_is_whole_and_not_before() -> None:
     encoder, decoder = EventEncoder(), EventDecoder()
     whole = event("a")
