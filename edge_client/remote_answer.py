@@ -109,9 +109,10 @@ class RemoteAnswer:
                     continue
                 try:
                     async for chunk in self._answer:
-                        for event in await self._unwrapped(chunk):
+                        async for event in self._unwrapped(chunk):
                             yield event
-                    await self._unwrapped(None)
+                    async for _ in self._unwrapped(None):
+                        pass
                     break
                 except TransportError as error:
                     self._answer = None
@@ -122,19 +123,23 @@ class RemoteAnswer:
             raise
         self._sessions.acknowledge(self.request_id, self._progress.offset)  # only now may the gateway forget it
 
-    async def _unwrapped(self, chunk: bytes | None) -> list[bytes]:
-        """What a piece of the answer stands for; None at its end. Raises Interrupted for what is no entry of events:
-        the same bytes would come again on every link, so there is no going on behind them."""
+    async def _unwrapped(self, chunk: bytes | None) -> AsyncGenerator[bytes, None]:
+        """What a piece of the answer stands for, never all of it at once: it may be a thousand times as long. None at
+        its end. Raises Interrupted for what is no entry of events: the same bytes would come again on every link, so
+        there is no going on behind them."""
         if self._events is None:
-            return [] if chunk is None else [chunk]
-        try:
             if chunk is not None:
-                return list(self._events.feed(chunk))
-            self._events.finish()
+                yield chunk
+            return
+        try:
+            if chunk is None:
+                self._events.finish()
+                return
+            for event in self._events.feed(chunk):
+                yield event
         except ProtocolViolation as error:
             await self._cancel(interrupted=error.code)
             raise Interrupted(error.code) from error
-        return []
 
     async def ask(self, session: EdgeSession, epoch: bytes) -> SessionAnswer:
         """For `Sessions`: gives the request, or the question for the rest of its answer, to a session."""
