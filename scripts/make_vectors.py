@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes tests/vectors/causeway*.json, for a second implementation to check against. docs/SPEC.md section 10.
 
-    make_vectors.py [sessions] [values] [refused]      what is made from causeway.json; all three if none is named
-    make_vectors.py whole                              causeway.json itself: new certificates, a new encapsulation
-    make_vectors.py chains                             new certificate chains
+    make_vectors.py [sessions] [values] [refused] [faults]   what is made from causeway.json; all four if none is named
+    make_vectors.py whole                                    causeway.json itself: new certificates, a new encapsulation
+    make_vectors.py chains                                   new certificate chains
 
 What the first line writes is the same in every run: its secrets and certificates are those of the first vector of
 causeway.json, and every signature is deterministic. Certificates and the ML-KEM encapsulation draw randomness; they are
@@ -66,15 +66,30 @@ def values() -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
+    from tests.support.vector_accepted import accepted
+    from tests.support.vector_decoders import ends
     from tests.support.vector_hex import shorten
     from tests.support.vector_refusals import KEY, entries
     from tests.support.vector_violations import written, written_allowed
 
     return {
         "record_key": KEY.hex(),
-        "decoders": [{"kind": kind, "what": what, "bytes": shorten(data)} for kind, what, data in entries()],
+        "decoders": [
+            {"kind": kind, "what": what, "bytes": shorten(data), "ends": ends(kind, data)}
+            for kind, what, data in entries()
+        ],
+        "accepted": [{"kind": kind, "what": what, "bytes": shorten(data)} for kind, what, data in accepted()],
         "violations": written(),
         "allowed": written_allowed(),
+    }
+
+
+def faults() -> dict[str, Any]:
+    from tests.support import vector_faults
+
+    return {
+        "handshakes": vector_faults.handshakes(), "resumptions": vector_faults.resumptions(),
+        "events": vector_faults.events(),
     }
 
 
@@ -90,12 +105,13 @@ FILES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "sessions": ("causeway_sessions.json", sessions),
     "values": ("causeway_values.json", values),
     "refused": ("causeway_refused.json", refused),
+    "faults": ("causeway_faults.json", faults),
     "chains": ("causeway_chains.json", chains),
 }
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["sessions", "values", "refused"]
+    wanted = sys.argv[1:] or ["sessions", "values", "refused", "faults"]
     if unknown := set(wanted) - set(FILES):
         sys.exit(f"not a part of the vectors: {', '.join(sorted(unknown))}; there are {', '.join(FILES)}")
     for name in wanted:

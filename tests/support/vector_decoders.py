@@ -1,6 +1,8 @@
 """The decoders that the list of `vector_refusals` is for, each in the state it needs, and what they must take."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
 
 from tests.support.connection_pair import verifier
 from tests.support.scripted_sessions import (
@@ -15,7 +17,7 @@ from tests.support.scripted_sessions import (
 )
 from tests.support.vector_refusals import FRAMES, GOOD, HEAD, KEY, framed, seal
 from transport.connection import SignatureNeeded
-from transport.errors import BadInput, IdentityRefused, ProtocolViolation, TicketRefused
+from transport.errors import BadInput, DecryptFailed, IdentityRefused, ProtocolViolation, TicketRefused
 from transport.handshake import (
     FrameType,
     ResponderHandshake,
@@ -33,11 +35,15 @@ from transport.responder import GatewayConnection
 from transport.tickets import TicketStore
 
 
-def _frame_1(data: bytes) -> None:
-    gateway = GatewayConnection(
+def _fresh_gateway() -> GatewayConnection:
+    return GatewayConnection(
         CHAINS["gateway"], NOW + 600, BUNDLE.roots[0], verifier(BUNDLE, "edge"), SystemEphemerals(), NOW,
         TicketStore(),
     )
+
+
+def _frame_1(data: bytes) -> None:
+    gateway = _fresh_gateway()
     try:
         gateway.receive_data(data, NOW)
     finally:
@@ -70,6 +76,27 @@ def _record(data: bytes) -> None:
         pass
 
 
+_CLOSED_FOR: Final = {"credential, type 1": "close refused", "credential, type 3": "close refused", "frame 2": "link"}
+
+
+def ends(kind: str, data: bytes) -> str:
+    """How a link ends on which these bytes come; "" where that depends on what they come in."""
+    if kind == "record":
+        try:
+            _record(data)
+        except DecryptFailed:
+            return "link"
+        except ProtocolViolation:
+            return "close protocol_error"
+    if kind == "frame 1":
+        with suppress(ProtocolViolation, TicketRefused):
+            gateway = _fresh_gateway()
+            gateway.receive_data(data, NOW)
+        answer = gateway.data_to_send(NOW)
+        return f"hint {answer[1]}" if answer else "link"
+    return _CLOSED_FOR.get(kind, "")
+
+
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "message": decode,
     "header": decode_header,
@@ -83,7 +110,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "CSR": parse_csr,
     "point": P256Private.from_scalar(RECORDED.edge_scalar).exchange,
     "encapsulation key": encapsulate,
-    "invitation": lambda data: Invitation.parse(data.decode("ascii")),
+    "invitation": lambda data: Invitation.parse(data.decode()),
 }
 TAKEN: dict[str, bytes] = {
     "message": GOOD["Body"], "header": HEAD, "record": seal(framed(b"\x91\x10")), "frame 1": FRAMES[0],

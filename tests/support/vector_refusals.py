@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.connection_pair import header
@@ -81,6 +82,13 @@ def _messages() -> list[Entry]:
         "a str header not in its shortest form": b"\x92\x0d\xd9\x06normal",
         "invalid UTF-8": pack([8, 0, 403, "no", "x", False]).replace(b"\xa1x", b"\xa1\xff"),
         "a signed integer": b"\x92\x04\xd0\x05",
+        "1,000 in a signed form of the same length": pack([3, 0, 1_000]).replace(b"\xcd", b"\xd1"),
+        "an attribute of 1,000 in a signed form": spans(attributes={"k": 1_000}).replace(b"\xcd", b"\xd1"),
+        "enrolment 2^53": pack([10, "", [b"x"], [b"x"], 0, 1 << 53]),
+        "a generation of 2^31": pack([14, 0, ID, 1 << 31, 0]),
+        "bundle sequence 2^53": pack([9, bytes(16), "", 1 << 53]),
+        "an attribute of -2^63 - 1 as bin": spans(attributes={"k": bytes(9)}),
+        "an epoch of 17 bytes": pack([9, bytes(17), "", 1]),
         "a negative stream": b"\x92\x04\xff",
         "a float stream": pack([4, 0.0]),
         "a nil": b"\x92\x04\xc0",
@@ -274,6 +282,12 @@ def _payloads() -> list[Entry]:
     }.items()]
 
 
+def _csr_p384() -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    request = builder.sign(ec.derive_private_key(7, ec.SECP384R1()), hashes.SHA256(), ecdsa_deterministic=True)
+    return request.public_bytes(serialization.Encoding.DER)
+
+
 def _keys() -> list[Entry]:
     spki, csr = DEVICE.public.spki, csr_of(KEYS["edge"])
     point = spki[-65:]
@@ -292,6 +306,8 @@ def _keys() -> list[Entry]:
         "nothing": b"",
         "a changed signature": _flip(csr, -1),
         "a byte behind it": csr + b"\0",
+        "signed by another key": csr_of(DEVICE).replace(DEVICE.public.spki, KEYS["edge"].public.spki),
+        "for a key on P-384": _csr_p384(),
         "PEM": _PEM % base64.b64encode(csr),
         "1,025 bytes": csr.ljust(1_025, b"\0"),
     }.items()] + [("point", what, data) for what, data in {
@@ -332,6 +348,13 @@ def _invitations() -> list[Entry]:
         "hints not in canonical form": but(raw[:at] + domain + path + b"\xdc\x00\x00"),
         "an empty hint": but(raw[:at] + domain + path + pack([""])),
         "a hint with a line feed": but(raw[:at] + domain + path + pack(["a\nb"])),
+        "a letter that folds to k": line.replace("k", "\u212a", 1).encode(),
+        "white space around it that is not ASCII": b"\xc2\xa0" + line.encode(),
+        "a hint with a zero": but(raw[:at] + domain + path + pack(["a\0b"])),
+        "a hint with a bidirectional control": but(raw[:at] + domain + path + pack(["a\u202eb"])),
+        "a hint with a private character": but(raw[:at] + domain + path + pack(["a\ue000b"])),
+        "a hint with a line separator": but(raw[:at] + domain + path + pack(["a\u2028b"])),
+        "a hint with a space that is not ASCII's": but(raw[:at] + domain + path + pack(["a\u00a0b"])),
         "nine hints": but(raw[:at] + domain + path + pack(["tcp:a:1"] * 9)),
         "a hint of 257 bytes": but(raw[:at] + domain + path + pack(["x" * 257])),
     }.items()]

@@ -8,7 +8,7 @@ from tests.support.connection_pair import header
 from tests.support.scripted_sessions import NOW, Talk, login
 from tests.support.vector_hex import shorten
 from tests.support.vector_values import ID
-from transport.connection import PeerClosed
+from transport.connection import AckReceived, Event, PeerClosed
 from transport.errors import ProtocolViolation
 from transport.messages import (
     Ack,
@@ -34,8 +34,10 @@ from transport.messages import (
     request_digest,
 )
 from transport.primitives import sha256
+from transport.stream import Progress
 
 TEXT = b"answer"
+RESUMED = "edge that resumes"
 OTHER = b"\x02" * 16
 
 
@@ -45,8 +47,15 @@ def _open(stream: int, length: int, digest: bytes | None = None, body: bytes = b
 
 
 _HEAD = Answer(0, 0, 200, "text/plain", False)
+_RESUMED_HEAD = Answer(0, 1, 200, "text/plain", False)
 _DATA = AnswerData(0, 0, TEXT)
 _PING = encode(Ping())
+
+
+def _parts(encoded: bytes) -> list[Message]:
+    return [Part(True, encoded[:2]), Part(False, encoded[2:])]
+
+
 
 TO_GATEWAY: dict[str, list[Message]] = {
     "a stream number used before": [_open(0, 0)],
@@ -67,7 +76,12 @@ TO_GATEWAY: dict[str, list[Message]] = {
     "`issued` to the gateway": [Issued("", [b"x"], [b"x"], 0, 1)],
     "`pace` that is not the first message": [Pace(Padding.BUCKET)],
     "a message between parts": [Part(True, _PING[:1]), Ping()],
-    "parts of a part": [Part(True, encode(Part(False, b"x"))[:2]), Part(False, encode(Part(False, b"x"))[2:])],
+    "parts of a part": _parts(encode(Part(False, _PING))),
+    "`ack` beyond the answer": [Ack(ID, 1)],
+    "a fifth body of 1 MiB beyond its first credit": [
+        *(_open(1 + index, 1 << 20) for index in range(5)), Body(5, 0, bytes(8_192)), Body(5, 8_192, b"x")
+    ],
+    "`pace` in parts that is not the first message": _parts(encode(Pace(Padding.OFF))),
     "parts of a `rekey`": [Part(True, b"\x91"), Part(False, b"\x0c")],
     "parts of 16,383 bytes": [Part(True, bytes(16_350)), Part(True, bytes(33))],
     "a part that does not decode": [Part(False, b"\xc1")],
@@ -94,6 +108,22 @@ TO_EDGE: dict[str, list[Message]] = {
     "`pace` to the edge": [Pace(Padding.BUCKET)],
     "a message between parts": [Part(True, _PING[:1]), Ping()],
 }
+# The edge has sent no request, but `resume` for 12 bytes of generation 1 as stream 0.
+TO_RESUMED_EDGE: dict[str, list[Message]] = {
+    "an answer of another generation": [Answer(0, 2, 200, "text/plain", False)],
+    "data from the answer's beginning": [_RESUMED_HEAD, AnswerData(0, 0, TEXT)],
+    "data beyond offset + credit": [
+        _RESUMED_HEAD, *[AnswerData(0, 12 + 16_000 * index, bytes(16_000)) for index in range(17)]
+    ],
+    "an end with the digest of what came alone": [_RESUMED_HEAD, AnswerData(0, 12, b"x"), End(0, 13, sha256(b"x"))],
+}
+ALLOWED_TO_RESUMED_EDGE: dict[str, list[Message]] = {
+    "the rest of the answer": [
+        _RESUMED_HEAD, AnswerData(0, 12, b"x"), End(0, 13, sha256(bytes(12) + b"x")),
+    ],
+    "credit for a body that there is not": [Credit(0, 9_000)],
+    "`refuse` in place of the answer": [Refuse(0, 404, "unknown_request", "", False)],
+}
 
 ALLOWED_TO_GATEWAY: dict[str, list[Message]] = {
     "a `pong` nobody asked for": [Pong()],
@@ -103,6 +133,9 @@ ALLOWED_TO_GATEWAY: dict[str, list[Message]] = {
     "stream numbers with a gap": [_open(7, 0), Resume(9, OTHER, 5, 9)],
     "`ack` of an unknown request": [Ack(OTHER, 5)],
     "a message in parts": [Part(True, _PING[:1]), Part(False, _PING[1:])],
+    "`body` and `credit` for a stream of `resume`": [Resume(1, OTHER, 0, 0), Body(1, 0, b"x"), Credit(1, 300_000)],
+    "`ack` of nothing, twice": [Ack(ID, 0), Ack(ID, 0)],
+    "an empty request": [_open(1, 0)],
 }
 ALLOWED_TO_EDGE: dict[str, list[Message]] = {
     "credit for a stream that is over": [Refuse(0, 400, "no", "", False), Credit(0, 9_000)],
@@ -116,12 +149,28 @@ ALLOWED_TO_EDGE: dict[str, list[Message]] = {
 }
 
 
+class _Beyond(Exception):
+    """An `ack` beyond the answer, of which there is nothing: what the journal of `relay` calls a violation."""
+
+
+def _journal(event: Event) -> None:
+    if isinstance(event, AckReceived) and event.request_id == bytes([1]) * 16 and event.offset:
+        raise _Beyond
+
+
 def played(side: str, messages: list[bytes]) -> tuple[Talk, bool]:
     """(the session, whether the side that got `messages` has ended it by `close("protocol_error")`)."""
     talk = login()
     talk.reads = False  # so that credit is used up
-    talk.request(1, b"prompt")
+    if side == RESUMED:
+        progress = Progress()
+        progress.offset, progress.generation = 12, 1
+        progress.digest.update(bytes(12))
+        talk.edge.resume(ID, progress)
+    else:
+        talk.request(1, b"prompt")
     talk.settle()
+    talk.gateway_does = _journal
     source, sink = (talk.edge, talk.gateway) if side == "gateway" else (talk.gateway, talk.edge)
     sealer = source._sealer
     assert sealer is not None
@@ -129,7 +178,10 @@ def played(side: str, messages: list[bytes]) -> tuple[Talk, bool]:
     try:
         for record in wire:
             sink.receive_data(record, talk.now)
-    except ProtocolViolation:
+            talk._events()
+    except (ProtocolViolation, _Beyond) as error:
+        if isinstance(error, _Beyond):
+            sink.close("protocol_error", talk.now)
         source.receive_data(sink.data_to_send(talk.now), talk.now)
         return talk, source.next_event() == PeerClosed("protocol_error")
     return talk, False
@@ -137,16 +189,16 @@ def played(side: str, messages: list[bytes]) -> tuple[Talk, bool]:
 
 def written() -> list[dict[str, object]]:
     """As it stands in the file."""
-    return _listed(TO_GATEWAY, TO_EDGE)
+    return _listed(TO_GATEWAY, TO_EDGE, TO_RESUMED_EDGE)
 
 
 def written_allowed() -> list[dict[str, object]]:
     """Likewise."""
-    return _listed(ALLOWED_TO_GATEWAY, ALLOWED_TO_EDGE)
+    return _listed(ALLOWED_TO_GATEWAY, ALLOWED_TO_EDGE, ALLOWED_TO_RESUMED_EDGE)
 
 
 def _listed(*entries_of: dict[str, list[Message]]) -> list[dict[str, object]]:
-    sides = dict(zip(("gateway", "edge"), entries_of, strict=True))
+    sides = dict(zip(("gateway", "edge", RESUMED), entries_of, strict=True))
     return [
         {"to": side, "what": what, "messages": [shorten(encode(message)) for message in messages]}
         for side, entries in sides.items() for what, messages in entries.items()

@@ -10,14 +10,17 @@ import pytest
 from tests.support.outside import ROOT
 from tests.support.recorded import run_session
 from tests.support.scripted_sessions import DEVICE, SCRIPTS
+from tests.support.vector_accepted import accepted
 from tests.support.vector_chains import VERDICTS
-from tests.support.vector_decoders import DECODERS, TAKEN, refused
+from tests.support.vector_decoders import DECODERS, TAKEN, ends, refused
+from tests.support.vector_fault_runs import play, play_links
+from tests.support.vector_faults import events, handshakes, resumptions
 from tests.support.vector_hex import lengthen, shorten
 from tests.support.vector_refusals import KEY, entries
 from tests.support.vector_values import EXAMPLES, values
 from tests.support.vector_violations import played, written, written_allowed
 from transport.connection import Phase
-from transport.errors import IdentityRefused
+from transport.errors import IdentityRefused, ProtocolViolation
 from transport.events import EventDecoder
 from transport.identity.svid import TrustBundle
 from transport.identity.verify import SvidVerifier
@@ -32,6 +35,7 @@ FILE = load("causeway.json")
 SESSIONS = load("causeway_sessions.json")["sessions"]
 VALUES = load("causeway_values.json")
 REFUSED = load("causeway_refused.json")
+FAULTS = load("causeway_faults.json")
 CHAINS = load("causeway_chains.json")
 
 
@@ -99,6 +103,11 @@ def test_what_decoders_refuse(entry: dict[str, str]) -> None:
     assert refused(entry["kind"], lengthen(entry["bytes"]))
 
 
+@pytest.mark.parametrize("entry", REFUSED["accepted"], ids=lambda one: f"{one['kind']}: {one['what']}")
+def test_what_decoders_accept(entry: dict[str, str]) -> None:
+    assert not refused(entry["kind"], lengthen(entry["bytes"]))
+
+
 @pytest.mark.parametrize("kind", TAKEN)
 def test_the_same_decoders_take_what_is_right(kind: str) -> None:
     if kind in ("frame 1", "frame 2"):
@@ -109,8 +118,11 @@ def test_the_same_decoders_take_what_is_right(kind: str) -> None:
 
 
 def test_the_list_is_the_file() -> None:
-    assert [(one["kind"], one["what"], one["bytes"]) for one in REFUSED["decoders"]] == [
-        (kind, what, shorten(data)) for kind, what, data in entries()
+    assert [(one["kind"], one["what"], one["bytes"], one["ends"]) for one in REFUSED["decoders"]] == [
+        (kind, what, shorten(data), ends(kind, data)) for kind, what, data in entries()
+    ]
+    assert [(one["kind"], one["what"], one["bytes"]) for one in REFUSED["accepted"]] == [
+        (kind, what, shorten(data)) for kind, what, data in accepted()
     ]
     assert {one["kind"] for one in REFUSED["decoders"]} == DECODERS.keys() and REFUSED["record_key"] == KEY.hex()
     assert REFUSED["violations"] == written() and REFUSED["allowed"] == written_allowed()
@@ -131,6 +143,36 @@ def test_what_does_not_end_a_session(entry: dict[str, Any]) -> None:
     if not closed:
         talk.settle()
         assert talk.edge.phase is talk.gateway.phase is Phase.OPEN
+
+
+def test_the_faults_are_the_file() -> None:
+    made = {"handshakes": handshakes(), "resumptions": resumptions(), "events": events()}
+    assert {name: FAULTS[name] for name in made} == made
+
+
+@pytest.mark.parametrize("entry", FAULTS["handshakes"], ids=lambda one: f"{one['to']} {one['type']}: {one['what']}")
+def test_a_handshake_with_one_fault(entry: dict[str, Any]) -> None:
+    assert play(entry) == entry["ends"]
+
+
+@pytest.mark.parametrize("entry", FAULTS["resumptions"], ids=lambda one: one["what"])
+def test_resumptions(entry: dict[str, Any]) -> None:
+    assert play_links(entry) == [link["ends"] for link in entry["links"]]
+
+
+@pytest.mark.parametrize("entry", FAULTS["events"], ids=lambda one: one["what"])
+def test_entries_of_events(entry: dict[str, str]) -> None:
+    data = lengthen(entry["entries"])
+    for pieces in ([data], [data[at : at + 1] for at in range(min(len(data), 16))] + [data[16:]]):
+        decoder = EventDecoder()
+        if "plain" in entry:
+            assert b"".join(event for piece in pieces for event in decoder.feed(piece)) == lengthen(entry["plain"])
+            decoder.finish()
+        else:
+            with pytest.raises(ProtocolViolation):
+                for piece in pieces:
+                    list(decoder.feed(piece))
+                decoder.finish()
 
 
 @pytest.mark.parametrize("entry", CHAINS["chains"], ids=lambda one: one["what"])

@@ -6,6 +6,7 @@ trusts: whoever answers has to show a root with that hash before the secret is s
 
 import base64
 import binascii
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -29,9 +30,11 @@ EDGE_LABEL: Final = b"Causeway 1 edge signature"
 DEVICE_LABEL: Final = b"Causeway 1 device signature"
 
 _PREFIX: Final = "cw1"
+_BLANK: Final = " \t\n\v\f\r"
 _VERSION: Final = 1
 _FIXED: Final = 1 + HASH_LEN + TOKEN_ID_LEN + SECRET_LEN
 _HINTS = msgspec.msgpack.Decoder(list[str])
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"})  # not Cn, which differs by Unicode's version
 _AGAIN: Final = "copy the whole line that `relay gateway invite` printed; it starts with cw1"
 
 
@@ -98,9 +101,10 @@ class Invitation:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From one line in any case, with white space around it. Raises BadInput, which never repeats the input."""
-        line = text.strip().lower()
-        if not line.startswith(_PREFIX):
+        """From one line in any case, ASCII white space around it. Raises BadInput, which never repeats the input."""
+        text = text.strip(_BLANK)
+        line = text.lower()  # of ASCII alone: other alphabets have letters that fold to it
+        if not text.isascii() or not line.startswith(_PREFIX):
             raise BadInput("this is not an invitation", hint=_AGAIN)
         if len(line) > LINE_MAX:
             raise BadInput("the invitation is too long", hint=_AGAIN)
@@ -159,7 +163,8 @@ def _take(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _hint_fits(hint: str) -> bool:
-    return 0 < len(hint.encode()) <= HINT_MAX and hint.isprintable()
+    shown = all(char == " " or unicodedata.category(char) not in _UNSEEN for char in hint)
+    return 0 < len(hint.encode()) <= HINT_MAX and shown
 
 
 def _refuse_text() -> NoReturn:
