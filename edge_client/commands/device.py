@@ -39,9 +39,7 @@ def join(
         from transport.links.base import Endpoint
 
         invitation = Invitation.parse(_invitation(invitation_file))
-        # A gateway's https address serves hops and connected clients, not this session.
-        hints = [hint for hint in invitation.hints if not hint.startswith("https:")]
-        endpoints = list(dict.fromkeys(Endpoint.parse(spec) for spec in ([hop] if hop else []) + hints))
+        endpoints = list(dict.fromkeys([*([Endpoint.parse(hop)] if hop else []), *_ways(invitation)]))
         config = Config.load()
         ways = [*endpoints, *(await nearby() if config.relay.discover else ())]
         if not ways:
@@ -54,6 +52,21 @@ def join(
             print(f"joined as {identity.id} through {through}")
 
     run(work, as_json=as_json)
+
+
+def _ways(invitation: "Invitation") -> "list[Endpoint]":
+    """The hints that are endpoints. A gateway's https address serves hops and connected clients, not this session, and
+    a form that is not known here may be a later version's."""
+    from transport.errors import BadInput
+    from transport.links.base import Endpoint
+
+    ways = []
+    for hint in invitation.hints:
+        try:
+            ways.append(Endpoint.parse(hint))
+        except BadInput:
+            continue
+    return ways
 
 
 async def _first_to_answer(

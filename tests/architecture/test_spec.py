@@ -14,7 +14,8 @@ from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSED
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
 from relay.gateway.sessions import SessionLimits
-from transport import connection, events, handshake, messages, pacing, records, stream, tickets
+from relay.hop import identity
+from transport import connection, events, gateway_mux, handshake, messages, pacing, records, session, stream, tickets
 from transport.identity import join, svid, verify
 from transport.links import base, websocket
 from transport.responder import UNVERIFIED_MAX
@@ -121,6 +122,7 @@ def _n(value: float) -> str:
     return f"{value:,.0f}"
 
 
+_SECOND_MIN = handshake.SECOND_BODY_MAX - handshake.PAYLOAD_MAX + handshake.PAYLOAD_BLOCK
 EXPECTED = {
     "length of frame 1, type 1 and 3": _n(handshake.FIRST_BODY_LEN),
     "length of frame 1, type 2": f"{handshake.RESUME_BODY_MIN} to {handshake.RESUME_BODY_MAX:,}",
@@ -129,6 +131,8 @@ EXPECTED = {
     "early data": _n(handshake.EARLY_MAX),
     "messages of early data, or behind record 0": _n(connection.EARLY_FLIGHT),
     "bytes held behind record 0": _n(UNVERIFIED_MAX),
+    "length of frame 2, type 1 and 3": f"{_SECOND_MIN:,} to {handshake.SECOND_BODY_MAX:,}",
+    "length of record 0": f"{handshake.PAYLOAD_BLOCK + 16} to {handshake.PAYLOAD_MAX + 16:,}",
     "a step of the handshake": f"{connection.STEP_DEADLINE_S:.0f} s",
     "the handshake at the gateway": f"{SessionLimits().handshake_s:.0f} s",
     "tickets of a session": _n(tickets.TICKETS),
@@ -156,6 +160,10 @@ EXPECTED = {
     "a cell in `constant`": _n(pacing.CONSTANT_CELL),
     "room of a cell for `rekey`": _n(records.REKEY_ROOM),
     "foot of the ladder": _n(pacing.LADDER_FOOT),
+    "tails at a time": _n(gateway_mux.TAILS_MAX),
+    "ticks that a tail leaves out": f"{pacing.LULL_MAX} in a row",
+    "silence until a tail is over": f"{pacing.QUIET_S * 1_000:.0f} ms",
+    "wait for `close` to leave": f"{session.FLUSH_S:.0f} s",
     "silence before `ping`": f"{connection.IDLE_S:.0f} s",
     "silence before the link is lost": f"{connection.SILENCE_S:.0f} s",
     "certificates of a chain": _n(svid.CHAIN_MAX),
@@ -169,6 +177,7 @@ EXPECTED = {
     "life of an invitation": f"{enrolment.INVITATION_MAX_S:,} s",
     "life of a nonce": f"{https.NONCE_S} s",
     "a body by HTTPS": _n(https.BODY_MAX),
+    "an answer by HTTPS": _n(identity.ANSWER_MAX),
     "a frame of a tunnel": _n(base.RECEIVE_MAX),
     "a note of a hop": _n(websocket.NOTE_MAX),
 }
