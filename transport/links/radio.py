@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ class OpenRadio:
         if device is None:
             self._central = BleCentral()
             return
+        logging.getLogger("bumble").setLevel(logging.CRITICAL)  # it shows strangers' bytes, with tracebacks
         from transport.links.gatt_bumble import BumblePeripheral
         from transport.links.virtual_bleak import bleak_backend
 
