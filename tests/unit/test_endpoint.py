@@ -18,6 +18,7 @@ async def ignore(link: Link) -> None:
 @pytest.mark.parametrize("text", [
     "tcp:127.0.0.1:7443", "tcp:[::1]:0", "tcp:gw.example:65535", "unix:/run/hop.sock", "unix:relative", "wss://gw.example",
     "wss://gw.example:8443", "wss://[::1]:8443/v1/tunnel", "unix:/with:colon",
+    "tcp:gw.example.:1", "tcp:" + "a" * 63 + ":1", "wss://gw.example.", "tcp:my_host-1:1",
     "ble:", "ble:relay1", "ble:F0:F1:F2:F3:F4:F5", "sim:ble-1m@tcp:127.0.0.1:1", "sim:sat?loss=0.02&seed=7@unix:/a@b",
 ])
 def test_endpoints_that_are_endpoints(text: str) -> None:
@@ -28,6 +29,8 @@ def test_endpoints_that_are_endpoints(text: str) -> None:
     "", "tcp", "tcp:", "tcp:host", "tcp:host:", "tcp:host:http", "tcp:host:65536", "tcp:host:-1", "tcp::1", "tcp:::1:2",
     "tcp:a b:1", "udp:h:1", "unix:", "unix:" + "a" * 108, "unix:a\0b", "unix:\ud800", "ws://h", "wss:h", "wss://",
     "wss://h:99999", "wss://user@h", "wss://h:1#x y", "https://h", "tcp:h:١",
+    "tcp:a..b:1", "tcp:.:1", "tcp:" + "a" * 64 + ":1", "tcp:" + "a." * 127 + ":1", "tcp:.h:1", "wss://a..b", "wss://.",
+    "wss://" + "a" * 64 + "/x", "wss://" + "a." * 127 + ":1/x",
     "ble: x", "ble:" + "n" * 65, "ble:a\nb", "sim:", "sim:ble-1m", "sim:@tcp:h:1", "sim:ble-1m@", "sim:ble-1m@udp:h:1",
     "sim:a@sim:b@tcp:h:1", "sim:a?" + "x" * 256 + "@tcp:h:1",
 ])
