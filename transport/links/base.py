@@ -16,7 +16,7 @@ SEND_HIGH_WATER: Final = 64 * 1024  # bytes waiting in user space above which se
 CLOSE_TIMEOUT_S: Final = 5.0  # a peer that reads nothing may hold up close() for this long
 UNIX_PATH_MAX: Final = 107  # bytes, sockaddr_un on Linux
 
-_LABELS: Final = r"(?=[^:/]{1,253}(?:[:/]|\Z))[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"  # RFC 1035, section 2.3.4
+_LABELS: Final = r"(?=[^:/]{1,253}(?:[:/]|\Z))[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"  # RFC 1035, 2.3.4
 _HOST = re.compile(rf"{_LABELS}|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _URL = re.compile(rf"//(?P<host>{_LABELS}|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(?P<path>/[\x21-\x7e]*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}", re.ASCII)
