@@ -104,6 +104,57 @@ async def test_names_that_are_none_end_no_search() -> None:
     await zeroconf.async_close()
 
 
+async def test_names_that_nobody_resolves_hold_up_no_other() -> None:
+    zeroconf = AsyncZeroconf(interfaces=LOOPBACK)
+
+    async def shout() -> None:
+        while True:
+            out = DNSOutgoing(0x8400)
+            for number in range(8):
+                out.add_answer_at_time(DNSPointer(SERVICE, 12, 1, 120, f"nobody{number}.{SERVICE}"), 0)
+            zeroconf.zeroconf.async_send(out)
+            await asyncio.sleep(0.005)
+
+    announcement = Announcement(7445, LOOPBACK)
+    await announcement.start()
+    shouting = asyncio.create_task(shout())
+    assert Endpoint.parse("tcp:127.0.0.1:7445") in await find(interfaces=LOOPBACK)
+    shouting.cancel()
+    await announcement.close()
+    await zeroconf.async_close()
+
+
+async def test_without_an_interface_nobody_is_found_and_nothing_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ifaddr.get_adapters", lambda *_, **__: [])
+    assert await find() == []
+
+    def without(**_: object) -> None:
+        raise RuntimeError("No adapter found")  # as the library says it of an address of IPv6
+
+    monkeypatch.setattr("zeroconf.asyncio.AsyncZeroconf", without)
+    with pytest.raises(LinkLost):
+        await Announcement(7443, ["fd00::7"]).start()
+
+
+async def test_an_announcement_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[AsyncZeroconf] = []
+    close = AsyncZeroconf.async_close
+
+    async def told(self: AsyncZeroconf) -> None:
+        closed.append(self)
+        await close(self)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "")
+
+    monkeypatch.setattr(AsyncZeroconf, "async_close", told)
+    monkeypatch.setattr(AsyncZeroconf, "async_register_service", refuse)
+    announcement = Announcement(7443, LOOPBACK)
+    with pytest.raises(LinkLost):
+        await announcement.start()
+    assert closed == [announcement._zeroconf]
+
+
 async def test_without_a_network_nobody_is_found_and_nothing_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(**_: object) -> None:
         raise OSError(errno.ENETUNREACH, "")
@@ -117,7 +168,10 @@ async def test_without_a_network_nobody_is_found_and_nothing_announced(monkeypat
 @pytest.mark.parametrize(("addresses", "port", "expected"), [
     (["10.0.0.1", "10.0.0.2"], 7443, ["tcp:10.0.0.1:7443"]), (["8.8.8.8", "192.168.1.9"], 1, ["tcp:192.168.1.9:1"]),
     (["fe80::1%3", "fd00::1"], 2, ["tcp:[fd00::1]:2"]), (["0.0.0.0"], 2, []), (["2001:4860:4860::8888"], 2, []),
-    (["10.0.0.1"], None, []), ([], 7443, []), (["169.254.1.1"], 5, ["tcp:169.254.1.1:5"]),
+    (["10.0.0.1"], None, []), ([], 7443, []), (["127.0.0.1"], 11434, []), (["::1"], 22, []),
+    (["255.255.255.255"], 9, []),
+    (["2001::1"], 9, []), (["240.0.0.1", "172.31.0.1"], 9, ["tcp:172.31.0.1:9"]), (["::ffff:10.0.0.1"], 9, []),
+    (["0.0.0.1"], 9, []), (["192.0.2.1"], 9, []), (["169.254.1.1"], 5, ["tcp:169.254.1.1:5"]),
 ])
 def test_what_is_taken_of_one_answer(addresses: list[str], port: int | None, expected: list[str]) -> None:
     found: list[Endpoint] = []

@@ -18,6 +18,9 @@ SERVICE: Final = "_causeway._tcp.local."
 FIND_S: Final = 1.5
 HOPS_MAX: Final = 8  # endpoints that one search gives
 NAMES_MAX: Final = 32  # names that one search follows up
+_NEARBY: Final = tuple(map(ipaddress.ip_network, (  # RFC 1918, 3927 and 4193; "private" in RFC 6890 takes in far more
+    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7",
+)))
 
 
 class Announcement:
@@ -39,8 +42,12 @@ class Announcement:
         )
         try:
             self._zeroconf = AsyncZeroconf(interfaces=list(self._addresses))
-            await (await self._zeroconf.async_register_service(info))
-        except (OSError, Error) as error:
+            try:
+                await (await self._zeroconf.async_register_service(info))
+            except BaseException:
+                await self._zeroconf.async_close()
+                raise
+        except (OSError, RuntimeError, Error) as error:  # RuntimeError: there is no interface of such an address
             raise LinkLost("cannot announce this hop on the network", hint="leave out --announce") from error
 
     async def close(self) -> None:
@@ -81,6 +88,7 @@ async def find(*, wait_s: float = FIND_S, interfaces: Sequence[str] | None = Non
             names.put_nowait(name)
 
     found: list[Endpoint] = []
+    loopback = interfaces is not None and all(ipaddress.ip_address(text).is_loopback for text in interfaces)
 
     async def follow_up(zeroconf: AsyncZeroconf) -> None:
         while len(found) < HOPS_MAX:
@@ -89,17 +97,19 @@ async def find(*, wait_s: float = FIND_S, interfaces: Sequence[str] | None = Non
             except Error:  # no name at all
                 continue
             if await info.async_request(zeroconf.zeroconf, wait_s * 1000, question_type=DNSQuestionType.QM):
-                take(found, info.parsed_addresses(), info.port)
+                take(found, info.parsed_addresses(), info.port, loopback=loopback)
 
+    if interfaces is None and not own_addresses("0.0.0.0"):  # the library would leave a socket behind  # noqa: S104
+        return found
     try:
         zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if interfaces is None else list(interfaces))
-    except (OSError, Error):
+    except (OSError, RuntimeError, Error):  # RuntimeError: there is no such interface
         return found
     try:
         browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[heard])
         try:
             async with asyncio.timeout(wait_s), asyncio.TaskGroup() as group:
-                for _ in range(4):  # one name that nobody resolves must not hold up the others
+                for _ in range(NAMES_MAX):  # names that nobody resolves must not hold up the others
                     group.create_task(follow_up(zeroconf))
         except TimeoutError:
             pass
@@ -109,13 +119,16 @@ async def find(*, wait_s: float = FIND_S, interfaces: Sequence[str] | None = Non
     return found
 
 
-def take(found: list[Endpoint], addresses: Iterable[str], port: int | None) -> None:
-    """Adds one answer, its first private address alone: nobody shall send an edge out into the world."""
+def take(found: list[Endpoint], addresses: Iterable[str], port: int | None, *, loopback: bool = False) -> None:
+    """Adds one answer, its first address nearby alone: nobody shall send an edge out into the world, nor to its own
+    host's services, unless it is on `loopback` that was asked.
+    """
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         if address.version == 6 and address.is_link_local:  # good for nothing without the name of an interface
             continue
-        if address.is_private and not address.is_unspecified and port:
+        near = any(address in network for network in _NEARBY) or (loopback and address.is_loopback)
+        if near and port:
             endpoint = Endpoint("tcp", f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
             if endpoint not in found and len(found) < HOPS_MAX:
                 found.append(endpoint)
