@@ -54,9 +54,10 @@ def _party(chain: tuple[bytes, ...], key: SigningKey) -> dict[str, object]:
 
 
 def sessions() -> dict[str, Any]:
+    from tests.support.scripted_modes import MODES
     from tests.support.scripted_sessions import SCRIPTS
 
-    return {"sessions": {name: script() for name, script in SCRIPTS.items()}}
+    return {"sessions": {name: script() for name, script in (SCRIPTS | MODES).items()}}
 
 
 def values() -> dict[str, Any]:

@@ -7,6 +7,7 @@ not its echo. Every AEAD tag of the frames is checked on the way.
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from typing import Any
 
 from transport.noise import gcm_nonce
 from transport.primitives import AesGcm, KemPrivate, P256Private, hkdf_expand
@@ -138,6 +139,16 @@ def resumed(
     return steps
 
 
+def inside(plain: bytes, name: str) -> dict[str, Any]:
+    """{size: of the plaintext, `name`: the messages in it}."""
+    messages, at = [], 0
+    while length := int.from_bytes(plain[at : at + 2], "big"):
+        messages.append(plain[at + 2 : at + 2 + length].hex())
+        at += 2 + length
+    assert not any(plain[at:])
+    return {"size": len(plain), name: messages}
+
+
 class Reader:
     """One direction's records, opened with its key: what a session's flights hold, for people to read."""
 
@@ -152,17 +163,12 @@ class Reader:
         self._n += 1
         return plain, data[end:]
 
-    def records(self, data: bytes) -> list[dict[str, object]]:
+    def records(self, data: bytes) -> list[dict[str, Any]]:
         """[{size: of the plaintext, messages}] of a flight; a `rekey` is carried out."""
-        out: list[dict[str, object]] = []
+        out: list[dict[str, Any]] = []
         while data:
             plain, data = self.take(data)
-            messages, at = [], 0
-            while length := int.from_bytes(plain[at : at + 2], "big"):
-                messages.append(plain[at + 2 : at + 2 + length].hex())
-                at += 2 + length
-            assert not any(plain[at:])
-            if messages[-1:] == ["910c"]:
+            out.append(inside(plain, "messages"))
+            if inside(plain, "messages")["messages"][-1:] == ["910c"]:
                 self.keys.append(AesGcm(self.keys[-1]).seal(gcm_nonce((1 << 64) - 1), bytes(32), b"")[:32])
-            out.append({"size": len(plain), "messages": messages})
         return out

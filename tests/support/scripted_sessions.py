@@ -169,6 +169,10 @@ class Talk:
             flight["holds"] = []
             if index < 2:
                 flight["holds"].append({"frame": index + 1})
+            if index == 0 and ticket is not None:
+                flight["holds"][0] |= handshake_steps.inside(bytes.fromhex(
+                    next(note["payload"] for note in steps.notes if note["after"] == "-> payload")
+                ), "early")
             if index == 2 and ticket is None:
                 plain, data = readers["edge"].take(data)
                 length = int.from_bytes(plain[:2], "big")
@@ -232,7 +236,10 @@ def join() -> list[Result]:
     talk = Talk(purpose, TicketStore(), (RECORDED.for_edge(), RECORDED.for_gateway()), device_key=DEVICE)
     talk.settle()
     vector = talk.vector("an edge joins; `issued` is the answer, with the first vector's edge chain")
-    return [vector | {"invitation": INVITATION.encode(), "device_key_pkcs8": DEVICE.to_pkcs8().expose().hex()}]
+    return [vector | {
+        "invitation": INVITATION.encode(), "csr": csr_of(KEYS["edge"]).hex(),
+        "device_key_pkcs8": DEVICE.to_pkcs8().expose().hex(),
+    }]
 
 
 def renew() -> list[Result]:
@@ -241,7 +248,7 @@ def renew() -> list[Result]:
     talk = Talk(purpose, TicketStore(), (RECORDED.for_edge(), RECORDED.for_gateway()), device_key=DEVICE)
     talk.settle()
     vector = talk.vector("the same device renews")
-    return [vector | {"device_key_pkcs8": DEVICE.to_pkcs8().expose().hex()}]
+    return [vector | {"csr": csr_of(KEYS["edge"]).hex(), "device_key_pkcs8": DEVICE.to_pkcs8().expose().hex()}]
 
 
 def refuse() -> list[Result]:

@@ -3,7 +3,7 @@
 "link" (closed without a byte), "hint N", "close CODE", or "passes".
 """
 
-from typing import Any
+from typing import Any, Final
 
 from tests.support import handshake_steps
 from tests.support.connection_pair import verifier
@@ -32,7 +32,14 @@ from tests.support.vector_faults import (
 )
 from tests.support.vector_hex import lengthen
 from transport.connection import CredentialReceived, SignatureNeeded
-from transport.errors import IdentityRefused, ProtocolViolation, TransportError
+from transport.errors import (
+    IdentityRefused,
+    Overloaded,
+    PeerRefused,
+    ProtocolViolation,
+    TicketRefused,
+    TransportError,
+)
 from transport.handshake import (
     FrameType,
     JoinCredential,
@@ -52,6 +59,8 @@ from transport.messages import (
 from transport.primitives import sha256
 from transport.responder import GatewayConnection
 from transport.tickets import TicketStore
+
+_HINT_TAKEN: Final[dict[type, str]] = {PeerRefused: "hint 1", Overloaded: "hint 2", TicketRefused: "hint 3"}
 
 
 def play(entry: Entry) -> str:
@@ -84,8 +93,9 @@ def _edge(entry: Entry, flights: list[bytes], now: float) -> str:
                 if isinstance(event, SignatureNeeded):
                     edge.signed((DEVICE if entry["type"] == JOIN else KEYS["edge"]).sign(event.message), now)
                     edge.data_to_send(now)
-    except TransportError:
-        return "link" if edge.data_to_send(now) == b"" else "something else"
+    except TransportError as error:
+        assert edge.data_to_send(now) == b""
+        return _HINT_TAKEN.get(type(error), "link") if flights[0][0] == FrameType.HINT else "link"
     return "passes" if passed else "something else"
 
 

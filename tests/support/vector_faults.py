@@ -146,6 +146,13 @@ def _first_messages() -> list[Entry]:
     ]
 
 
+def _hints() -> list[Entry]:
+    return [_to_edge(kind, f"hint {code}", [bytes([0, code])], ends=f"hint {taken}") for kind, code, taken in (
+        (FULL, 1, 1), (FULL, 2, 2), (FULL, 3, 1), (FULL, 0, 1), (FULL, 255, 1), (JOIN, 3, 1), (RESUMED, 1, 1),
+        (RESUMED, 2, 2), (RESUMED, 3, 3), (RESUMED, 4, 1),
+    )]
+
+
 def record_keys(kind: FrameType) -> tuple[bytes, bytes]:
     """(edge's, gateway's) behind the right frames 1 and 2."""
     return _steps(kind).split()
@@ -356,7 +363,7 @@ def _links(what: str, *links: tuple[bytes | list[bytes], str], **more: Any) -> E
 
 
 def handshakes() -> list[Entry]:
-    return [*_frames_2(), *_first_messages(), *_records_0()]
+    return [*_frames_2(), *_hints(), *_first_messages(), *_records_0()]
 
 
 def events() -> list[Entry]:

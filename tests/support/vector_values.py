@@ -46,6 +46,7 @@ from transport.messages import (
     request_digest,
 )
 from transport.primitives import sha256
+from transport.records import padded_length
 
 ID = b"\x01" * 16
 _HEADER: Final = header(b"prompt", expires_at=int(NOW) + 86_400)
@@ -85,7 +86,15 @@ def values() -> dict[str, Any]:
         "invitation": {"text": INVITATION.encode(), "raw": raw.hex()},
         "messages": messages(),
         "events": events(),
+        "padding": padding(),
     }
+
+
+def padding() -> list[list[int]]:
+    """[T, P(T)] of bursts that are not flow control alone."""
+    edges = {1, 511, 512, 513, 4_095, 4_096, 4_097, 4_608, 4_609, 8_191, 8_192, 8_193, 9_000, 16_384, 16_385, 25_237}
+    edges |= {(1 << power) + more for power in range(15, 21) for more in (0, 1)} | {100_000, 600_000}
+    return [[total, padded_length(total, control=False)] for total in sorted(edges)]
 
 
 def events() -> dict[str, str]:
