@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -68,6 +69,16 @@ async def test_an_address_in_use_is_named_and_left_alone(tmp_path: Path) -> None
         await first.close()
     with pytest.raises(BadInput):
         await listen(Endpoint.parse("wss://h"), ignore)
+
+
+async def test_a_unix_endpoint_whose_queue_is_full_is_not_taken_away(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(tmp_path / "s"))
+        busy.listen(0)
+        waiting.connect(str(tmp_path / "s"))
+        with pytest.raises(LinkLost, match="in use"):
+            await listen(Endpoint("unix", str(tmp_path / "s")), ignore)
+    assert (tmp_path / "s").exists()
 
 
 async def test_a_unix_endpoint_is_private_replaces_a_stale_one_and_goes_with_its_listener(tmp_path: Path) -> None:
