@@ -93,7 +93,7 @@ class Hop:
             for endpoint in endpoints:
                 listeners.append(await listen(endpoint, self._on_link, radio=radio))
             if announce:
-                announcements.extend(await _announced(listener.endpoint for listener in listeners))
+                await _announce([listener.endpoint for listener in listeners], announcements)
             where = ", ".join(str(listener.endpoint) for listener in listeners)
             self._report(f"hop ready {self._identity.svid.id.name} listening on {where}")
             await stop.wait()
@@ -202,17 +202,16 @@ class Hop:
                 self._report(line)
 
 
-async def _announced(endpoints: Iterable[Endpoint]) -> "list[Announcement]":
+async def _announce(endpoints: Iterable[Endpoint], started: "list[Announcement]") -> None:
+    """Adds each to `started` at once, so that those before one that fails are ended."""
     from transport.links.discovery import Announcement, own_addresses
 
-    started = []
     for endpoint in endpoints:
         if endpoint.scheme == "tcp":
             host, port = endpoint.host_port()
             announcement = Announcement(port, await asyncio.to_thread(own_addresses, host))
             await announcement.start()
             started.append(announcement)
-    return started
 
 
 def _tunnel_of(url: str) -> Endpoint:

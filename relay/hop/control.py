@@ -1,5 +1,7 @@
 """What `relay hop status` asks of a hop that runs: its blurred counters, and nothing else."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,19 @@ class StatusServer:
             raise _too_long() from None
 
     async def start(self) -> None:
-        """Raises HopMisuse if another hop runs on this folder."""
+        """Raises HopMisuse if another hop runs on this folder, or nothing can run there."""
         try:
-            await ask(self._folder, _QUESTION)
-        except (OSError, ValueError, TimeoutError):
+            with contextlib.suppress(ValueError, TimeoutError):  # it hangs, but it runs
+                await ask(self._folder, _QUESTION)
+        except OSError:
             pass
         else:
             raise HopMisuse("a hop runs already with this identity", hint="end it, or choose another --home")
-        await self._socket.start()
+        try:
+            await self._socket.start()
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise HopMisuse(f"cannot make the control socket: {reason}", hint=f"look at {self._folder}") from None
 
     async def close(self) -> None:
         await self._socket.close()
