@@ -86,12 +86,10 @@ def refused() -> dict[str, Any]:
 
 
 def faults() -> dict[str, Any]:
-    from tests.support import vector_faults
+    from tests.support.vector_events import events
+    from tests.support.vector_faults import handshakes, resumptions
 
-    return {
-        "handshakes": vector_faults.handshakes(), "resumptions": vector_faults.resumptions(),
-        "events": vector_faults.events(),
-    }
+    return {"handshakes": handshakes(), "resumptions": resumptions(), "events": events()}
 
 
 def chains() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tests.support.scripted_sessions import (
 from tests.support.vector_faults import (
     FULL,
     JOIN,
+    LEAF_END,
     RESUMED,
     WELCOME,
     Entry,
@@ -33,6 +34,7 @@ from tests.support.vector_faults import (
 from tests.support.vector_hex import lengthen
 from transport.connection import CredentialReceived, SignatureNeeded
 from transport.errors import (
+    IdentityExpired,
     IdentityRefused,
     Overloaded,
     PeerRefused,
@@ -72,7 +74,7 @@ def play(entry: Entry) -> str:
 def _edge(entry: Entry, flights: list[bytes], now: float) -> str:
     invitation = Invitation.parse(entry["invitation"]) if "invitation" in entry else INVITATION
     purposes: dict[int, Purpose] = {
-        FULL: SvidLogin(CHAINS["edge"], NOW + 3_500), RESUMED: Resumption(tickets_of_first()[0]),
+        FULL: SvidLogin(CHAINS["edge"], LEAF_END), RESUMED: Resumption(tickets_of_first()[0]),
         JOIN: Joining(invitation, DEVICE.public.spki, csr_of(KEYS["edge"])),
     }
 
@@ -93,6 +95,9 @@ def _edge(entry: Entry, flights: list[bytes], now: float) -> str:
                 if isinstance(event, SignatureNeeded):
                     edge.signed((DEVICE if entry["type"] == JOIN else KEYS["edge"]).sign(event.message), now)
                     edge.data_to_send(now)
+        edge.handle_time(now)
+    except IdentityExpired:
+        return "close expired" if edge.data_to_send(now) else "link"
     except TransportError as error:
         assert edge.data_to_send(now) == b""
         return _HINT_TAKEN.get(type(error), "link") if flights[0][0] == FrameType.HINT else "link"
@@ -101,7 +106,7 @@ def _edge(entry: Entry, flights: list[bytes], now: float) -> str:
 
 def _gateway(entry: Entry, flights: list[bytes], now: float) -> str:
     gateway = GatewayConnection(
-        CHAINS["gateway"], NOW + 3_500, BUNDLE.roots[0], verifier(BUNDLE, "edge"), RECORDED.for_gateway(), now,
+        CHAINS["gateway"], LEAF_END, BUNDLE.roots[0], verifier(BUNDLE, "edge"), RECORDED.for_gateway(), now,
         TicketStore(),
     )
     kind = FrameType(entry["type"])
@@ -123,6 +128,7 @@ def _taken(gateway: GatewayConnection, flights: list[bytes], now: float) -> str:
             while (event := gateway.next_event()) is not None:
                 if isinstance(event, CredentialReceived):
                     passed = _decided(gateway, event, now)
+        gateway.handle_time(now)
     except TransportError:
         return ""
     return "passes" if passed else ""
@@ -173,7 +179,7 @@ def play_links(entry: Entry) -> list[str]:
 
 def _link(store: TicketStore, flights: list[bytes], now: float) -> str:
     gateway = GatewayConnection(
-        CHAINS["gateway"], NOW + 3_500, BUNDLE.roots[0], verifier(BUNDLE, "edge"), RECORDED.for_resumption()[1], now,
+        CHAINS["gateway"], LEAF_END, BUNDLE.roots[0], verifier(BUNDLE, "edge"), RECORDED.for_resumption()[1], now,
         store,
     )
     if (ends := _taken(gateway, flights, now)) != "":

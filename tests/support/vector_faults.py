@@ -7,6 +7,8 @@ What is made here is made from the recorded secrets, so that only the check whic
 from collections.abc import Callable
 from typing import Any, Final
 
+from cryptography import x509
+
 from tests.support import handshake_steps
 from tests.support.connection_pair import EPOCH, header, verifier
 from tests.support.scripted_sessions import (
@@ -65,6 +67,7 @@ from transport.primitives import Secret, SigningKey, sha256
 from transport.tickets import Ticket
 
 Entry = dict[str, Any]
+LEAF_END: Final = x509.load_der_x509_certificate(CHAINS["edge"][0]).not_valid_after_utc.timestamp()
 LATE: Final = NOW + 7_200  # the leaves of the first vector have run out, and nothing else has
 FULL, RESUMED, JOIN = FrameType.FULL, FrameType.RESUME, FrameType.FULL_WITH_ROOT
 WELCOME: Final = Welcome(EPOCH, "", 1)
@@ -143,6 +146,11 @@ def _first_messages() -> list[Entry]:
         _to_edge(FULL, "what is right", of(FULL, WELCOME), ends="passes"),
         _to_edge(RESUMED, "what is right", of(RESUMED, WELCOME), ends="passes"),
         _to_edge(JOIN, "what is right", of(JOIN, ISSUED), ends="passes"),
+        _to_edge(FULL, "leaves that ran out 30 s ago", of(FULL, WELCOME)[:1], now=LEAF_END + 30, ends="passes"),
+        _to_edge(FULL, "`welcome`, and leaves that ran out 30 s ago", of(FULL, WELCOME), now=LEAF_END + 30,
+                 ends="close expired"),
+        _to_edge(FULL, "leaves that ran out 61 s ago", of(FULL, WELCOME)[:1], now=LEAF_END + 61),
+        _to_edge(JOIN, "a leaf that ran out 60 s ago", of(JOIN, ISSUED), now=LEAF_END + 60, ends="passes"),
     ]
 
 
@@ -228,6 +236,10 @@ def _records_0() -> list[Entry]:
         entry(FULL, "an SVID of role gateway, rightly signed",
               svid(_sign(FULL, KEYS["gateway"], EDGE_LABEL, CHAINS["gateway"][0]), CHAINS["gateway"])),
         entry(FULL, "a leaf that ran out before `now`, rightly signed", svid(good), now=LATE),
+        entry(FULL, "a leaf that ran out 30 s ago", svid(good), now=LEAF_END + 30, ends="close expired"),
+        entry(FULL, "a leaf that ends now", svid(good), now=LEAF_END, ends="close expired"),
+        entry(FULL, "a leaf that ran out 61 s ago", svid(good), now=LEAF_END + 61),
+        entry(FULL, "a leaf that ends in a second", svid(good), now=LEAF_END - 1, ends="passes"),
         entry(FULL, "kind 3 with a right signature", join(_sign(FULL, DEVICE, DEVICE_LABEL, device))),
         entry(FULL, "kind 2 with a right signature", renew(_sign(FULL, DEVICE, DEVICE_LABEL, device))),
         _to_gateway(FULL, "a plaintext of 100 bytes", [seal_plain(key_1, bytes(100))], "close refused"),
@@ -344,6 +356,8 @@ def resumptions() -> list[Entry]:
                ([first, _first_record(b"", Ping())], "passes"), (resumed_frame(1, b""), "hint 3")),
         _links("a wrong tag burns nothing", (first[:-1] + bytes([first[-1] ^ 1]), "link"), (first, "passes")),
         _links("a ticket whose time is over", (first, "hint 3"), now=LATE),
+        _links("a ticket whose time ends now", (first, "hint 3"), now=LEAF_END),
+        _links("a ticket whose time ends in a second", (first, "passes"), now=LEAF_END - 1),
         _links("`pace` behind early data",
                ([resumed_frame(0, early), _first_record(early, Pace(Padding.OFF))], "passes")),
         _links("`pace(constant)` behind early data",
@@ -364,35 +378,3 @@ def _links(what: str, *links: tuple[bytes | list[bytes], str], **more: Any) -> E
 
 def handshakes() -> list[Entry]:
     return [*_frames_2(), *_hints(), *_first_messages(), *_records_0()]
-
-
-def events() -> list[Entry]:
-    """Answers in entries: with `plain`, what they stand for; without, not one."""
-    taken: dict[str, tuple[bytes, bytes]] = {
-        "nothing": (b"", b""),
-        "an empty piece": (b"\x00", b""),
-        "a piece": (b"\x0cabc", b"abc"),
-        "text before any prefix": (b"\x0dabc", b"abc"),
-        "a prefix, and two texts": (b"\x0a\x02<b >" + b"\x05x" + b"\x01", b"<bx ><b >"),
-        "a prefix replaced by nothing": (b"\x06\x00<" + b"\x02\x00" + b"\x05x", b"x"),
-        "a piece of 65,536 bytes": (b"\x80\x80\x10" + bytes(65_536), bytes(65_536)),
-        "prefix and suffix of 1,024 bytes": (b"\x82\x10\x80\x04" + b"<" * 512 + b">" * 512 + b"\x05x",
-                                             b"<" * 512 + b"x" + b">" * 512),
-    }
-    refused: dict[str, bytes] = {
-        "kind 3": b"\x03",
-        "kind 3 behind a piece": b"\x04x\x03",
-        "a varint that is not the shortest": b"\x84\x00x",
-        "a varint of four bytes": b"\x80\x80\x80\x01",
-        "a piece of 65,537 bytes": b"\x84\x80\x10" + bytes(65_537),
-        "a text of 65,537 bytes": b"\x85\x80\x10" + bytes(65_537),
-        "prefix and suffix of 1,025 bytes": b"\x82\x10\x81\x04" + b"<" * 512 + b">" * 513,
-        "a second varint that is not the shortest": b"\x06\x80\x00<",
-        "an end within a varint": b"\x80",
-        "an end within a piece": b"\x0cab",
-        "an end within a suffix": b"\x0a\x02<b ",
-    }
-    return [
-        *({"what": what, "entries": shorten(data), "plain": shorten(plain)} for what, (data, plain) in taken.items()),
-        *({"what": what, "entries": shorten(data)} for what, data in refused.items()),
-    ]

@@ -15,8 +15,9 @@ from tests.support.scripted_sessions import SCRIPTS as PLAIN
 from tests.support.vector_accepted import accepted
 from tests.support.vector_chains import VERDICTS
 from tests.support.vector_decoders import DECODERS, TAKEN, ends, refused
+from tests.support.vector_events import events
 from tests.support.vector_fault_runs import play, play_links
-from tests.support.vector_faults import events, handshakes, resumptions
+from tests.support.vector_faults import handshakes, resumptions
 from tests.support.vector_hex import lengthen, shorten
 from tests.support.vector_refusals import KEY, entries
 from tests.support.vector_values import EXAMPLES, values
