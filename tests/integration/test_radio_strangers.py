@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from bumble.core import ProtocolError
 
 from transport.links.base import Link
+from transport.links.gatt_bumble import BumblePeripheral
 from transport.links.radio import open_radio
 from transport.links.virtual_join import join_radio, serve_radio
+from transport.links.virtual_radio import VirtualRadio
 
 ATT, SIGNALS, SMP = 4, 5, 6
 NONSENSE = [
@@ -52,3 +55,20 @@ async def test_nonsense_on_the_radio_is_not_shown_and_disturbs_nobody(
         await server.close()
     assert not caplog.records
     assert "CANARY" not in "".join(capfd.readouterr())
+
+
+async def test_nobody_is_paired_with_and_no_key_of_a_stranger_is_kept() -> None:
+    async def ignore(link: Link) -> None:
+        await link.receive()
+
+    radio = VirtualRadio()
+    hop, stranger = await radio.device("hop"), await radio.device("stranger")
+    listener = await BumblePeripheral(hop).listen(ignore, name="hop")
+    connection = await stranger.connect(hop.static_address)
+    with pytest.raises(ProtocolError, match="PAIRING_NOT_SUPPORTED"):
+        await connection.pair()
+    assert hop.keystore is not None
+    assert await hop.keystore.get_all() == []
+    await listener.close()
+    for device in (hop, stranger):
+        await device.close()

@@ -15,6 +15,7 @@ from bumble.att import Attribute
 from bumble.core import UUID, AdvertisingData, BaseBumbleError
 from bumble.device import Connection, Device
 from bumble.gatt import Characteristic, CharacteristicValue, Service
+from bumble.smp import SMP_CID
 
 from transport.errors import BadInput, LinkLost
 from transport.links.base import Endpoint, Link
@@ -30,6 +31,8 @@ _MTU: Final = 517
 WATCH_S: Final = 1.0  # between looks at the controller's buffers
 _BACKLOG_MAX: Final = 256  # packets that may wait for them: pipes wait for room, a flood of requests does not
 _SCAN_NAME_MAX: Final = 29  # bytes: a scan response of 31
+_PAIRING_REQUEST: Final = b"\x01"  # Core 5.4, vol 3, part H, section 3.5
+_PAIRING_NOT_SUPPORTED: Final = b"\x05\x05"
 
 OnLink = Callable[[Link], Awaitable[None]]
 
@@ -48,6 +51,8 @@ class BumblePeripheral:
             raise BadInput("this radio listens already", hint="one listener serves many edges")
         if self.tx is None:
             self.tx = self._add_service()
+            # bumble's own would pair with whoever asks, and keep a key of each
+            self._device.l2cap_channel_manager.register_fixed_channel(SMP_CID, self._refuse_pairing)
         listener = BumbleListener(self._device, self.tx, on_link, name)
         self._listener = listener
         try:
@@ -74,6 +79,10 @@ class BumblePeripheral:
             Characteristic(INFO, kinds.READ, Attribute.READABLE, info),
         ]))
         return tx
+
+    def _refuse_pairing(self, handle: int, pdu: bytes) -> None:
+        if pdu.startswith(_PAIRING_REQUEST):
+            self._device.send_l2cap_pdu(handle, SMP_CID, _PAIRING_NOT_SUPPORTED)
 
     def _subscribed(self, bearer: Any, notify: bool, _indicate: bool) -> None:
         if self._listener is not None and isinstance(bearer, Connection):
