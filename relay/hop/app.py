@@ -14,6 +14,7 @@ from relay.hop.identity import HopHome, HopIdentity, renew
 from relay.hop.pipe import Pipe, PipeLimits
 from relay.hop.quotas import Flight, Patience
 from relay.places import Places, source_of_link
+from relay.rates import Rate, TokenBucket
 from store.errors import StoreError
 from transport.errors import LinkLost, TransportError
 from transport.identity.tls import client_context
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TUNNEL_PATH: Final = "/v1/tunnel"
 RETRY_S: Final = (5.0, 300.0)  # first and longest wait between attempts to renew
 CHECK_S: Final = 60.0  # a laptop that slept must notice that its SVID has run out
+REPORTS: Final = Rate(0.1, 20)  # lines: strangers must not fill a log
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Hop:
         self._patience = Patience()
         self._counters = Counters(time.monotonic())
         self._last_report = ""
+        self._reports = TokenBucket(REPORTS, time.monotonic())
 
     @property
     def identity(self) -> HopIdentity:
@@ -194,9 +197,11 @@ class Hop:
                 wait, pause = pause, min(pause * 2, RETRY_S[1])
 
     def _tell(self, line: str, *, shown: str | None = None) -> None:
-        """Says a thing once, not for each of a thousand links; `shown` is what the status keeps of it."""
+        """Says a thing once, not for each of a thousand links, nor two of them in turn for ever; `shown` is what the
+        status keeps of it.
+        """
         self._counters.last_error = line if shown is None else shown
-        if line != self._last_report:
+        if line != self._last_report and self._reports.take(time.monotonic()):
             self._last_report = line
             with contextlib.suppress(OSError):
                 self._report(line)

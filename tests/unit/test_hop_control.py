@@ -1,6 +1,7 @@
-"""A hop's control socket, and announcements: what is there already is left alone, what was begun is ended."""
+"""A hop's control socket, its announcements and what it says: bounded, and nobody else's is taken away."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 
 from relay.hop import app, control
+from relay.hop.counters import Counters
 from relay.hop.errors import HopMisuse
 from relay.local_socket import LocalSocket
+from relay.rates import TokenBucket
 from transport.errors import LinkLost
 from transport.links import discovery
 from transport.links.base import Endpoint
@@ -77,3 +80,15 @@ async def test_an_announcement_that_fails_leaves_none_before_it(monkeypatch: pyt
     with pytest.raises(LinkLost):
         await hop.run([Endpoint("tcp", f"127.0.0.1:{port}") for port in (1, 2)], asyncio.Event(), announce=True)
     assert told == ["start 1", "close 1"]
+
+
+def test_two_lines_in_turn_do_not_fill_a_log() -> None:
+    """As two addresses make them that have all links they may have."""
+    told: list[str] = []
+    hop = app.Hop.__new__(app.Hop)
+    hop._counters, hop._report, hop._last_report = Counters(0.0), told.append, ""
+    hop._reports = TokenBucket(app.REPORTS, time.monotonic())
+    for number in range(10_000):
+        hop._tell(f"all links that one source may have are taken by {number % 2}", shown="all are taken")
+    assert 2 <= len(told) <= app.REPORTS.burst + 10
+    assert hop._counters.last_error == "all are taken"
