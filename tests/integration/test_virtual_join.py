@@ -20,7 +20,7 @@ from transport.links.base import RECEIVE_MAX
 from transport.links.virtual_air import Phy
 from transport.links.virtual_bleak import bleak_backend
 from transport.links.virtual_device import RadioDevice
-from transport.links.virtual_join import RadioServer, join_radio, serve_radio
+from transport.links.virtual_join import OUT_HIGH, RadioServer, _Out, join_radio, serve_radio
 from transport.links.virtual_radio import DEVICES_MAX
 
 LIMIT_S = 30.0  # real time, and only to end a test that hangs
@@ -253,3 +253,21 @@ async def test_it_needs_no_network(tmp_path: Path) -> None:
         alone = await _start("alone", tmp_path / "radio", "unshare", "-Urn")
         assert (await alone.communicate(b""))[0] == b"4\n"
         assert alone.returncode == 0
+
+
+async def test_who_is_gone_holds_up_nothing() -> None:
+    """What was taken in for a process before it went is still answered, to nobody."""
+    class Gone:
+        peer = "gone"
+
+        async def send(self, data: bytes) -> None:
+            raise LinkLost("gone")
+
+    out = _Out(Gone())  # type: ignore[arg-type]
+    out.on_packet(b"x")
+    await out.run()
+    for _ in range(3):
+        out.on_packet(bytes(OUT_HIGH))
+    async with asyncio.timeout(1):
+        await out.room()
+    assert not out._parts

@@ -97,11 +97,14 @@ class _Out:
         self._link, self._controller = link, controller
         self._parts: list[bytes] = []
         self._size = 0
+        self._lost = False
         self._some = asyncio.Event()
         self._less = asyncio.Event()
         self._less.set()
 
     def on_packet(self, packet: bytes) -> None:
+        if self._lost:
+            return
         self._parts.append(packet)
         self._size += len(packet)
         self._some.set()
@@ -128,6 +131,8 @@ class _Out:
                     if self._controller is not None:
                         self._controller.host_reads(True)
         except LinkLost:
+            self._lost = True
+            self._parts.clear()
             self._less.set()  # whoever waits goes on, and meets the same
 
 
