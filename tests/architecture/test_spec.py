@@ -13,6 +13,7 @@ from relay.gateway.identity import enrolment
 from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSEDED, UNKNOWN, JournalLimits
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
+from relay.gateway.requests import ACKS_MAX
 from relay.gateway.sessions import SessionLimits
 from relay.hop import identity
 from transport import connection, events, gateway_mux, handshake, messages, pacing, records, session, stream, tickets
@@ -196,4 +197,5 @@ def test_what_a_gateway_sets_for_itself() -> None:
     assert f"{sessions.full_per_second:.0f} begun a second" in said
     assert f"{journal.live} calls that run, {journal.waiting:,} answers not acknowledged" in said
     assert f"{journal.kept >> 20} MiB of them, {journal.rows:,} outcomes" in said
+    assert f"{ACKS_MAX:,} requests of one session whose `ack` waits" in said
     assert (tls.handshake_s, tls.idle_s, tls.life_s, tls.body_s) == (10, 10, 30, 10)
