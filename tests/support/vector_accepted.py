@@ -6,11 +6,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from tests.support.scripted_sessions import DEVICE, INVITATION, KEYS, csr_of
-from tests.support.vector_refusals import Entry, framed, pack, seal
+from tests.support.vector_refusals import KEY, Entry, framed, pack, seal
 from tests.support.vector_values import ID
 from transport.handshake import pad_payload
 from transport.identity.join import Invitation
-from transport.messages import Cancel, Ping, encode
+from transport.messages import Cancel, Ping, Rekey, encode
+from transport.noise import PRODUCT_SUITE, CipherState
 from transport.primitives import Secret
 
 _PING: Final = encode(Ping())
@@ -104,6 +105,16 @@ def _invitations() -> dict[str, bytes]:
     }
 
 
+def _rekeyed() -> bytes:
+    cipher, out = CipherState(PRODUCT_SUITE, KEY), b""
+    for plain in (*[bytes(16_384)] * 3, framed(encode(Rekey())).ljust(16_384, b"\0"), framed(_PING)):
+        head = (len(plain) + 16).to_bytes(2, "big")
+        out += head + cipher.encrypt(head, plain)
+        if any(plain) and len(plain) == 16_384:
+            cipher.rekey()
+    return out
+
+
 def accepted() -> list[Entry]:
     lists: dict[str, dict[str, bytes]] = {
         "message": _messages(),
@@ -113,6 +124,7 @@ def accepted() -> list[Entry]:
             "16,384 bytes of padding": seal(bytes(16_384)),
             "the longest data, and no padding": seal(framed(pack([2, 0, 1 << 40, bytes(16_350)]))),
             "two messages and a single zero": seal(framed(_PING, encode(Cancel(0))) + b"\0"),
+            "a `rekey` at once, with the 65,536th byte, and a record behind it": _rekeyed(),
             "padding that is no burst's": seal(framed(_PING) + bytes(3)),
         },
         "payload": {
