@@ -9,7 +9,7 @@ import typer
 
 from edge_client.commands.ask import ask
 from edge_client.commands.device import join, models, status
-from edge_client.commands.documents import ingest, search
+from edge_client.commands.documents import documents, ingest, search
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
 
@@ -49,6 +49,7 @@ app.command()(search)
 app.command()(serve)
 app.command()(join)
 app.command()(status)
+app.add_typer(documents, name="documents")
 app.add_typer(outbox, name="outbox")
 app.add_typer(models, name="models")
 

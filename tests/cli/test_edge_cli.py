@@ -159,6 +159,47 @@ def test_skipped_files_are_counted_by_kind(edge: Edge, manual: Path) -> None:
     assert (again["skipped"], again["skipped_kinds"]) == (3, {".docx": 2, "": 1})
 
 
+def test_documents_are_listed_labelled_and_forgotten(edge: Edge, manual: Path, relay: FakeRelay) -> None:
+    docs = manual.parent / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text(manual.read_text())
+    assert edge("documents").err == "edge: there are no documents; `edge ingest FOLDER` adds some\n"
+    added = edge("ingest", str(docs), "--label", "local-only", "--json").object
+    assert [document["label"] for document in added["documents"]] == ["local-only"]
+    (docs / "b.md").write_text("The canary sings in the engine room.")
+    assert edge("ingest", str(docs), "--json").object["documents"][1]["label"] == "local-only"
+
+    listed = edge("documents", "--json").object
+    assert listed["folders"] == {str(docs): "local-only"}
+    assert [(d["source"], d["label"]) for d in listed["documents"]] == [
+        (str(docs / name), "local-only") for name in ("a.md", "b.md")
+    ]
+    assert f"local-only  all in {docs}" in edge("documents").out
+    asked = edge("ask", "--relay", "the canary sings in the engine room?")
+    assert "1 passage(s) of your documents stay on this device" in asked.err and "canary sings" not in asked.out
+    assert not [body for _, _, body in relay.requests if b"The canary" in body]
+
+    refused = edge("documents", "label", str(docs / "a.md"), "public")
+    assert refused.code == 3 and "stricter label" in refused.err
+    assert edge("documents", "label", str(docs), "public").code == 0
+    assert {d["label"] for d in edge("documents", "--json").object["documents"]} == {"public"}
+    assert edge("documents", "forget", str(docs / "a.md")).out == f"forgotten: {docs / 'a.md'}\n"
+    assert [d["source"] for d in edge("documents", "forget", str(docs), "--json").object["documents"]] == [
+        str(docs / "b.md")
+    ]
+    assert edge("documents", "forget", str(docs)).code == 3
+    assert edge("ingest", "--label", "secret", str(docs)).code == 2
+
+
+def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
+    for collection in ("a", "b"):
+        edge("ingest", "--jsonl", "-c", collection, stdin='{"id": "r1", "text": "one"}')
+    asked = edge("documents", "forget", "r1")
+    assert asked.code == 3 and "--collection" in asked.err
+    assert edge("documents", "forget", "r1", "-c", "a").code == 0
+    assert [d["collection"] for d in edge("documents", "--json").object["documents"]] == ["b"]
+
+
 def test_a_citation_quotes_around_what_matters() -> None:
     filler = "Nothing of interest stands in this sentence at all. " * 12
     text = f"{filler}The maximum pressure is 6 bar. {filler}"
@@ -321,7 +362,8 @@ def test_status_of_a_locked_store(edge: Edge, manual: Path, monkeypatch: pytest.
 
 
 def test_every_command_has_help(edge: Edge) -> None:
-    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install"):
+    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install", "documents",
+                    "documents forget", "documents label"):
         shown = edge(*command.split(), "--help")
         assert shown.code == 0 and "Usage" in shown.out
     assert edge("nonsense").code == 2 and edge("search", "--top", "0", "x").code == 2

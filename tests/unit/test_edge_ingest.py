@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.errors import BadDocument, BadUse
-from edge_client.ingest import Ingest, Record, query_lines, record_lines
+from edge_client.ingest import Ingest, Record, label_of_folders, query_lines, record_lines, relabel
 from edge_client.retrieval import Retrieval
 from store.documents import Documents
 from store.search import Search
@@ -41,6 +41,78 @@ async def test_the_same_content_twice_is_embedded_once(bench: Bench, tmp_path: P
     assert document.source == str(path) and document.title == "Pumps"
     [passage] = await bench.retrieval.passages("pressure", collection="c")
     assert "7 bar" in passage.text and passage.line == 1 and passage.place == "Pumps, line 1"
+
+
+async def labels(bench: Bench) -> dict[str, str]:
+    return {Path(document.source).name: document.label for document in await bench.documents.list()}
+
+
+async def test_a_label_given_once_stays(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("one")
+    assert (await bench.ingest.file(path, collection="c")).label == "internal"
+    assert (await bench.ingest.file(path, collection="c", label="local-only")).label == "local-only"
+    assert (await bench.ingest.file(path, collection="c", label="public")).label == "local-only"
+    path.write_text("two")
+    assert (await bench.ingest.file(path, collection="c")).label == "local-only"
+    other = tmp_path / "b.md"
+    other.write_text("three")
+    assert (await bench.ingest.file(other, collection="c", label="public")).label == "public"
+    other.write_text("four")
+    assert (await bench.ingest.file(other, collection="c")).label == "public", "only what is new is internal"
+    [passage] = [p for p in await bench.retrieval.passages("two", collection="c") if p.text == "two"]
+    assert passage.label == "local-only"
+
+
+async def test_a_folder_labels_what_appears_in_it_later(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "secret"
+    (folder / "deep").mkdir(parents=True)
+    await bench.ingest.folder(str(folder), "local-only")
+    await bench.ingest.folder(str(folder), "public")
+    for path in (folder / "deep" / "new.md", tmp_path / "secret-not.md", folder / "deep" / ".." / "also.md"):
+        path.write_text(path.name)
+        await bench.ingest.file(path, collection="c", label="public")
+    (tmp_path / "link.md").symlink_to(folder / "deep" / "linked.md")
+    (folder / "deep" / "linked.md").write_text("by another name")
+    await bench.ingest.file(tmp_path / "link.md", collection="c", label="public")
+    assert await labels(bench) == {
+        "new.md": "local-only", "secret-not.md": "public", "also.md": "local-only", "linked.md": "local-only",
+    }
+
+
+async def test_labels_are_loosened_on_purpose_only(bench: Bench, tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    for name in ("a/1.md", "a/b/2.md"):
+        (tmp_path / name).write_text(name)
+        await bench.ingest.file(tmp_path / name, collection="c")
+    documents = bench.documents
+    await relabel(documents, await documents.list(), "local-only", folder=str(tmp_path / "a"))
+    assert await labels(bench) == {"1.md": "local-only", "2.md": "local-only"}
+    for folder in (None, str(inner)):
+        with pytest.raises(BadUse, match="stricter"):
+            await relabel(documents, await documents.list(), "public", folder=folder)
+    assert await labels(bench) == {"1.md": "local-only", "2.md": "local-only"}
+    await documents.label_folder(str(inner), "local-only")
+    await relabel(documents, await documents.list(), "public", folder=str(tmp_path / "a"))
+    assert await labels(bench) == {"1.md": "public", "2.md": "public"}
+    assert await documents.folder_labels() == {str(tmp_path / "a"): "public"}
+
+
+def test_the_strictest_folder_decides() -> None:
+    folders = {"/": "public", "/a": "local-only", "/a/b": "public", "relative": "local-only"}
+    assert label_of_folders("/a/b/c.md", folders) == "local-only"
+    assert label_of_folders("/ab/c.md", folders) == "public"
+    assert label_of_folders("record-7", folders) is None
+
+
+async def test_content_that_returns_under_a_known_name_replaces_what_stood_there(bench: Bench, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.md", tmp_path / "b.md"
+    for path, text in ((a, "one"), (b, "two"), (b, "one")):
+        path.write_text(text)
+        await bench.ingest.file(path, collection="c")
+    assert [(d.source, d.chunks) for d in await bench.documents.list()] == [(str(a), 1)]
+    assert [p.text for p in await bench.retrieval.passages("two", collection="c")] == ["one"]
 
 
 @pytest.mark.parametrize("name", ["missing.md", "folder", "link.md", "pipe.md"])
