@@ -2,13 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
-from edge_client.completions import ROUTE, AnswerReader, failure, request_body
+from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
-from edge_client.errors import EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
+from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
 from edge_client.retrieval import Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import Decision, decide, features_of
 from edge_client.router.sensitivity import kinds
@@ -45,7 +45,8 @@ class Relay(Protocol):
 class Question:
     """The conversation, the question last. `model` is what a relayed one asks for; None the configured or first.
 
-    Without `documents` they are not looked into, and none of them travels.
+    Without `documents` they are not looked into, and none of them travels. `options` are fields of an OpenAI request
+    (tools and the like) which a relayed one repeats as they are, in place of `sampling`. The local model heeds none.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +54,7 @@ class Question:
     model: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     documents: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Answer:
     prompt_tokens: int | None
     answer_tokens: int | None
     timings: dict[str, float]
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 Deliver = Callable[[Routed | Text], Awaitable[None]]
@@ -116,7 +119,7 @@ class Assistant:
         Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
         the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
         """
-        if not question.messages or not question.messages[-1].content.strip():
+        if not question.messages or not (question.messages[-1].content.strip() or question.messages[-1].extras):
             raise EmptyPrompt
         if sum(len(message.content) for message in question.messages) > PROMPT_MAX_CHARS:
             raise PromptTooLong("the prompt is over 1 MiB", hint="documents are better ingested than pasted")
@@ -133,7 +136,7 @@ class Assistant:
             with self._tracing.span("edge.ask") as span:
                 trace_id = telemetry.trace_id_of(span)
                 passages = await self._retrieve(question, timings)
-                decision = self._decide(question, passages)
+                decision = _for_tools(question, self._decide(question, passages), joined=self._relay is not None)
                 span.set_attribute(telemetry.ROUTE, decision.route)
                 if decision.route == "refuse":
                     raise _refusal(decision)
@@ -150,7 +153,7 @@ class Assistant:
         return replace(answer, timings=timings)
 
     async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
-        if self._retrieval is None or not question.documents:
+        if self._retrieval is None or not question.documents or question.messages[-1].role != "user":
             return []
         begun = time.monotonic()
         with self._tracing.span("edge.retrieve"):
@@ -161,7 +164,8 @@ class Assistant:
     def _decide(self, question: Question, passages: Sequence[Passage]) -> Decision:
         found: dict[str, None] = {}
         for message in question.messages:  # what travels is the whole conversation, not only its last line
-            found.update(dict.fromkeys(kinds(message.content)))
+            found.update(dict.fromkeys(kinds("\n".join([message.content, *_texts(message.extras)]))))
+        found.update(dict.fromkeys(kinds("\n".join(_texts(question.options)))))
         return decide(features_of(
             question.messages[-1].content, flag=question.flag, sensitive=tuple(found),
             similarity=max((passage.similarity for passage in passages), default=None),
@@ -186,7 +190,7 @@ class Assistant:
         with self._tracing.span("edge.generate", attributes={
             telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
         }) as span:
-            messages = prompt_with(question.messages, context, relayed=False)
+            messages = prompt_with([_plain(message) for message in question.messages], context, relayed=False)
             async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
                 async for event in events:
                     if isinstance(event, Finished):
@@ -217,7 +221,8 @@ class Assistant:
                 if not granted:
                     raise KeptLocal("the gateway grants this device no model", hint="ask whoever runs the gateway")
                 model = granted[0]
-            body = request_body(model, prompt_with(question.messages, context, relayed=True), question.sampling)
+            messages = prompt_with(question.messages, context, relayed=True)
+            body = request_body(model, messages, question.sampling, question.options)
             span.set_attribute(telemetry.GEN_AI_REQUEST_MODEL, model)
             span.set_attribute(telemetry.BYTES_OUT, len(body))
             remote = await self._relay.request("POST", ROUTE, body)
@@ -226,11 +231,11 @@ class Assistant:
             routed = Routed(decision, model, tuple(context), notes, trace_id)
             await deliver(routed)
             reader = AnswerReader(remote.content_type)
-            pieces: list[str] = []
+            pieces: list[Text] = []
             async with contextlib.aclosing(remote.chunks()) as chunks:
-                async for text in reader.texts(chunks):
-                    pieces.append(text)
-                    await deliver(Text(text))
+                async for piece in reader.pieces(chunks):
+                    pieces.append(piece)
+                    await deliver(piece)
             if not pieces:
                 raise ProviderFailed("the provider's answer is empty", hint="ask again")
             span.set_attribute(telemetry.VIA, remote.via)
@@ -241,8 +246,51 @@ class Assistant:
                 if tokens is not None:
                     span.set_attribute(name, tokens)
         return Answer(
-            routed, "".join(pieces), remote.via, reader.finish_reason, reader.prompt_tokens, reader.answer_tokens, {}
+            routed, "".join(piece.text for piece in pieces), remote.via, reader.finish_reason, reader.prompt_tokens,
+            reader.answer_tokens, {}, tuple(whole_calls(call for piece in pieces for call in piece.calls)),
         )
+
+
+def _for_tools(question: Question, decision: Decision, *, joined: bool) -> Decision:
+    """Only a model behind the gateway calls tools: what offers some goes there, unless it has to stay.
+
+    What stays is answered without a call, or refused if the client wants nothing but a call.
+    """
+    choice = question.options.get("tool_choice", "auto")
+    if decision.route != "local" or not question.options.get("tools") or choice == "none":
+        return decision
+    if question.flag == "local":
+        raise BadUse("the local model calls no tools", hint="ask `auto`, or a model of the gateway")
+    if joined and decision.rule != "private":
+        return Decision("relay", "tools", ("the prompt offers tools, which the local model cannot call",))
+    if choice != "auto":
+        return Decision("refuse", decision.rule if joined else "not-joined", decision.reasons)
+    return replace(decision, reasons=(*decision.reasons, "the local model calls none of the tools"))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text within what came as JSON: what is looked through before it travels."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(inner, str):
+                yield f"{name}: {inner}"  # {"password": "..."} is one find, not two harmless words
+            else:
+                yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _plain(message: Message) -> Message:
+    """The message for a model that knows of no tools."""
+    if message.role == "tool":
+        return Message("user", f"The tool gave: {message.content}")
+    if message.extras:
+        called = [str((call.get("function") or {}).get("name")) for call in message.extras.get("tool_calls", ())]
+        return Message(message.role, message.content or f"I call {', '.join(called)}.")
+    return message
 
 
 def _passages(context: Sequence[Passage]) -> str:

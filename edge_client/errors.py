@@ -107,25 +107,33 @@ class KeptLocal(EdgeError):
 
 
 class ProviderFailed(EdgeError):
-    """`reason` is the gateway's code where it gave one, such as provider_rate_limited."""
+    """`reason` and `status` are the gateway's where it gave them, such as provider_rate_limited and 429.
+
+    `retryable` only if no provider can have accepted the request.
+    """
 
     code = "provider_failed"
     fault = "provider"
 
-    def __init__(self, message: str, *, hint: str | None = None, reason: str = "provider_failed") -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, reason: str = "provider_failed", status: int = 502,
+        retryable: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.status, self.retryable = reason, status, retryable
 
 
 class GatewayRefused(EdgeError):
-    """`reason` is the gateway's code, such as model_not_allowed."""
+    """`reason` and `status` are the gateway's, such as model_not_allowed and 403; `retryable` as in ProviderFailed."""
 
     code = "gateway_refused"
     fault = "policy"
 
-    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, reason: str, status: int = 403, retryable: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.status, self.retryable = reason, status, retryable
 
 
 class Interrupted(EdgeError):

@@ -233,9 +233,9 @@ class RemoteAnswer:
         else:
             await self._outbox.interrupted(self.request_id, error.reason)
             hint = "the provider may have done the work; ask again if you want to"
-        if error.reason.startswith("provider_"):
-            return ProviderFailed(str(error), hint=hint, reason=error.reason)
-        return GatewayRefused(str(error), hint=hint, reason=error.reason)
+        kind = ProviderFailed if error.reason.startswith("provider_") else GatewayRefused
+        again = error.may_retry and not self._begun
+        return kind(str(error), hint=hint, reason=error.reason, status=error.status, retryable=again)
 
     async def _cancel(self) -> None:
         """Persisted first; what a lost link keeps from the gateway is told it with the next session."""

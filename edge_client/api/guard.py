@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from edge_client.api.shapes import error_response
+from edge_client.api.errors import error_response
 from edge_client.errors import BadUse
 
 __all__ = ["guard", "load_token"]

@@ -7,6 +7,8 @@ import typer
 
 from edge_client.commands.terminal import note, run
 
+_PATIENCE_S = 10.0  # for the gateway's list of models, which a client of this machine waits for
+
 
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 picks a free one.")] = 8080,
@@ -17,6 +19,8 @@ def serve(
     """Serve the OpenAI-compatible API on this machine, behind a token."""
 
     async def work() -> None:
+        import asyncio
+
         from edge_client.answering import Assistant
         from edge_client.api.server import Names, serve_until_stopped
         from edge_client.app import App
@@ -27,7 +31,16 @@ def serve(
             chat = app.chat(model)
             await chat.load()
             alone = Assistant(chat=chat, retrieval=None, relay=None, tracing=app.tracing)
-            names = Names(alone=alone, auto=lambda: app.assistant(chat), alias=model_id)
+
+            async def granted() -> list[str]:
+                relay = await app.relay()
+                async with asyncio.timeout(_PATIENCE_S):
+                    return [] if relay is None else await relay.models()
+
+            names = Names(
+                alone=alone, auto=lambda: app.assistant(chat), alias=model_id, granted=granted,
+                embedder=lambda: asyncio.to_thread(app.embedder),  # its first use converts weights
+            )
             await serve_until_stopped(names, config.token_path, port, note)
 
     run(work)
