@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Block", "Piece", "chunks"]
+__all__ = ["Block", "Content", "Piece", "chunks"]
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?:;])\s+|\n")
 _HEADING_MAX_SHARE: Final = 3  # a heading path may take a third of a chunk, or it is left out
@@ -24,6 +24,14 @@ class Block:
     page: int | None = None
     line: int | None = None
     level: int = 0
+
+
+@dataclass(frozen=True)
+class Content:
+    """A document: what it calls itself, and its blocks in order."""
+
+    title: str
+    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from edge_client.chunking import Block, Piece, chunks
-from edge_client.documents import MAX_BYTES, Content, parse
+from edge_client.chunking import Block, Content, Piece, chunks
+from edge_client.documents import MAX_BYTES, parse
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder
 from edge_client.errors import BadDocument, BadUse
 from store.documents import LABELS, Chunk, Document, Documents
@@ -65,6 +65,16 @@ class Ingest:
             return Outcome(source, "unchanged", known.chunks, known.label)
         content = await asyncio.to_thread(parse, path.name, data)
         return await self._add(collection, source, digest, content, label)
+
+    async def dropped(self, name: str, data: bytes, *, collection: str, label: str | None = None) -> Outcome:
+        """The bytes of a file that has no path here. The same name again replaces it. Raises BadDocument."""
+        if label is not None and label not in LABELS:
+            raise BadUse(f"a label is one of {', '.join(LABELS)}")
+        source, digest = f"dropped/{name}", hashlib.sha256(data).digest()
+        known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
+        if known is not None:
+            return Outcome(source, "unchanged", known.chunks, known.label)
+        return await self._add(collection, source, digest, await asyncio.to_thread(parse, name, data), label)
 
     async def record(self, record: Record, *, collection: str, label: str | None = None) -> Outcome:
         """One record under its id. Raises BadDocument if it holds no text."""
@@ -140,7 +150,7 @@ def _read(path: Path) -> tuple[str, bytes]:
     """The absolute path, without links, by which folders' labels go, and the content."""
     try:
         if path.is_dir():
-            raise BadDocument("it is a folder")
+            raise BadDocument("it is a folder that cannot be read")
         if not path.is_file():  # opening a pipe or a device could block for ever
             raise BadDocument("there is no such file")
         with path.open("rb") as stream:

@@ -24,7 +24,9 @@ documents = typer.Typer(
 
 
 def ingest(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files (txt, md, pdf) and folders.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files and folders: text, Markdown, PDF, Word, HTML, CSV, source code.")
+    ] = None,
     collection: Annotated[str, _COLLECTION] = "default",
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="The files hold lines of JSON with id, title, text; none: stdin.")
@@ -39,8 +41,8 @@ def ingest(
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
-        from edge_client.documents import find_files
         from edge_client.errors import BadUse
+        from edge_client.folders import find_files
         from edge_client.ingest import Ingest
 
         if not paths and not jsonl:

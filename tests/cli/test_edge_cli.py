@@ -149,14 +149,14 @@ def test_without_a_link_the_decision_and_a_way_out_are_told(
 
 
 def test_skipped_files_are_counted_by_kind(edge: Edge, manual: Path) -> None:
-    for name in ("a.docx", "b.DOCX", "notes", ".hidden.png"):
+    for name in ("a.odt", "b.ODT", "notes", ".hidden.png"):
         (manual.parent / "docs").mkdir(exist_ok=True)
         (manual.parent / "docs" / name).touch()
     (manual.parent / "docs" / "manual.md").write_text(manual.read_text())
     done = edge("ingest", str(manual.parent / "docs"))
-    assert done.out == "1 added (1 passages), 0 unchanged, 0 failed, 3 skipped (no ending, .docx)\n"
+    assert done.out == "1 added (1 passages), 0 unchanged, 0 failed, 3 skipped (no ending, .odt)\n"
     again = edge("ingest", str(manual.parent / "docs"), "--json").object
-    assert (again["skipped"], again["skipped_kinds"]) == (3, {".docx": 2, "": 1})
+    assert (again["skipped"], again["skipped_kinds"]) == (3, {".odt": 2, "": 1})
 
 
 def test_documents_are_listed_labelled_and_forgotten(edge: Edge, manual: Path, relay: FakeRelay) -> None:

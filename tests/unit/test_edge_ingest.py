@@ -127,6 +127,14 @@ async def test_what_is_no_file_is_refused(bench: Bench, tmp_path: Path, name: st
     assert await bench.documents.count() == (0, 0)
 
 
+async def test_what_cannot_be_read_is_one_error(bench: Bench) -> None:
+    unreadable = Path("/proc/self/mem")  # also for root
+    if not unreadable.exists():
+        pytest.skip("needs /proc")
+    with pytest.raises(BadDocument, match="cannot be read"):
+        await bench.ingest.file(unreadable, collection="c")
+
+
 async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
     for record in (Record("1", "flow in a pipe", "Flow"), Record(2, "flow in a pipe", "Flow"), Record("3", "heat")):
         assert (await bench.ingest.record(record, collection="c")).state == "added"
