@@ -1,6 +1,7 @@
 """One prompt's way: look into the documents, decide, then answer here or relay. One span a step, no text in any."""
 
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from edge_client.completions import ROUTE, AnswerReader, failure, request_body, 
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
 from edge_client.retrieval import Passage, Retrieval, local_context, prompt_with, relayed_context
-from edge_client.router.policy import Decision, decide, features_of
+from edge_client.router.policy import Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
 from transport import telemetry
 
@@ -19,6 +20,7 @@ __all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "Re
 PROMPT_MAX_CHARS: Final = 1 << 20  # of all messages; finer limits follow once it is known where the prompt goes
 _GROUNDED_TOKENS: Final = 160  # an answer from a passage is a sentence or two
 _FREE_TOKENS: Final = 512
+_log = logging.getLogger(__name__)
 
 
 class RelayedAnswer(Protocol):
@@ -102,7 +104,7 @@ class Assistant:
 
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
-        relay_model: str | None = None, collection: str = "default",
+        relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
     ) -> None:
         self._chat = chat
         self._retrieval = retrieval
@@ -110,6 +112,7 @@ class Assistant:
         self._tracing = tracing
         self._relay_model = relay_model
         self._collection = collection
+        self._threshold = threshold
 
     async def answer(
         self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None
@@ -138,6 +141,10 @@ class Assistant:
                 passages = await self._retrieve(question, timings)
                 decision = _for_tools(question, self._decide(question, passages), joined=self._relay is not None)
                 span.set_attribute(telemetry.ROUTE, decision.route)
+                assert decision.features is not None  # decide() never leaves them out
+                figure = need(decision.features)
+                span.set_attribute("causeway.need", round(figure, 4))
+                _log.info("%s by rule %s, need %.3f, trace %s", decision.route, decision.rule, figure, trace_id)
                 if decision.route == "refuse":
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
@@ -169,7 +176,7 @@ class Assistant:
         return decide(features_of(
             question.messages[-1].content, flag=question.flag, sensitive=tuple(found),
             similarity=max((passage.similarity for passage in passages), default=None),
-            joined=self._relay is not None,
+            joined=self._relay is not None, threshold=self._threshold,
         ))
 
     async def _answer_here(
@@ -262,9 +269,10 @@ def _for_tools(question: Question, decision: Decision, *, joined: bool) -> Decis
     if question.flag == "local":
         raise BadUse("the local model calls no tools", hint="ask `auto`, or a model of the gateway")
     if joined and decision.rule != "private":
-        return Decision("relay", "tools", ("the prompt offers tools, which the local model cannot call",))
+        reasons = ("the prompt offers tools, which the local model cannot call",)
+        return replace(decision, route="relay", rule="tools", reasons=reasons)
     if choice != "auto":
-        return Decision("refuse", decision.rule if joined else "not-joined", decision.reasons)
+        return replace(decision, route="refuse", rule=decision.rule if joined else "not-joined")
     return replace(decision, reasons=(*decision.reasons, "the local model calls none of the tools"))
 
 

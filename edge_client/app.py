@@ -151,6 +151,7 @@ class App:
             relay=await self.relay() if relay else None,
             tracing=self.tracing,
             relay_model=self.config.relay.model,
+            threshold=self.config.router.limit(),
         )
 
 

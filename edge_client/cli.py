@@ -10,6 +10,7 @@ import typer
 from edge_client.commands.ask import ask
 from edge_client.commands.device import join, models, status
 from edge_client.commands.documents import documents, ingest, search
+from edge_client.commands.explain import explain
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
 
@@ -44,6 +45,7 @@ def _root(
 
 
 app.command()(ask)
+app.command()(explain)
 app.command()(ingest)
 app.command()(search)
 app.command()(serve)

@@ -14,6 +14,7 @@ from edge_client.commands.terminal import JSON, note, run, show
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
     from edge_client.retrieval import Passage
+    from edge_client.router.policy import Decision
 
 _QUOTE = 240  # characters of a cited passage that are shown
 
@@ -26,6 +27,9 @@ def ask(
     no_documents: Annotated[
         bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say also how the way was chosen: features, scores, rule.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Answer a question from your documents, or relay it; says which, and why."""
@@ -33,7 +37,7 @@ def ask(
         raise typer.BadParameter("--local and --relay exclude each other")
 
     async def work() -> None:
-        from edge_client.answering import Question, Routed
+        from edge_client.answering import Leaving, Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
@@ -49,13 +53,20 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
+                    if explain and event.decision.route == "local":
+                        _explain(event.decision)
                     _announce(event)
+
+            def leaving(what: Leaving) -> None:
+                if explain and not as_json:
+                    _explain(what.decision)
+                _say_what_leaves(what)
 
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
             with _link_hint():
-                answer = await assistant.answer(asked, deliver, _say_what_leaves)
+                answer = await assistant.answer(asked, deliver, leaving)
         if as_json:
-            show(_object(answer))
+            show(_object(answer) | ({"explanation": _explanation(answer.routed.decision)} if explain else {}))
         else:
             print(flush=True)
             _footer(answer, prompt)
@@ -96,6 +107,36 @@ def _say_what_leaves(what: "Leaving") -> None:
     note(f"relay{' to ' + what.model if what.model else ''}: {'; '.join(what.decision.reasons)}")
     for text in what.notes:
         note(text)
+
+
+def _explain(decision: "Decision") -> None:
+    for name, value in _explanation(decision).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {figure:+.2f}" for part, figure in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        print(f"  {name.replace('_', ' '):<22} {'none' if value is None else value}", file=sys.stderr)
+
+
+def _explanation(decision: "Decision") -> dict[str, Any]:
+    from edge_client.router.policy import need
+
+    features = decision.features
+    assert features is not None  # decide() never leaves them out
+    return {
+        "asked_for": features.flag,
+        "secret_or_personal": list(features.sensitive),
+        "similarity": None if features.similarity is None else round(features.similarity, 3),
+        "words": features.words,
+        "asks_for_reasoning": "yes" if features.hard else "no",
+        "difficulty": round(features.difficulty.score, 3),
+        "difficulty_by": {name: round(part, 3) for name, part in features.difficulty.parts},
+        "need": round(need(features), 3),
+        "threshold": None if features.threshold is None else round(features.threshold, 3),
+        "gateway": "joined" if features.joined else "not joined",
+        "rule": decision.rule,
+        "route": decision.route,
+    }
 
 
 def _announce(routed: "Routed") -> None:
