@@ -208,6 +208,9 @@ class Assistant:
             span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
             span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
         text = "".join(pieces)
+        if finished.dropped:
+            note = f"the {finished.dropped} oldest messages did not fit into the local model and were left out"
+            routed = replace(routed, notes=(*routed.notes, note))
         return Answer(routed, text, "", finished.reason, finished.prompt_tokens, finished.answer_tokens, {})
 
     async def _answer_by_relay(

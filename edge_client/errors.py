@@ -10,7 +10,9 @@
      +-- NoStore             store     there is no store yet
      +-- ModelMissing        user      weights are not installed, or not where the configuration says
      +-- ModelUnusable       user      weights are there but the engine cannot load them
+     +-- MemoryShort         local     the model does not fit into the memory that is free
      +-- EngineFailed        local     the engine stopped in the middle of its work
+     +-- EngineBusy          local     too many prompts wait for the local model
      +-- CannotListen        link      the port is taken, or may not be used
      +-- NotJoined           identity  a relayed prompt without an identity
      +-- KeptLocal           policy    privacy forbids to relay this prompt
@@ -89,8 +91,20 @@ class CannotListen(EdgeError):
     fault = "link"
 
 
+class MemoryShort(EdgeError):
+    code = "memory_short"
+
+
 class EngineFailed(EdgeError):
     code = "engine_failed"
+
+
+class EngineBusy(EdgeError):
+    code = "engine_busy"
+    retryable: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__("too many prompts wait for the local model", hint="try again in a while")
 
 
 class NotJoined(EdgeError):

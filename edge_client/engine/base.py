@@ -56,11 +56,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of an answer. `reason` is "length" when a limit cut it off."""
+    """The last event of an answer. `reason` is "length" when a limit cut it off.
+
+    `dropped` old messages did not fit into the model's context.
+    """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     answer_tokens: int
+    dropped: int = 0
 
 
 class ChatEngine(Protocol):
@@ -70,7 +74,9 @@ class ChatEngine(Protocol):
     def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Text | Finished, None]:
         """Streams the answer; the last event is Finished. Closing the iterator stops the model within one token.
 
-        Concurrent calls wait for each other. Raises PromptTooLong, ModelMissing, ModelUnusable or EngineFailed.
+        Concurrent calls wait for each other, in their order. Where a conversation does not fit, its oldest turns are
+        dropped, never a system message or the last turn. Raises PromptTooLong, BadUse (a JSON schema it cannot follow),
+        ModelMissing, ModelUnusable, MemoryShort, EngineBusy or EngineFailed.
         """
         ...
 

@@ -11,6 +11,8 @@ from aiohttp import web
 from edge_client.answering import Assistant
 from edge_client.api.guard import load_token
 from edge_client.api.server import Names, make_runner
+from edge_client.app import App
+from edge_client.config import Config
 from edge_client.errors import GatewayRefused, Interrupted
 from tests.support.client_programs import client_programs, run_client
 from tests.support.fake_engine import FakeAnswer, FakeChat, FakeEmbedder, FakeRelay, sse
@@ -131,3 +133,29 @@ async def test_the_llm_command(served: Served, programs: Path, tmp_path: Path) -
         )
         assert (code, out.strip()) == (0, "Six bar."), err
     assert [message.role for message in served.chat.asked[-1]] == ["system", "user"]
+
+
+@pytest.mark.model
+async def test_the_sdk_and_the_real_model(programs: Path, tmp_path: Path) -> None:
+    token = load_token(tmp_path / "api-token")
+    async with App.open(Config(tmp_path), store="none") as app:
+        alone = Assistant(chat=app.chat(), retrieval=None, relay=None, tracing=app.tracing)
+
+        async def embedder() -> Any:
+            return app.embedder()
+
+        runner = make_runner(Names(alone=alone, auto=app.assistant, embedder=embedder), token)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            environment = {
+                "OPENAI_BASE_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "OPENAI_API_KEY": token,
+            }
+            code, out, err = await run_client(programs / "python", PROGRAMS / "openai_json.py", environment=environment)
+        finally:
+            await runner.cleanup()
+    assert code == 0, err
+    whole, streamed, numbers = json.loads(out)
+    for told in (whole, streamed):
+        assert isinstance(told["name"], str) and isinstance(told["bar"], int)
+    assert numbers == 384

@@ -1,0 +1,132 @@
+"""Model files that are none, are cut short, unknown or too large for the memory, and what is said of them."""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.config import Config
+from edge_client.engine import loading
+from edge_client.engine.gguf_file import read_gguf
+from edge_client.engine.loading import free_memory, load
+from edge_client.engine.models import chat_model
+from edge_client.errors import MemoryShort, ModelUnusable
+
+MIB = 1 << 20
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def pair(key: str, value: int | str) -> bytes:
+    if isinstance(value, str):
+        return text(key) + struct.pack("<I", 8) + text(value)
+    return text(key) + struct.pack("<II", 4, value)
+
+
+def gguf(
+    *, architecture: str = "llama", tensors: Sequence[tuple[int, int, int]] = (), data: int | None = None
+) -> bytes:
+    """A file with tensors of (items, type, offset) and `data` bytes for them; None for as many as they need."""
+    words = text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3) + text("a") + text("b") + text("c")
+    scores = text("tokenizer.ggml.scores") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3)
+    pairs = [
+        pair("general.architecture", architecture), words, scores, pair(f"{architecture}.block_count", 30),
+        pair(f"{architecture}.embedding_length", 576), pair(f"{architecture}.attention.head_count", 9),
+        pair(f"{architecture}.attention.head_count_kv", 3),
+    ]
+    described = b"".join(
+        text(f"t{number}") + struct.pack("<IQIQ", 1, items, kind, offset)
+        for number, (items, kind, offset) in enumerate(tensors)
+    )
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + described
+    head += bytes(-len(head) % 32)
+    needed = max((offset + items * 4 for items, kind, offset in tensors), default=0)
+    return head + bytes(needed if data is None else data)
+
+
+def test_a_file_tells_its_architecture_size_and_context(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(tensors=[(1000, 0, 0), (500, 0, 4000)]))
+    file = read_gguf(path)
+    assert file.architecture == "llama" and file.whole == file.size == path.stat().st_size and not file.cut_short
+    assert file.context_bytes(4096) == 2 * 2 * 4096 * 30 * 3 * 64
+    path.write_bytes(gguf(tensors=[(1000, 0, 0), (500, 0, 4000)], data=5999))
+    assert read_gguf(path).cut_short
+    path.write_bytes(gguf(tensors=[(1000, 999, 0)], data=0))
+    assert read_gguf(path).whole is None and not read_gguf(path).cut_short, "of an unknown type nothing is claimed"
+
+
+WHOLE = gguf(tensors=[(8, 0, 0)])
+
+
+@given(st.one_of(st.binary(max_size=300), st.integers(0, len(WHOLE) - 33).map(lambda n: WHOLE[:n]),
+                 st.binary(max_size=80).map(lambda tail: WHOLE[:24] + tail)))
+def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.gguf"
+    path.write_bytes(content)
+    try:
+        read_gguf(path)
+    except ModelUnusable as error:
+        assert error.hint
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (gguf(tensors=[(3 * MIB, 0, 0)], data=4 * MIB), r"cut short: it has 4 of 12 MiB"),
+    (gguf(architecture="nosuchthing"), "architecture nosuchthing"),
+    (gguf(architecture="\x1b[31m"), "unknown architecture"),
+    (b"PK\x03\x04" + bytes(99), "no GGUF"),
+])  # fmt: skip
+def test_what_cannot_be_loaded_is_said_clearly(
+    content: bytes, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelUnusable, match=says) as caught:
+        load(path, n_ctx=512)
+    assert caught.value.hint and "m.gguf" in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+def test_a_model_over_the_free_memory_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(tensors=[(8, 0, 0)]))
+    needed = path.stat().st_size + 2 * 2 * 4096 * 30 * 3 * 64 + 64 * MIB
+    monkeypatch.setattr(loading, "free_memory", lambda: needed - MIB)
+    with pytest.raises(MemoryShort, match=r"about 154 MiB of memory, 153 MiB are free") as caught:
+        load(path, n_ctx=4096)
+    assert "context" in (caught.value.hint or "")
+    for enough in (needed, None):
+        monkeypatch.setattr(loading, "free_memory", lambda enough=enough: enough)
+        with pytest.raises(ModelUnusable):
+            load(path, n_ctx=4096)
+
+
+def test_free_memory_is_the_least_of_machine_and_group(tmp_path: Path) -> None:
+    info, group = tmp_path / "meminfo", tmp_path / "group"
+    assert free_memory(info, group) is None
+    info.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert free_memory(info, group) == 2 * MIB
+    group.mkdir()
+    (group / "memory.max").write_text("max\n")
+    assert free_memory(info, group) == 2 * MIB
+    (group / "memory.max").write_text("1048576\n")
+    (group / "memory.current").write_text("1048000\n")
+    assert free_memory(info, group) == 576
+
+
+@pytest.mark.model
+def test_the_real_model_is_whole(tmp_path: Path) -> None:
+    path = chat_model(Config(tmp_path))
+    file = read_gguf(path)
+    assert file.architecture == "llama" and file.whole == file.size and file.context_bytes(4096) > MIB
+    cut = tmp_path / "cut.gguf"
+    with path.open("rb") as stream:
+        cut.write_bytes(stream.read(file.size // 2))
+    with pytest.raises(ModelUnusable, match="cut short"):
+        load(cut, n_ctx=512)
