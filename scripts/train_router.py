@@ -78,7 +78,7 @@ def featurise(prompts: Sequence[str]) -> tuple[Floats, Floats]:
 
 
 def fit(questions: Questions, shapes: Floats, words: Floats) -> Fitted:
-    means, scales = shapes.mean(0), shapes.std(0) + 1e-9
+    means, scales = shapes.mean(0), np.maximum(shapes.std(0), 0.001)  # what never varies tells nothing
     columns = np.hstack([np.clip((shapes - means) / scales, -CLIP, CLIP), words])
     sizes = {task: int((questions.tasks == task).sum()) for task in set(questions.tasks.tolist())}
     # By the root of its size: the largest subject has fifteen times the questions of the smallest, and is one subject.
@@ -141,7 +141,7 @@ def model_of(questions: Questions) -> dict[str, Any]:
     slope, intercept = calibrate(held_out, 1 - questions.weak)
     fitted = fit(questions, shapes, words)
     weights = fitted.weights * slope
-    unit = float(np.abs(weights[len(NAMES) :]).max() / 127)
+    unit = round(float(np.abs(weights[len(NAMES) :]).max() / 127), 7)
     asked = fitted.scores(*featurise([bare(prompt) for prompt in questions.prompts]))
     chances = 1 / (1 + np.exp(-(asked * slope + intercept)))
     return {

@@ -38,7 +38,7 @@ def test_a_random_score_is_worth_half() -> None:
 
 
 def planted(count: int = 600) -> Questions:
-    """Of six subjects and one length, which would have its fixed part; the weak model fails those that name a lattice."""
+    """Of six subjects and one length, which has its fixed part; the weak model fails what names a lattice."""
     dice = np.random.default_rng(2)
     hard = dice.random(count) < 0.5
     filler = ["water", "stone", "river", "cloud", "field"]
