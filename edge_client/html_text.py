@@ -113,11 +113,11 @@ class _Reader:
         if name in _CELLS:
             self._held.append(" | " if tag == name and self._said else " ")
             return
-        if name == "br":
-            self._held.append("\n")
+        if name == "br" and (self._level or self._in_title):
+            self._held.append(" ")
             return
         self._flush()
-        self._pre = name == "pre" and tag == name
+        self._pre = (name == "pre" and tag == name) or (self._pre and name == "br")
         self._in_title = name == "title" and tag == name and not self.title
         if len(name) == 2 and name[0] == "h" and name[1] in "123456":
             self._level = int(name[1]) if tag == name else 0
@@ -139,9 +139,8 @@ class _Reader:
     def _flush(self) -> None:
         text = "".join(self._held).replace("\xa0", " ").replace("\0", "")
         self._held, self._said = [], False
-        lines = [line.rstrip() if self._pre else " ".join(line.split()) for line in text.split("\n")]
-        text = "\n".join(line for line in lines if line.strip()).strip()
-        if not text.strip(" |"):
+        text = text.strip("\n").rstrip() if self._pre else " ".join(text.split())
+        if not text.strip(" |\n"):
             return
         if self._in_title:
             self.title = " ".join(text.split())[:200]
