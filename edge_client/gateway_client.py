@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from opentelemetry import trace
@@ -175,6 +175,14 @@ class GatewayClient:
         if session is not None and session.alive:
             for span in spans:  # one a message: with every attribute at its longest it has 10 KiB
                 session.send_spans([span])
+
+    @property
+    def link(self) -> tuple[Literal["up", "down", "idle"], str]:
+        """Whether a session stands, and the hop's SPIFFE ID (empty: direct). Idle: none is needed or was tried."""
+        session = self._sessions.current
+        if session is not None and session.alive:
+            return "up", session.welcome.via
+        return ("down" if self._sessions.failed else "idle"), ""
 
     async def close(self) -> None:
         """Ends the session in an orderly way. What is under way stays in the outbox, to be taken up."""

@@ -40,6 +40,7 @@ class Passage:
     text: str
     label: str
     similarity: float
+    id: int = 0  # in the store, by which it opens; 0 if it is not from there
 
     @property
     def place(self) -> str:
@@ -65,7 +66,7 @@ class Retrieval:
         hits = await self._search.query(
             text=text, vector=vector, collection=collection, top=top, model_id=self._embedder.model_id
         )
-        return [Passage(h.title, h.source, h.page, h.line, h.text, h.label, h.similarity) for h in hits]
+        return [Passage(h.title, h.source, h.page, h.line, h.text, h.label, h.similarity, h.chunk_id) for h in hits]
 
     async def documents(self, question: str, *, collection: str, top: int = 10) -> list[tuple[str, float]]:
         """(source, score) of the `top` best documents, each by its best chunk."""

@@ -151,6 +151,20 @@ class Documents:
 
         return await self._database.run(work, read_only=True)
 
+    async def around(self, chunk_id: int) -> tuple[Document, Sequence[tuple[int, Chunk]]] | None:
+        """The document of a passage, and (id, passage) of it and its neighbours in order. None if it is gone."""
+
+        def work(connection: Connection) -> tuple[Document, Sequence[tuple[int, Chunk]]] | None:
+            row = connection.execute("SELECT document_id FROM chunks WHERE id = ?", (chunk_id,)).fetchone()
+            if row is None:
+                return None
+            # A document's passages are added at once, in order: its ids have no gaps.
+            statement = "SELECT id, text, page, line FROM chunks WHERE document_id = ? AND abs(id - ?) <= 1 ORDER BY id"
+            found = connection.execute(statement, (row[0], chunk_id))
+            return _known(connection, row[0]), [(id, Chunk(text, page, line)) for id, text, page, line in found]
+
+        return await self._database.run(work, read_only=True)
+
     async def count(self) -> tuple[int, int]:
         """(documents, chunks) over all collections."""
 

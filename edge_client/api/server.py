@@ -16,6 +16,7 @@ from edge_client.api.embeddings import embeddings_object, parse_embeddings
 from edge_client.api.errors import error_response, failure_object, failure_response
 from edge_client.api.guard import guard, load_token
 from edge_client.api.names import Models, Names
+from edge_client.api.page import Behind, Page
 from edge_client.api.responses import ResponsesVoice, parse_responses, response_object, responses_question
 from edge_client.api.shapes import ChatVoice, answer_object, parse_request, question_of
 from edge_client.engine.base import Text
@@ -27,9 +28,10 @@ _BODY_MAX: Final = 2 << 20
 _log = logging.getLogger(__name__)
 
 
-def make_runner(models: Models, token: str) -> web.AppRunner:
+def make_runner(models: Models, token: str, page: Page | None = None) -> web.AppRunner:
     """The application, to be bound to an address. A client that goes cancels its request, which stops the model."""
-    app = web.Application(middlewares=[guard(token), _errors], client_max_size=_BODY_MAX)
+    guarded = guard(token, page.open_paths if page else ())
+    app = web.Application(middlewares=[guarded, _errors], client_max_size=_BODY_MAX)
     api = _Api(models)
     app.router.add_get("/healthz", api.healthz)
     app.router.add_get("/v1/models", api.models)
@@ -37,6 +39,8 @@ def make_runner(models: Models, token: str) -> web.AppRunner:
     app.router.add_post("/v1/chat/completions", api.chat)
     app.router.add_post("/v1/responses", api.responses)
     app.router.add_post("/v1/embeddings", api.embeddings)
+    if page is not None:
+        page.add_routes(app)
     return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
 
 
@@ -151,9 +155,13 @@ class _Stream:
             await self._response.write(data)
 
 
-async def serve_until_stopped(models: Models, token_path: Path, port: int, note: Callable[[str], None]) -> None:
+async def serve_until_stopped(
+    models: Models, token_path: Path, port: int, note: Callable[[str], None], behind: Behind | None = None
+) -> None:
     """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises CannotListen, or BadUse if the token is not private."""
-    runner = make_runner(models, load_token(token_path))
+    token, address = load_token(token_path), ""
+    page = Page(behind, token, lambda fragment: note(f"the next link: {address}{fragment}")) if behind else None
+    runner = make_runner(models, token, page)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
@@ -163,10 +171,12 @@ async def serve_until_stopped(models: Models, token_path: Path, port: int, note:
             reason = error.strerror or "it is taken"
             raise CannotListen(
                 f"cannot listen on port {port}: {reason}",
-                hint="does `edge serve` run already? another --port, or 0 for any",
+                hint="another --port, or 0 for any; `edge serve` may run already",
             ) from None
-        actual = runner.addresses[0][1]
-        note(f"ready, serving http://127.0.0.1:{actual}/v1 (token in {token_path})")
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        if page is not None:
+            note(f"the chat page, by this link once: {address}{page.fragment}")
+        note(f"ready, serving {address}/v1 (token in {token_path})")
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

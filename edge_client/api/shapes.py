@@ -170,13 +170,15 @@ def usage_object(answer: Answer) -> dict[str, int] | None:
 
 def causeway_object(routed: Routed) -> dict[str, Any]:
     """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`, and
-    `citations`: passages the answer was made from, each with its document and, if known, page or line.
+    `citations`: passages the answer was made from, each with its document, id in the store and, if known,
+    page or line.
     """
     return {
         "route": routed.decision.route, "rule": routed.decision.rule, "reasons": list(routed.decision.reasons),
         "model": routed.model, "notes": list(routed.notes),
         "citations": [
-            {"document": p.document, "page": p.page, "line": p.line, "text": p.text} for p in routed.citations
+            {"id": p.id, "document": p.document, "page": p.page, "line": p.line, "text": p.text}
+            for p in routed.citations
         ],
         "trace_id": routed.trace_id,
     }
