@@ -110,7 +110,10 @@ class App:
         """The local model: `path`, or what the configuration says."""
         locate = partial(chat_model, self.config) if path is None else lambda: path
         settings = self.config.model
-        return LlamaChat(locate, name=name, context=settings.context, threads=settings.threads)
+        return LlamaChat(
+            locate, name=name, context=settings.context, threads=settings.threads,
+            rest_after_s=settings.rest_after_s or None,
+        )
 
     def retrieval(self) -> Retrieval:
         return Retrieval(Search(self.database), self.embedder())

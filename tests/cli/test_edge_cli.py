@@ -362,7 +362,8 @@ def test_status_of_a_locked_store(edge: Edge, manual: Path, monkeypatch: pytest.
 
 
 def test_every_command_has_help(edge: Edge) -> None:
-    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install", "documents",
+    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install", "models add",
+                    "models list", "models remove", "documents",
                     "documents forget", "documents label"):
         shown = edge(*command.split(), "--help")
         assert shown.code == 0 and "Usage" in shown.out
