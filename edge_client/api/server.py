@@ -160,7 +160,7 @@ async def serve_until_stopped(
 ) -> None:
     """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises CannotListen, or BadUse if the token is not private."""
     token, address = load_token(token_path), ""
-    page = Page(behind, token, lambda fragment: note(f"the next link: {address}{fragment}")) if behind else None
+    page = Page(behind, token, lambda fragment: note(f"for another tab: {address}{fragment}")) if behind else None
     runner = make_runner(models, token, page)
     await runner.setup()
     try:
@@ -174,9 +174,9 @@ async def serve_until_stopped(
                 hint="another --port, or 0 for any; `edge serve` may run already",
             ) from None
         address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        if page is not None:
-            note(f"the chat page, by this link once: {address}{page.fragment}")
         note(f"ready, serving {address}/v1 (token in {token_path})")
+        if page is not None:
+            note(f"the chat page, by a link that works once: {address}{page.fragment}")
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

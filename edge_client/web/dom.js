@@ -33,7 +33,7 @@ export function errorBox(error) {
   const code = el("code", { className: "code" }, error.code || "error");
   const box = el("div", { className: "error" }, el("p", {}, ...inline(sentence(words)), " ", code));
   // What the terminal would do, the queue here does.
-  const better = error.code === "gave_up" ? "it is in the queue, which sends it again" : hint;
+  const better = error.code === "gave_up" ? "it waits in the queue, and Retry there sends it" : hint;
   if (better) box.append(el("p", {}, ...inline(sentence(better))));
   box.setAttribute("role", "alert");
   return box;

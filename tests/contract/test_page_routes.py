@@ -41,6 +41,12 @@ def routes(lab: Lab) -> list[tuple[str, str]]:
     return found
 
 
+def kept(folder: Path) -> list[bytes]:
+    found = [file.read_bytes() for file in folder.iterdir()]
+    assert sum(map(len, found)) > 4096, "the control: there is a store"
+    return found
+
+
 async def problem(answer: ClientResponse) -> Any:
     return (await answer.json())["error"]
 
@@ -56,7 +62,8 @@ async def test_only_the_pages_own_files_need_no_token(
         body = await answer.read()
         assert TOKEN.encode() not in body and "Set-Cookie" not in answer.headers
         if path not in (*lab.page.open_paths, "/healthz"):
-            assert (answer.status == 401 and b"invalid_api_key" in body) or method == "HEAD", path
+            assert answer.status == 401, path
+            assert method == "HEAD" or b"invalid_api_key" in body
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -159,7 +166,7 @@ async def test_chats_are_kept_encrypted_and_found_by_all_words(lab: Lab, client:
     assert [(turn["role"], turn["text"]) for turn in whole["turns"]] == [
         ("user", turns[0]["text"]), ("assistant", turns[1]["text"]),
     ]
-    assert all(b"XYLOPHONE" not in file.read_bytes() for file in tmp_path.iterdir())
+    assert all(b"XYLOPHONE" not in data for data in kept(tmp_path))
     await client.delete(f"/causeway/history/{ID}", headers=BEARER)
     assert (await problem(await client.get(f"/causeway/history/{ID}", headers=BEARER)))["code"] == "no_conversation"
 
@@ -171,6 +178,16 @@ async def test_chats_are_kept_encrypted_and_found_by_all_words(lab: Lab, client:
 async def test_what_is_no_chat_is_not_kept(client: ClientSession, body: bytes) -> None:
     answer = await client.put(f"/causeway/history/{ID}", data=io.BytesIO(body), headers=BEARER)
     assert answer.status == 400 and (await problem(answer))["code"] == "bad_use"
+
+
+async def test_without_a_store_there_is_nothing_to_show_and_a_file_says_why(lab: Lab, client: ClientSession) -> None:
+    lab.without_store()
+    for path, empty in (("documents", "documents"), ("outbox", "outbox"), ("history", "history")):
+        assert await (await client.get(f"/causeway/{path}", headers=BEARER)).json() == {empty: []}
+    status = await (await client.get("/causeway/status", headers=BEARER)).json()
+    assert (status["store"], status["documents"], status["queue"]) == (False, 0, {})
+    answer = await client.post("/causeway/documents?name=a.md", data="text", headers=BEARER)
+    assert answer.status == 503 and (await problem(answer))["code"] == "no_store"
 
 
 async def test_the_oldest_chats_go(lab: Lab, client: ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:

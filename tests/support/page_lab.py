@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from edge_client.answering import Assistant
 from edge_client.api.names import Names
 from edge_client.api.page import Behind, Page
 from edge_client.api.server import make_runner
+from edge_client.errors import NoStore
 from edge_client.history import NAMESPACE, History
 from edge_client.ingest import Ingest
 from edge_client.outbox import Outbox
@@ -104,6 +106,14 @@ class Lab:
     async def _auto(self) -> Assistant:
         retrieval = Retrieval(Search(self.database), self.embedder)
         return Assistant(chat=self.chat, retrieval=retrieval, relay=self.relay, tracing=self._tracing)
+
+    def without_store(self) -> None:
+        """From here on as before there is one."""
+
+        async def ingest() -> Ingest:
+            raise NoStore
+
+        self.page._behind = replace(self.page._behind, has_store=False, ingest=ingest)
 
     async def queue(self, number: int, question: str, *, now: int) -> bytes:
         """A question in the outbox that waits."""
