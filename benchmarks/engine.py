@@ -61,7 +61,7 @@ async def seconds(chat: LlamaChat, messages: Sequence[Message], count: int) -> t
     begun, times, used = time.perf_counter(), [], []
     async with contextlib.aclosing(chat.generate(messages, Sampling(max_tokens=count))) as events:
         async for event in events:
-            if isinstance(event, Text):
+            if isinstance(event, Text) and event.text:
                 times.append(time.perf_counter())
                 used.append(time.process_time())
     return times[0] - begun, (times[-1] - times[0]) / (count - 1), (used[-1] - used[0]) / (count - 1)

@@ -105,7 +105,11 @@ class Assistant:
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
         relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
+        if_reachable: Relay | None = None,
     ) -> None:
+        """`if_reachable` is asked in place of `relay` where a local answer will do; it raises Unreached without delay.
+        """
+        self._if_reachable = if_reachable
         self._chat = chat
         self._retrieval = retrieval
         self._relay = relay
@@ -149,8 +153,12 @@ class Assistant:
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
                 if relayed:
-                    answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
-                else:
+                    try:
+                        answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
+                    except Unreached:
+                        relayed, decision = False, _without_a_way(decision)
+                        span.set_attribute(telemetry.ROUTE, decision.route)
+                if not relayed:
                     answer = await self._answer_here(question, decision, passages, trace_id, timed)
         finally:
             # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
@@ -185,26 +193,29 @@ class Assistant:
         context = local_context(passages)
         notes = () if context or not passages else ("the documents hold nothing on this",)
         routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id)
-        await deliver(routed)
         sampling = question.sampling
-        if context:
+        if context and sampling.json_schema is None:
             # A new paragraph or a second list item is where this model begins to make things up.
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
         pieces: list[str] = []
-        finished = Finished("stop", 0, 0)
+        finished: Finished | None = None
         with self._tracing.span("edge.generate", attributes={
             telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
         }) as span:
             messages = prompt_with([_plain(message) for message in question.messages], context, relayed=False)
             async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
                 async for event in events:
+                    if not pieces and finished is None:
+                        await deliver(routed)  # not before: what the engine does not take is an error, and no answer
                     if isinstance(event, Finished):
                         finished = event
-                    else:
-                        pieces.append(event.text)
+                        continue
+                    pieces.append(event.text)
+                    if event.text:
                         await deliver(event)
+            assert finished is not None  # an engine's last event
             span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
             span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
         text = "".join(pieces)
@@ -217,7 +228,10 @@ class Assistant:
         self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
         leaving: Callable[[Leaving], None],
     ) -> Answer:
-        assert self._relay is not None  # decide() never relays without
+        # Only what the router has chosen may stay: not what somebody asked to relay, nor what needs tools.
+        may_stay = decision.rule not in ("flag-relay", "tools")
+        relay = self._if_reachable if may_stay and self._if_reachable is not None else self._relay
+        assert relay is not None  # decide() never relays without
         model = question.model or self._relay_model
         context, kept = relayed_context(passages)
         notes = (
@@ -227,7 +241,7 @@ class Assistant:
         leaving(Leaving(decision, model, notes))
         with self._tracing.span("edge.relay", attributes={telemetry.GEN_AI_OPERATION: "chat"}) as span:
             if model is None:
-                granted = await self._relay.models()
+                granted = await relay.models()
                 if not granted:
                     raise KeptLocal("the gateway grants this device no model", hint="ask whoever runs the gateway")
                 model = granted[0]
@@ -235,7 +249,7 @@ class Assistant:
             body = request_body(model, messages, question.sampling, question.options)
             span.set_attribute(telemetry.GEN_AI_REQUEST_MODEL, model)
             span.set_attribute(telemetry.BYTES_OUT, len(body))
-            remote = await self._relay.request("POST", ROUTE, body)
+            remote = await relay.request("POST", ROUTE, body)
             if remote.status != 200:
                 raise await failure(remote.status, remote.chunks())
             routed = Routed(decision, model, tuple(context), notes, trace_id)
@@ -307,6 +321,11 @@ def _plain(message: Message) -> Message:
 def _passages(context: Sequence[Passage]) -> str:
     titles = ", ".join(dict.fromkeys(passage.document for passage in context))
     return f"{len(context)} passage{'s' if len(context) > 1 else ''} of your documents ({titles})"
+
+
+def _without_a_way(decision: Decision) -> Decision:
+    reasons = ("there is no way to the gateway now, so a smaller model answers", *decision.reasons)
+    return replace(decision, route="local", rule="unreached", reasons=reasons)
 
 
 def _refusal(decision: Decision) -> KeptLocal | NotJoined:

@@ -74,6 +74,8 @@ class ChatEngine(Protocol):
     def generate(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Text | Finished, None]:
         """Streams the answer; the last event is Finished. Closing the iterator stops the model within one token.
 
+        An empty Text may come first: the prompt is taken and being read.
+
         Concurrent calls wait for each other, in their order. Where a conversation does not fit, its oldest turns are
         dropped, never a system message or the last turn. Raises PromptTooLong, BadUse (a JSON schema it cannot follow),
         ModelMissing, ModelUnusable, MemoryShort, EngineBusy or EngineFailed.

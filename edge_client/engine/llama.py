@@ -176,6 +176,7 @@ class LlamaChat:
             llama.set_seed(sampling.seed)
         text = _TextSplitter(sampling.stop)
         answered, cut = 0, True
+        yield Text("")
         self._brake.release()
         run.reading = True
         if run.stopped.is_set():

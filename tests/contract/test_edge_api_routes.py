@@ -14,7 +14,15 @@ from aiohttp import ClientResponse, ClientSession, web
 from edge_client.answering import Assistant
 from edge_client.api.names import Names
 from edge_client.api.server import make_runner
-from edge_client.errors import EngineFailed
+from edge_client.errors import (
+    EdgeError,
+    EngineBusy,
+    EngineFailed,
+    MemoryShort,
+    ModelMissing,
+    ModelUnusable,
+    PromptTooLong,
+)
 from tests.support.fake_engine import FakeChat, FakeEmbedder
 from transport import telemetry
 
@@ -189,3 +197,48 @@ async def test_a_client_that_goes_in_the_middle_of_a_response_stops_the_model(ap
     answer.close()
     async with asyncio.timeout(10):
         await api.chat.closed.wait()
+
+
+@pytest.mark.parametrize(("error", "status", "code", "again"), [
+    (PromptTooLong("the prompt has 9 tokens, the local model takes 8"), 400, "context_length_exceeded", "false"),
+    (MemoryShort("the model needs about 9 MiB of memory, 8 MiB are free"), 503, "memory_short", "false"),
+    (ModelMissing("no model"), 503, "model_missing", "false"),
+    (ModelUnusable("m.gguf is cut short"), 503, "model_unusable", "false"),
+    (EngineBusy(), 429, "engine_busy", "true"),
+    (EngineFailed("the local model stopped"), 500, "engine_failed", "false"),
+])  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+async def test_what_the_engine_does_not_take_is_a_status_also_for_a_stream(
+    api: Api, error: EdgeError, status: int, code: str, again: str, stream: bool, path: str
+) -> None:
+    api.chat.words, api.chat.error = [], error
+    asked = {"input": "hello"} if path == "responses" else {"messages": [{"role": "user", "content": "hello"}]}
+    answer = await api.post(path, **asked, stream=stream)
+    told = (await answer.json())["error"]
+    assert (answer.status, told["code"], answer.headers["x-should-retry"]) == (status, code, again)
+    assert str(error) in told["message"] and set(told) == {"message", "type", "param", "code"}
+
+
+async def test_a_model_that_says_nothing_still_streams_an_answer(api: Api) -> None:
+    api.chat.words = []
+    found = events(await (await api.post("responses", input="hello", stream=True)).text())
+    assert found[0][0] == "response.created" and found[-1][0] == "response.completed"
+
+
+async def test_that_a_prompt_is_taken_is_no_piece_of_the_answer(api: Api) -> None:
+    api.chat.words = ["", "Six", "", " bar."]
+    found = events(await (await api.post("responses", input="hello", stream=True)).text())
+    assert [data["delta"] for _, data in found if "delta" in data] == ["Six", " bar."]
+
+
+async def test_notes_that_come_up_while_answering_are_told_at_the_end(api: Api) -> None:
+    api.chat.dropped = 4
+    messages = [{"role": "user", "content": "hello"}]
+    whole = await (await api.post("chat/completions", messages=messages)).json()
+    assert whole["causeway"]["notes"] == ["the 4 oldest messages did not fit into the local model and were left out"]
+    text = await (await api.post("chat/completions", messages=messages, stream=True)).text()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n")[:-2]]
+    assert chunks[0]["causeway"]["notes"] == [] and chunks[-1]["causeway"] == {
+        **whole["causeway"], "trace_id": chunks[0]["causeway"]["trace_id"],
+    }

@@ -23,6 +23,7 @@ class FakeChat:
     ) -> None:
         self.words, self.endless, self.error = list(words), endless, error
         self.reason: Literal["stop", "length"] = "stop"
+        self.dropped = 0
         self._name = name
         self.asked: list[tuple[Message, ...]] = []
         self.sampled: list[Sampling] = []
@@ -52,7 +53,7 @@ class FakeChat:
                     break
             if self.error is not None:
                 raise self.error
-            yield Finished(self.reason, 7, len(self.words))
+            yield Finished(self.reason, 7, len(self.words), self.dropped)
         finally:
             self.closed.set()
 

@@ -66,8 +66,9 @@ async def test_a_prompt_over_the_context_is_refused(chat: LlamaChat) -> None:
 
 async def test_closing_stops_the_model_and_frees_it(chat: LlamaChat) -> None:
     async with contextlib.aclosing(chat.generate([Message("user", "Tell me a long story.")], Sampling())) as events:
-        async for _ in events:
-            break
+        async for event in events:
+            if isinstance(event, Text) and event.text:
+                break
     async with asyncio.timeout(60):  # 900 tokens of story would be in the way otherwise
         await said(chat, Message("user", "hello"), max_tokens=2)
 
@@ -98,6 +99,14 @@ async def test_closing_stops_the_reading_of_a_long_prompt(chat: LlamaChat, monke
         await answer
     assert chat._llama.n_tokens < 500, "of some 700 tokens the first batch has 512"
     assert (await said(chat, Message("user", "hello"), max_tokens=2))[1].answer_tokens == 2
+
+
+async def test_that_a_prompt_is_taken_is_told_before_it_is_read(chat: LlamaChat) -> None:
+    async with contextlib.aclosing(chat.generate([Message("user", "hello")], Sampling(max_tokens=1))) as events:
+        assert await anext(events) == Text("")
+    with pytest.raises(PromptTooLong):
+        async with contextlib.aclosing(chat.generate([Message("user", "word " * 2000)], Sampling())) as events:
+            await anext(events)
 
 
 async def test_old_turns_are_dropped_and_told(chat: LlamaChat) -> None:
