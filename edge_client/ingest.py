@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -15,11 +15,18 @@ from edge_client.engine.base import EMBEDDER_TOKENS, Embedder
 from edge_client.errors import BadDocument, BadUse
 from store.documents import LABELS, Chunk, Document, Documents
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["Ingest", "Outcome", "Record", "label_of_folders", "query_lines", "record_lines", "relabel", "strictest"]
 
 T = TypeVar("T")
 
 _LINE_MAX: Final = 16 << 20
+_EMBEDDED_AT_ONCE: Final = 64  # pieces, some seconds of work; between them a person hears how far it is
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,14 @@ class Ingest:
         self._documents = documents
         self._embedder = embedder
 
-    async def file(self, path: Path, *, collection: str, label: str | None = None) -> Outcome:
+    async def file(
+        self, path: Path, *, collection: str, label: str | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Outcome:
         """One file; its absolute path is its name in the store. Raises BadDocument.
 
-        Its label is the strictest of the one given, its own from before and those of the folders it lies in.
+        Its label is the strictest of the one given, its own from before and those of the folders it lies in. `progress`
+        is told how many of its pieces are embedded, and how many there are.
         """
         source, data = await asyncio.to_thread(_read, path)
         label = strictest(label, label_of_folders(source, await self._documents.folder_labels()))
@@ -64,7 +75,7 @@ class Ingest:
         if known is not None:
             return Outcome(source, "unchanged", known.chunks, known.label)
         content = await asyncio.to_thread(parse, path.name, data)
-        return await self._add(collection, source, digest, content, label)
+        return await self._add(collection, source, digest, content, label, progress)
 
     async def dropped(self, name: str, data: bytes, *, collection: str, label: str | None = None) -> Outcome:
         """The bytes of a file that has no path here. The same name again replaces it. Raises BadDocument."""
@@ -101,17 +112,31 @@ class Ingest:
         known = (await self._documents.folder_labels()).get(folder)
         await self._documents.label_folder(folder, strictest(label, known))
 
-    async def _add(self, collection: str, source: str, digest: bytes, content: Content, label: str | None) -> Outcome:
+    async def _add(
+        self, collection: str, source: str, digest: bytes, content: Content, label: str | None,
+        progress: Progress = lambda done, total: None,
+    ) -> Outcome:
         pieces: list[Piece] = await asyncio.to_thread(
             lambda: list(chunks(content.blocks, self._embedder.count, EMBEDDER_TOKENS))
         )
-        vectors = await self._embedder.embed([piece.text for piece in pieces])
+        embedded = [await self._embedder.embed([])]
+        for start in range(0, len(pieces), _EMBEDDED_AT_ONCE):
+            progress(start, len(pieces))
+            part = pieces[start : start + _EMBEDDED_AT_ONCE]
+            embedded.append(await self._embedder.embed([piece.text for piece in part]))
+        vectors = await asyncio.to_thread(_joined, embedded)
         added = await self._documents.add(
             collection=collection, source=source, title=content.title, sha256=digest, label=label,
             chunks=[Chunk(piece.text, piece.page, piece.line) for piece in pieces], vectors=vectors,
             model_id=self._embedder.model_id,
         )
         return Outcome(source, "added", added.chunks, added.label)
+
+
+def _joined(parts: "list[NDArray[np.float32]]") -> "NDArray[np.float32]":
+    import numpy as np
+
+    return np.concatenate(parts)
 
 
 def strictest(*labels: str | None) -> str | None:

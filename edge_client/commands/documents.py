@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -67,14 +68,23 @@ def ingest(
                     found = list(find_files(paths or [], lambda path: skipped.update([path.suffix.lower()])))
                     for number, path in enumerate(found):
                         tell(path.name, number, len(found))
+                        within = partial(_tell_within, tell, path.name, number, len(found))
                         try:
-                            done.append(await ingester.file(path, collection=collection, label=label))
+                            done.append(
+                                await ingester.file(path, collection=collection, label=label, progress=within)
+                            )
                         except BadUse as error:
                             fail(str(path), error)
                     tell("done", len(found), len(found))
         _report(done, failed, skipped, as_json)
 
     run(work, as_json=as_json)
+
+
+def _tell_within(
+    tell: Callable[[str, int, int], None], name: str, number: int, files: int, done: int, pieces: int
+) -> None:
+    tell(f"{name}, {done} of {pieces} passages" if done else name, number, files)
 
 
 def _folders(paths: "list[Path]") -> list[str]:
