@@ -345,6 +345,7 @@ def test_a_port_that_is_taken_is_the_links_fault(edge: Edge) -> None:
         port = str(taken.getsockname()[1])
         done = edge("serve", "--no-store", "--port", port)
     assert done.code == 5 and f"cannot listen on port {port}" in done.err and "hint: another --port" in done.err
+    assert "`edge serve` may run already" in done.err
 
 
 def test_a_corrupt_store_is_named(edge: Edge, manual: Path, home: Path) -> None:
