@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import time
@@ -168,7 +169,8 @@ async def serve_until_stopped(
         try:
             await site.start()
         except OSError as error:
-            reason = error.strerror or "it is taken"
+            # asyncio puts a long text of its own in place of the system's.
+            reason = os.strerror(error.errno).lower() if error.errno else "it is taken"
             raise CannotListen(
                 f"cannot listen on port {port}: {reason}",
                 hint="another --port, or 0 for any; `edge serve` may run already",

@@ -344,7 +344,8 @@ def test_a_port_that_is_taken_is_the_links_fault(edge: Edge) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = edge("serve", "--no-store", "--port", port)
-    assert done.code == 5 and f"cannot listen on port {port}" in done.err and "hint: another --port" in done.err
+    assert done.code == 5 and f"cannot listen on port {port}: address already in use\n" in done.err
+    assert "hint: another --port" in done.err
     assert "`edge serve` may run already" in done.err
 
 
