@@ -434,3 +434,26 @@ def test_serve_as_a_process(tmp_path: Path, home: Path) -> None:
             server.terminate()
     assert server.returncode == 0
     assert not (home / "store.db").exists()
+
+
+def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: FakeRelay) -> None:
+    assert edge("ingest", str(manual)).code == 0
+    local = edge("ask", "--explain", "the maximum pressure of the pump is?")
+    assert local.code == 0 and local.out == "Six bar.\n", "stdout is the answer alone"
+    lines = {line[:24].strip(): line[25:] for line in local.err.splitlines() if line.startswith("  ")}
+    assert (lines["rule"], lines["route"], lines["words"], lines["asked for"]) == ("documents", "local", "7", "none")
+    assert float(lines["similarity"]) > 0.45 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
+    assert "length -" in lines["difficulty by"] and "words " in lines["difficulty by"]
+
+    relayed = edge("ask", "--explain", "Explain the tides")
+    assert relayed.err.index("beyond-local") < relayed.err.index("edge: relay"), "said before anything leaves"
+    answer = edge("ask", "--explain", "--json", "Explain the tides").object
+    assert (answer["explanation"]["rule"], answer["explanation"]["asks_for_reasoning"]) == ("beyond-local", "yes")
+    assert "explanation" not in edge("ask", "--json", "Explain the tides").object
+
+
+def test_a_persons_threshold_moves_the_same_question(edge: Edge, home: Path, relay: FakeRelay) -> None:
+    home.mkdir(exist_ok=True)
+    for share, route in ((0, "local"), (1, "relay")):
+        (home / "config.toml").write_text(f"[router]\nshare_relayed = {share}\n")
+        assert edge("ask", "--json", "Explain the tides").object["route"] == route

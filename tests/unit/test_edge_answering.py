@@ -229,3 +229,16 @@ async def test_a_reader_that_goes_stops_the_model(tracing: telemetry.Telemetry) 
     with pytest.raises(ConnectionResetError):
         await Assistant(chat=chat, retrieval=None, relay=None, tracing=tracing).answer(ask("hello"), gone)
     assert chat.closed.is_set() and chat.said == 3
+
+
+async def test_a_decision_is_logged_with_its_rule_and_without_text(
+    tracing: telemetry.Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = Assistant(chat=FakeChat(), retrieval=None, relay=FakeRelay(), tracing=tracing, threshold=0.9)
+    with caplog.at_level("INFO", logger="edge_client.answering"):
+        answer, _ = await answered(assistant, ask("Explain the canary"))
+    assert answer.routed.decision.rule == "below-threshold"
+    [record] = [record.getMessage() for record in caplog.records if record.name == "edge_client.answering"]
+    assert "local by rule below-threshold" in record and answer.routed.trace_id in record and "canary" not in record
+    span = next(span for span in tracing.finished(answer.routed.trace_id) if span.name == "edge.ask")
+    assert 0 < float(span.attributes["causeway.need"]) < 0.9
