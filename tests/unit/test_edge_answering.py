@@ -86,6 +86,20 @@ async def test_a_question_the_documents_answer_stays_here_and_is_cited(
     assert heard.events[0] is answer.routed and [e.text for e in heard.events[1:] if isinstance(e, Text)] == chat.words
 
 
+async def test_a_question_with_passages_is_asked_for_itself_here_and_in_its_place_elsewhere(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat, relay = FakeChat(), FakeRelay()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+    earlier = Message("user", "How long is a burn cooled?"), Message("assistant", "10 minutes.")
+    last = Message("user", "the maximum working pressure of the pump is?")
+    await answered(assistant, Question((*earlier, last)))
+    assert [message.role for message in chat.asked[0]] == ["system", "user"] and PRESSURE in chat.asked[0][1].content
+    await answered(assistant, Question((*earlier, last), "relay"))
+    roles = [message["role"] for message in json.loads(relay.requests[0][2])["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+
+
 async def test_a_relayed_prompt_takes_only_what_may_travel(
     retrieval: Retrieval, tracing: telemetry.Telemetry
 ) -> None:
