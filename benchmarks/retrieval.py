@@ -210,14 +210,14 @@ def _fused(*rankings: Sequence[str]) -> list[str]:
 
 
 def rows(outcome: Outcome, wanted: float | None) -> list[Row]:
-    """Each baseline beside the search; the first row is held against the wanted figure."""
-    ours = outcome.scores["search"]
-    peers = [(name, score) for name, score in outcome.scores.items() if name != "search"]
+    """Each baseline beside the search; the first row is held against the wanted figure. nDCG in hundredths."""
+    ours = outcome.scores["search"] * 100
+    peers = [(name, score * 100) for name, score in outcome.scores.items() if name != "search"]
     of = f"{outcome.questions} questions, {outcome.documents:,} documents, {outcome.chunks:,} pieces"
-    found = [Row(f"nDCG@10, {of}", ours, "", None, "", None)]
+    found = [Row(f"nDCG@10, {of}", ours, "%", None, "", None)]
     if wanted is not None:
-        found = [Row(f"nDCG@10, {of}", ours, "", wanted, "wanted", ours / wanted, 1.0)]
-    found += [Row("nDCG@10", ours, "", score, f"{name} alone" if name != "ranks fused" else name, ours / score, 1.0)
+        found = [Row(f"nDCG@10, {of}", ours, "%", wanted * 100, "wanted", ours / (wanted * 100), 1.0)]
+    found += [Row("nDCG@10", ours, "%", score, f"{name} alone" if name != "ranks fused" else name, ours / score, 1.0)
               for name, score in peers]
     return [*found, Row("one question", outcome.search_ms, "ms", None, "with its embedding cached", None)]
 

@@ -13,13 +13,13 @@ from edge_client.chunking import Block, Content, Piece, chunks
 from edge_client.documents import MAX_BYTES, parse
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder
 from edge_client.errors import BadDocument, BadUse
-from store.documents import LABELS, Chunk, Document, Documents
+from store.documents import LABELS, Chunk, Document, Documents, strictest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Ingest", "Outcome", "Record", "label_of_folders", "query_lines", "record_lines", "relabel", "strictest"]
+__all__ = ["Ingest", "Outcome", "Record", "label_of_folders", "query_lines", "record_lines", "relabel"]
 
 T = TypeVar("T")
 
@@ -95,11 +95,12 @@ class Ingest:
         known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
         if known is not None:
             return Outcome(source, "unchanged", known.chunks, known.label)
-        paragraphs = [part for part in record.text.split("\n\n") if part.strip()]
         title = record.title.strip()
-        blocks = [Block(part.strip()) for part in paragraphs]
-        if title and not record.text.lstrip().startswith(title):
-            blocks.insert(0, Block(title, level=1))
+        # A text often begins with its title, which as a heading stands before each of its pieces, and not twice.
+        text = record.text.strip().removeprefix(title)
+        paragraphs = (record.text if text[:1].isalnum() else text).split("\n\n")
+        blocks = [Block(title, level=1)] if title else []
+        blocks += [Block(part.strip()) for part in paragraphs if part.strip()]
         if not blocks:
             raise BadDocument("it holds no text")
         return await self._add(collection, source, digest, Content(title or source, tuple(blocks)), label)
@@ -137,11 +138,6 @@ def _joined(parts: "list[NDArray[np.float32]]") -> "NDArray[np.float32]":
     import numpy as np
 
     return np.concatenate(parts)
-
-
-def strictest(*labels: str | None) -> str | None:
-    """None where there is none."""
-    return max((label for label in labels if label is not None), key=LABELS.index, default=None)
 
 
 def label_of_folders(source: str, folders: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ from store.errors import ModelMismatch, StoreMisuse
 if TYPE_CHECKING:
     from store.vectors import FloatArray
 
-__all__ = ["LABELS", "Chunk", "Document", "Documents"]
+__all__ = ["LABELS", "Chunk", "Document", "Documents", "strictest"]
 
 LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
 _SELECT: Final = (
@@ -68,12 +68,12 @@ class Documents:
 
         def work(connection: Connection) -> Document:
             collection_id = _collection(connection, collection, model_id, rows.shape[1])
-            same, strictest = _replaced(connection, collection, source, sha256, label)
+            same, tightened = _replaced(connection, collection, source, sha256, label)
             if same is not None:
                 return same
             document_id = connection.execute(
                 "INSERT INTO documents (collection_id, source, title, sha256, label, chunks) VALUES (?, ?, ?, ?, ?, ?)",
-                (collection_id, source, title, sha256, strictest, len(chunks)),
+                (collection_id, source, title, sha256, tightened, len(chunks)),
             ).lastrowid
             assert document_id is not None
             for chunk, text, code, value in zip(chunks, texts, codes, values, strict=True):
@@ -176,6 +176,11 @@ class Documents:
         return await self._database.run(work, read_only=True)
 
 
+def strictest(*labels: str | None) -> str | None:
+    """None where there is none."""
+    return max((label for label in labels if label is not None), key=LABELS.index, default=None)
+
+
 def _check_label(label: str | None) -> None:
     if label is not None and label not in LABELS:
         raise StoreMisuse("a label is public, internal or local-only")
@@ -190,14 +195,13 @@ def _replaced(
     """
     same = _first(connection, _BY_CONTENT, collection, sha256)
     old = _first(connection, " WHERE c.name = ? AND d.source = ?", collection, source)
-    given = [label] if label is not None else []
-    strictest = max([*given, *(d.label for d in (same, old) if d)], key=LABELS.index, default="internal")
+    tightened = strictest(label, *(d.label for d in (same, old) if d)) or "internal"
     if old is not None and old.sha256 != sha256:
         _delete(connection, old.id)
     if same is None:
-        return None, strictest
-    connection.execute("UPDATE documents SET label = ? WHERE id = ?", (strictest, same.id))
-    return _known(connection, same.id), strictest
+        return None, tightened
+    connection.execute("UPDATE documents SET label = ? WHERE id = ?", (tightened, same.id))
+    return _known(connection, same.id), tightened
 
 
 def _storable(text: str) -> str:

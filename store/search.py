@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from store.answers import KeptAnswers
 from store.database import Connection, Database
 from store.errors import ModelMismatch, StoreMisuse
 from store.vectors import CodeIndex, FloatArray, checked_rows, fetch_rows, mixed
@@ -68,6 +69,11 @@ class Search:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._indexes: dict[str, tuple[tuple[int, str, int], CodeIndex]] = {}  # touched on the owner thread only
+
+    @property
+    def kept_answers(self) -> KeptAnswers:
+        """What was answered from the same database's local-only documents."""
+        return KeptAnswers(self._database)
 
     async def query(
         self, *, text: str, vector: FloatArray, collection: str, top: int = 5, model_id: str | None = None

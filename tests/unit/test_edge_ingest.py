@@ -170,6 +170,16 @@ async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
         await bench.ingest.record(Record("4", "  "), collection="c")
 
 
+async def test_a_title_stands_once_before_each_piece(bench: Bench) -> None:
+    long = "flow in pipes . " + "It goes on and on . " * 80
+    for record in (Record("1", long, "flow in pipes ."), Record("2", "flowers grow", "flow"), Record("3", "", "only")):
+        await bench.ingest.record(record, collection="c")
+    texts = [p.text for p in await bench.retrieval.passages("flow", collection="c", top=9)]
+    pieces = [text for text in texts if "goes on" in text]
+    assert len(pieces) == 2 and all(text.startswith("flow in pipes .\nIt goes") for text in pieces)
+    assert {"flow\nflowers grow", "only"} == set(texts) - set(pieces)
+
+
 def test_bad_lines_are_told_by_number() -> None:
     lines = [b'{"id": "1", "text": "a"}', b"", b"nonsense", b'{"text": "a"}', b'{"id": "", "text": "b"}', b"[" * 5000,
              b'{"id": 5, "title": "t", "text": "b", "more": 1}', b"\xff"]
