@@ -35,7 +35,8 @@ function showAbout({ how, more }, about) {
   const parts = [];
   if (about.citations?.length) {
     parts.push(el("div", { className: "cites" }, ...about.citations.map((cited) =>
-      el("button", { onclick: () => openPassage(cited) }, `${cited.document}${place(cited)}`))));
+      el("button", { onclick: () => openPassage(cited) },
+        el("span", { className: "cut" }, cited.document), el("span", {}, place(cited))))));
   }
   for (const note of about.notes || []) parts.push(el("p", { className: "notes" }, sentence(note)));
   if (about.trace_id) {
@@ -100,6 +101,11 @@ async function ask(question) {
   } catch (error) {
     if (error.name === "AbortError") shown.text.after(el("p", { className: "notes" }, "You stopped it."));
     else shown.text.after(errorBox(error));
+    // To be mended and asked again; what waits in the queue is not asked twice.
+    if (!text && error.code !== "gave_up" && !$("prompt").value) {
+      $("prompt").value = question;
+      fit();
+    }
     if (!about) shown.how.remove();
   }
   cancelAnimationFrame(drawn);

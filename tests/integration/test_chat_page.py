@@ -97,7 +97,8 @@ async def test_relayed_answers_and_the_choice_of_who_answers(tab: Tab, lab: Lab)
     await ask(tab, "Explain step by step why the sky is blue, and compare it with a sunset")
     await tab.until("document.querySelector('.badge.relay')?.innerText === 'Relayed'")
     await tab.until("document.querySelector('.text').innerText === 'It stands.'")
-    await tab.run("const it = document.getElementById('model'); it.value = 'local'")
+    await shot(tab, "relayed")
+    await tab.run("document.getElementById('model').value = 'local'")
     await ask(tab, "Explain it again")
     await tab.until("document.querySelector('.badge.local')")
     assert len(lab.relay.requests) == 1
@@ -136,6 +137,7 @@ async def test_a_file_is_added_with_its_label_cited_and_opened(tab: Tab, lab: La
     await tab.until("document.querySelector('#papers .error')?.innerText.includes('bad_document')")
     assert [(document.title, document.label) for document in await lab.documents.list()] == [("Pump P-7", "local-only")]
     lab.chat.words = ["The pump", " runs at", " **6 bar**."]
+    assert await tab.text("#papers .tag") == "local only"
     await ask(tab, "At which pressure runs the pump P-7?")
     await tab.until("document.querySelector('.cites button')")
     await tab.until("document.querySelector('.text b')?.innerText === '6 bar'")
@@ -197,7 +199,13 @@ async def test_errors_have_words_a_code_and_a_hint(tab: Tab, lab: Lab) -> None:
     lab.relay.error = GaveUp("01010101", 60.0, sent=False)
     await ask(tab, "Explain step by step why the sky is blue, and compare it with a sunset")
     await tab.until("document.querySelectorAll('.error .code').length === 2")
+    assert await tab.run("document.getElementById('prompt').value") == "", "it waits in the queue"
     await shot(tab, "errors")
+    await tab.until("document.querySelectorAll('#model option').length === 3")
+    await tab.run("document.getElementById('model').value = 'cloud-model'")
+    await ask(tab, "My password is hunter22, what do you think of it?")
+    await tab.until("document.querySelectorAll('.error .code')[2]?.innerText === 'kept_local'")
+    assert "hunter22" in await tab.run("document.getElementById('prompt').value"), "to be mended"
 
 
 async def test_text_from_outside_never_becomes_markup(tab: Tab, lab: Lab) -> None:
@@ -222,6 +230,7 @@ async def test_chats_are_kept_found_and_opened(tab: Tab, lab: Lab) -> None:
     await tab.click("#new")
     await ask(tab, "Good evening")
     await tab.until("document.querySelectorAll('#talks button.open').length === 2")
+    await shot(tab, "chats")
     await tab.click("#search")
     await tab.type("hello BAR")
     await tab.until("document.querySelectorAll('#talks button.open').length === 1")
