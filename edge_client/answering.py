@@ -10,9 +10,10 @@ from typing import Any, Final, Literal, Protocol
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
-from edge_client.retrieval import Passage, Retrieval, local_context, prompt_with, relayed_context
+from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
+from store.documents import strictest
 from transport import telemetry
 
 __all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "RelayedAnswer", "Routed"]
@@ -68,6 +69,7 @@ class Routed:
     citations: tuple[Passage, ...]
     notes: tuple[str, ...]
     trace_id: str
+    label: str | None = None  # the strictest of what the answer is made from; None without documents
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Assistant:
                 trace_id = telemetry.trace_id_of(span)
                 passages = await self._retrieve(question, timings)
                 decision = _for_tools(question, self._decide(question, passages), joined=self._relay is not None)
+                kept = self._retrieval is not None and await self._retrieval.keeps(m.content for m in question.messages)
+                decision = _for_kept(question, decision) if kept else decision
                 span.set_attribute(telemetry.ROUTE, decision.route)
                 assert decision.features is not None  # decide() never leaves them out
                 figure = need(decision.features)
@@ -159,7 +163,7 @@ class Assistant:
                         relayed, decision = False, _without_a_way(decision)
                         span.set_attribute(telemetry.ROUTE, decision.route)
                 if not relayed:
-                    answer = await self._answer_here(question, decision, passages, trace_id, timed)
+                    answer = await self._answer_here(question, decision, passages, trace_id, timed, kept=kept)
         finally:
             # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
             if relayed and self._relay is not None:
@@ -188,11 +192,13 @@ class Assistant:
         ))
 
     async def _answer_here(
-        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver
+        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
+        *, kept: bool = False,
     ) -> Answer:
         context = local_context(passages)
         notes = () if context or not passages else ("the documents hold nothing on this",)
-        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id)
+        label = strictest(*(passage.label for passage in context), LOCAL_ONLY if kept else None)
+        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id, label)
         sampling = question.sampling
         if context and sampling.json_schema is None:
             # A new paragraph or a second list item is where this model begins to make things up.
@@ -205,16 +211,20 @@ class Assistant:
             telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
         }) as span:
             messages = prompt_with([_plain(message) for message in question.messages], context, relayed=False)
-            async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
-                async for event in events:
-                    if not pieces and finished is None:
-                        await deliver(routed)  # not before: what the engine does not take is an error, and no answer
-                    if isinstance(event, Finished):
-                        finished = event
-                        continue
-                    pieces.append(event.text)
-                    if event.text:
-                        await deliver(event)
+            try:
+                async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
+                    async for event in events:
+                        if not pieces and finished is None:
+                            await deliver(routed)  # not before: what the engine does not take is no answer
+                        if isinstance(event, Finished):
+                            finished = event
+                            continue
+                        pieces.append(event.text)
+                        if event.text:
+                            await deliver(event)
+            finally:  # what was delivered is known to somebody, also where it ended early
+                if label == LOCAL_ONLY and self._retrieval is not None:
+                    await self._retrieval.keep("".join(pieces))
             assert finished is not None  # an engine's last event
             span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
             span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
@@ -252,7 +262,8 @@ class Assistant:
             remote = await relay.request("POST", ROUTE, body)
             if remote.status != 200:
                 raise await failure(remote.status, remote.chunks())
-            routed = Routed(decision, model, tuple(context), notes, trace_id)
+            label = strictest(*(passage.label for passage in context))
+            routed = Routed(decision, model, tuple(context), notes, trace_id, label)
             await deliver(routed)
             reader = AnswerReader(remote.content_type)
             pieces: list[Text] = []
@@ -321,6 +332,15 @@ def _plain(message: Message) -> Message:
 def _passages(context: Sequence[Passage]) -> str:
     titles = ", ".join(dict.fromkeys(passage.document for passage in context))
     return f"{len(context)} passage{'s' if len(context) > 1 else ''} of your documents ({titles})"
+
+
+def _for_kept(question: Question, decision: Decision) -> Decision:
+    """A conversation with an answer made from local-only documents stays here, or is refused if it must not."""
+    if decision.route != "relay":
+        return decision
+    route: Literal["local", "refuse"] = "refuse" if question.flag == "relay" or decision.rule == "tools" else "local"
+    reasons = ("the conversation holds an answer made from local-only documents",)
+    return replace(decision, route=route, rule=LOCAL_ONLY, reasons=reasons)
 
 
 def _without_a_way(decision: Decision) -> Decision:
