@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol
 
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
-from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
+from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
@@ -109,8 +109,7 @@ class Assistant:
         relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
         if_reachable: Relay | None = None,
     ) -> None:
-        """`if_reachable` is asked in place of `relay` where a local answer will do; it raises Unreached without delay.
-        """
+        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached."""
         self._if_reachable = if_reachable
         self._chat = chat
         self._retrieval = retrieval

@@ -20,6 +20,7 @@
      +-- ProviderFailed      provider  the gateway's provider answered with an error or with garbage
      +-- Interrupted         unknown_outcome  no whole answer will come, and nobody knows what the provider did
      +-- GaveUp              link      no way to the gateway for too long; the request is kept
+     +-- Unreached           link      no way to the gateway just now; nothing was sent, and nothing is kept
      +-- RequestExpired      link      a request waited for a link beyond its expiry
 
 The message is lower case, without a final period, and never holds a secret, a prompt or a peer's bytes.
@@ -178,6 +179,14 @@ class GaveUp(EdgeError):
             hint=f"`edge outbox retry {request}` {then}" if request else "is the hop on, and in reach?",
         )
         self.request = request
+
+
+class Unreached(EdgeError):
+    code = "unreached"
+    fault = "link"
+
+    def __init__(self) -> None:
+        super().__init__("there is no way to the gateway now", hint="`edge ask --queue` leaves the question for later")
 
 
 class RequestExpired(EdgeError):

@@ -6,7 +6,7 @@ the one of the first sending says that it never saw the request, is it sent agai
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Self
 
 from edge_client.errors import GatewayRefused, GaveUp, Interrupted, NotJoined, ProviderFailed, RequestExpired
@@ -53,11 +53,13 @@ class RemoteAnswer:
 
     What came in the session's compact form is given out as the events it stands for.
 
-    `begun_under` is the epoch under which an earlier process sent the request; None if none has.
+    `begun_under` is the epoch under which an earlier process sent the request; None if none has. `keep` is awaited when
+    the whole answer has been given out, before the outbox says so.
     """
 
     status: int
     content_type: str
+    keep: Callable[[], Awaitable[None]] | None = None
 
     def __init__(
         self, sessions: Sessions, outbox: Outbox, clock: Clock, *, request_id: bytes, trace_id: str, header: bytes,
@@ -120,6 +122,8 @@ class RemoteAnswer:
                 except TransportError as error:
                     self._answer = None
                     await self._after(error)
+            if self.keep is not None:
+                await self.keep()
             await self._outbox.done(self.request_id)
         except (asyncio.CancelledError, GeneratorExit):  # the reader went away
             await self._cancel()

@@ -13,6 +13,7 @@ from edge_client.commands.terminal import JSON, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
+    from edge_client.offline import Queued
     from edge_client.retrieval import Passage
     from edge_client.router.policy import Decision
 
@@ -24,6 +25,9 @@ def ask(
     local: Annotated[bool, typer.Option("--local", help="Answer on this device.")] = False,
     relay: Annotated[bool, typer.Option("--relay", help="Send it to the gateway.")] = False,
     model: Annotated[str | None, typer.Option(help="The model a relayed question asks for.")] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it in the outbox; `edge serve` sends it when it can.")
+    ] = False,
     no_documents: Annotated[
         bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
     ] = False,
@@ -35,17 +39,20 @@ def ask(
     """Answer a question from your documents, or relay it; says which, and why."""
     if local and relay:
         raise typer.BadParameter("--local and --relay exclude each other")
+    if local and queue:
+        raise typer.BadParameter("--local and --queue exclude each other")
 
     async def work() -> None:
         from edge_client.answering import Leaving, Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
+        from edge_client.offline import Queued
 
         prompt = _prompt(question)
-        flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay else None
+        flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay or queue else None
         async with App.open(Config.load(), store="if present", tell=note) as app:
-            assistant = await app.assistant(relay=not local)
+            assistant = await app.assistant(relay=not local, later=queue)
 
             async def deliver(event: Routed | Text) -> None:
                 if as_json:
@@ -63,8 +70,12 @@ def ask(
                 _say_what_leaves(what)
 
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
-            with _link_hint():
-                answer = await assistant.answer(asked, deliver, leaving)
+            try:
+                with _link_hint():
+                    answer = await assistant.answer(asked, deliver, leaving)
+            except Queued as queued:
+                _promise(queued, as_json)
+                return
         if as_json:
             show(_object(answer) | ({"explanation": _explanation(answer.routed.decision)} if explain else {}))
         else:
@@ -100,6 +111,24 @@ def _link_hint() -> Iterator[None]:
             here = "`edge ask --local` answers on this device"
             error.hint = f"{error.hint}; {here}" if error.hint else here
         raise
+
+
+def _promise(queued: "Queued", as_json: bool) -> None:
+    from edge_client.outbox import short
+
+    name = short(queued.request_id)
+    if as_json:
+        show({"queued": name, "expires_at": queued.expires_at, "show": f"edge outbox show {name}"})
+        return
+    print(f"queued as {name}")
+    note(f"`edge serve` sends it when there is a way to the gateway, and `edge outbox retry {name}` now; "
+         f"`edge outbox show {name}` then has the answer. It waits until {_clock(queued.expires_at)}")
+
+
+def _clock(at: int) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
 def _say_what_leaves(what: "Leaving") -> None:

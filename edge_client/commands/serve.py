@@ -64,6 +64,7 @@ def serve(
                 documents=lambda: app.documents, outbox=lambda: app.outbox, ingest=ingest, relay=way,
                 history=lambda: History(Settings(app.database, NAMESPACE)), has_store=app.has_store,
             )
+            app.drain()
             await serve_until_stopped(names, config.token_path, port, note, behind)
 
     run(work)
