@@ -73,6 +73,7 @@ class LlamaChat:
         """Loads now rather than at the first prompt. Raises ModelMissing, ModelUnusable or MemoryShort."""
         async with self._turn:
             await asyncio.to_thread(self._loaded)
+        self._rest_later()
 
     async def unload(self) -> None:
         """Gives the memory back, unless somebody waits for the model."""
@@ -93,8 +94,7 @@ class LlamaChat:
                     yield event
         finally:
             self._requests -= 1
-            if not self._requests and self._rest_after_s is not None:
-                self._rest = asyncio.get_running_loop().call_later(self._rest_after_s, self._retire)
+            self._rest_later()
 
     async def _answer(
         self, messages: tuple[Message, ...], sampling: Sampling
@@ -122,6 +122,12 @@ class LlamaChat:
             if run.reading and self._brake is not None:
                 self._brake.pull()
             await asyncio.shield(worker)
+
+    def _rest_later(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+        if not self._requests and self._rest_after_s is not None:
+            self._rest = asyncio.get_running_loop().call_later(self._rest_after_s, self._retire)
 
     def _retire(self) -> None:
         self._resting = asyncio.ensure_future(self.unload())

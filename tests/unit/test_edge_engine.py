@@ -137,8 +137,8 @@ async def test_a_schema_that_cannot_be_followed_is_refused(chat: LlamaChat, sche
 
 async def test_an_idle_model_gives_its_memory_back_and_comes_again() -> None:
     chat = LlamaChat(lambda: chat_model(CONFIG), name="local", context=512, rest_after_s=0.0)
-    for _ in range(2):
-        await said(chat, Message("user", "hello"), max_tokens=1)
+    for use in (chat.load(), said(chat, Message("user", "hello"), max_tokens=1)):
+        await use
         async with asyncio.timeout(30):
             while chat.is_loaded:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0)
