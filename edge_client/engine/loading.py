@@ -71,7 +71,10 @@ def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            found.append(int(limit) - int((group / "memory.current").read_text()))
+            # What the group's files hold in the cache counts as used there, but is given up when memory is wanted.
+            figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cache = int(figures.get("inactive_file", 0)) + int(figures.get("active_file", 0))
+            found.append(int(limit) - int((group / "memory.current").read_text()) + cache)
     except (OSError, ValueError, IndexError):
         pass  # another system, or no group with a limit: what was found counts
     return min(found, default=None)

@@ -85,7 +85,10 @@ def test_free_memory_is_the_least_of_machine_and_group(tmp_path: Path) -> None:
     assert free_memory(info, group) == 2 * MIB
     (group / "memory.max").write_text("1048576\n")
     (group / "memory.current").write_text("1048000\n")
-    assert free_memory(info, group) == 576
+    (group / "memory.stat").write_text("anon 900000\ninactive_file 1000\nactive_file 24\n")
+    assert free_memory(info, group) == 576 + 1024
+    (group / "memory.stat").unlink()
+    assert free_memory(info, group) == 2 * MIB, "half of the figures are none"
 
 
 @pytest.mark.model
