@@ -154,7 +154,8 @@ def test_html_has_headings_paragraphs_items_and_rows() -> None:
     content = parse("page.html", PAGE)
     assert content.title == "A page"
     assert shown(content.blocks) == [
-        ("Pumps & hoses", 3, 1), ("One two three", 4, 0), ("four <five> 1 < 2", 5, 0), ("first", 5, 0), ("second", 5, 0),
+        ("Pumps & hoses", 3, 1), ("One two three", 4, 0),
+        ("four <five> 1 < 2", 5, 0), ("first", 5, 0), ("second", 5, 0),
         ("a | b", 6, 0), ("1 | 2", 6, 0), ("x = 1\n  y = 2", 7, 0), ("last", 8, 0),
     ]
     assert parse("page.htm", b"<h1>Head</h1>text").title == "Head"
