@@ -13,17 +13,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
-import msgspec
 from aiohttp import web
 
-from edge_client.answering import RelayedAnswer
+from edge_client.answering import Assistant, Question, RelayedAnswer, Routed
 from edge_client.api.errors import error_response
+from edge_client.api.shapes import parse_request
+from edge_client.api.shapes import question_of as asked
 from edge_client.completions import ROUTE, AnswerReader, failure
 from edge_client.documents import MAX_BYTES
+from edge_client.engine.base import Text
 from edge_client.errors import BadUse, NotJoined
 from edge_client.history import History
 from edge_client.ingest import Ingest
-from edge_client.outbox import Entry, Outbox
+from edge_client.offline import Queued
+from edge_client.outbox import Entry, Outbox, question_of
+from edge_client.promises import Promises
 from store.documents import Document, Documents
 from transport.messages import decode_header
 
@@ -67,11 +71,16 @@ async def _no_way() -> Way | None:
 
 @dataclass(frozen=True)
 class Behind:
-    """What the page looks into. Each raises NoStore where there is no store yet; `relay` gives None before joining."""
+    """What the page looks into. Each raises NoStore where there is no store yet; `relay` gives None before joining.
+
+    `later` is an assistant that puts into the outbox what it would relay, and raises Queued.
+    """
 
     documents: Callable[[], Documents]
     outbox: Callable[[], Outbox]
+    promises: Callable[[], Promises]
     history: Callable[[], History]
+    later: Callable[[], Awaitable[Assistant]]
     ingest: Callable[[], Awaitable[Ingest]]
     has_store: bool = True
     relay: Callable[[], Awaitable[Way | None]] = _no_way
@@ -112,6 +121,9 @@ class Page:
         add.add_delete("/causeway/documents/{id:[0-9]{1,18}}", self._forget)
         add.add_get("/causeway/outbox", self._outbox)
         add.add_post("/causeway/outbox/{id:[0-9a-f]{8,32}}/{act:retry|cancel}", self._act)
+        add.add_post("/causeway/later", self._later)
+        add.add_get("/causeway/answers/{id:[0-9a-f]{32}}", self._answer)
+        add.add_delete("/causeway/answers/{id:[0-9a-f]{32}}", self._drop_answer)
         add.add_get("/causeway/history", self._list_history)
         add.add_get("/causeway/history/{id:[0-9a-f]{32}}", self._get_history)
         add.add_put("/causeway/history/{id:[0-9a-f]{32}}", self._put_history)
@@ -136,11 +148,13 @@ class Page:
         state, via = ("none", "") if relay is None else relay.link
         count: tuple[int, int] = (0, 0)
         queue: Mapping[str, int] = {}
+        answers = 0
         if self._behind.has_store:
             count, queue = await self._behind.documents().count(), await self._behind.outbox().counts()
+            answers = len(await self._behind.promises().answers())
         return _json({
-            "link": {"state": state, "via": via}, "queue": queue, "documents": count[0], "passages": count[1],
-            "store": self._behind.has_store,
+            "link": {"state": state, "via": via}, "queue": queue, "answers": answers, "documents": count[0],
+            "passages": count[1], "store": self._behind.has_store,
         })
 
     async def _passage(self, request: web.Request) -> web.Response:
@@ -174,9 +188,40 @@ class Page:
 
     async def _outbox(self, request: web.Request) -> web.Response:
         if not self._behind.has_store:
-            return _json({"outbox": []})
+            return _json({"outbox": [], "answers": []})
         await self._behind.outbox().expire(now=int(time.time()))
-        return _json({"outbox": [_entry(entry) for entry in await self._behind.outbox().entries()]})
+        promised = await self._behind.promises().promised()
+        entries = [
+            _entry(entry) | {"promised": entry.id in promised} for entry in await self._behind.outbox().entries()
+        ]
+        answers = [
+            {"id": one.id.hex(), "at": one.kept.at, "question": one.kept.question, "failure": one.kept.failure}
+            for one in await self._behind.promises().answers()
+        ]
+        return _json({"outbox": entries, "answers": answers})
+
+    async def _later(self, request: web.Request) -> web.Response:
+        """Takes a chat completion's request; what may leave is decided as ever, and nothing is dialled."""
+        question = asked(parse_request(await request.read()), Question((), "relay"))
+        try:
+            await (await self._behind.later()).answer(question, _ignore)
+        except Queued as queued:
+            return _json({"id": queued.request_id.hex(), "expires_at": queued.expires_at})
+        raise BadUse("this question cannot wait", hint="ask it now")
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        found = await self._behind.promises().find(request.match_info["id"])
+        if found is None:
+            return error_response(404, "no_answer", "this answer is no longer in the store")
+        kept = found.kept
+        return _json({
+            "question": kept.question, "answer": kept.text, "via": kept.via, "trace_id": kept.trace_id,
+            "failure": kept.failure,
+        })
+
+    async def _drop_answer(self, request: web.Request) -> web.Response:
+        await self._behind.promises().drop(bytes.fromhex(request.match_info["id"]))
+        return _json({})
 
     async def _act(self, request: web.Request) -> web.Response:
         relay = await self._behind.relay()
@@ -192,7 +237,7 @@ class Page:
             raise await failure(answer.status, answer.chunks())
         reader = AnswerReader(answer.content_type)
         text = "".join([text async for text in reader.texts(answer.chunks())])
-        return _json({"question": _question(entry), "answer": text, "via": answer.via, "trace_id": answer.trace_id})
+        return _json({"question": question_of(entry), "answer": text, "via": answer.via, "trace_id": answer.trace_id})
 
     async def _list_history(self, request: web.Request) -> web.Response:
         found = await self._behind.history().search(request.query.get("q", "")) if self._behind.has_store else []
@@ -213,6 +258,10 @@ class Page:
         return _json({})
 
 
+async def _ignore(event: Routed | Text) -> None:
+    """Nothing is said of what waits."""
+
+
 def _json(value: Mapping[str, Any]) -> web.Response:
     return web.json_response(value, headers={"Cache-Control": "no-store"})
 
@@ -227,21 +276,5 @@ def _document(document: Document) -> dict[str, Any]:
 def _entry(entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id.hex(), "name": entry.name, "state": entry.state, "reason": entry.note,
-        "created_at": entry.created_at, "question": _question(entry), "prompt_kept": entry.body is not None,
+        "created_at": entry.created_at, "question": question_of(entry), "prompt_kept": entry.body is not None,
     }
-
-
-class _Message(msgspec.Struct):
-    content: str = ""
-
-
-class _Body(msgspec.Struct):
-    messages: list[_Message]
-
-
-def _question(entry: Entry) -> str:
-    """What was asked; empty if it is erased or no question."""
-    try:
-        return msgspec.json.decode(entry.body or b"", type=_Body).messages[-1].content[-400:]
-    except (msgspec.MsgspecError, IndexError):
-        return ""

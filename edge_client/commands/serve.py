@@ -61,7 +61,8 @@ def serve(
                 return None if await app.relay() is None else app.client
 
             behind = Behind(
-                documents=lambda: app.documents, outbox=lambda: app.outbox, ingest=ingest, relay=way,
+                documents=lambda: app.documents, outbox=lambda: app.outbox, promises=lambda: app.promises,
+                later=lambda: app.assistant(chat, later=True), ingest=ingest, relay=way,
                 history=lambda: History(Settings(app.database, NAMESPACE)), has_store=app.has_store,
             )
             app.drain()

@@ -73,6 +73,25 @@ async function openPassage(cited) {
   }
 }
 
+// Into the queue, from where it is sent by itself. Its answer will be in the queue, too.
+async function askLater(question) {
+  $("welcome").hidden = true;
+  const said = el("li", { className: "theirs" });
+  $("talk").append(el("li", { className: "mine" }, question), said);
+  const messages = [...turns.map((turn) => ({ role: turn.role, content: turn.text })), { role: "user", content: question }];
+  try {
+    await call("POST", "/causeway/later", JSON.stringify({ model: "auto", messages }));
+    said.append(el("div", { className: "how" }, el("span", { className: "badge relay" }, "Queued"),
+      "it is sent when there is a link; the answer will be in the queue"));
+  } catch (error) {
+    said.append(errorBox(error));
+    $("prompt").value ||= question;
+    fit();
+  }
+  scroller.scrollTop = scroller.scrollHeight;
+  refresh(showRetried);
+}
+
 async function ask(question) {
   const model = $("model").value;
   const [id, list, stopped] = [talk, turns, new AbortController()];
@@ -128,10 +147,10 @@ async function keep(id, list, turn) {
   await listTalks(open, talk);
 }
 
-function showRetried({ question, answer, via, trace_id }) {
+function showRetried({ question, answer, via, trace_id, failure }) {
   const about = {
     route: "relay", rule: "retried", reasons: ["it waited in the queue"], model: via.split("/").pop() || "direct",
-    citations: [], notes: [], trace_id,
+    citations: [], notes: failure ? [failure] : [], trace_id,
   };
   showTurns([{ role: "user", text: question }, { role: "assistant", text: answer, about }]);
   turns.push({ role: "user", text: question });
@@ -218,7 +237,8 @@ function wireKeys() {
     if (!question || running) return;
     $("prompt").value = "";
     fit();
-    ask(question);
+    if ($("model").value === "later") askLater(question);
+    else ask(question);
   };
   $("prompt").oninput = fit;
   $("prompt").onkeydown = (event) => {

@@ -17,6 +17,8 @@ const QUEUED = {
   expired: "waited too long",
 };
 
+const PROMISED = { ...QUEUED, waiting: "is sent by itself when there is a link" };
+
 let seen = "";
 
 export function startSide(open, showRetried) {
@@ -96,7 +98,9 @@ export async function refresh(showRetried) {
   $("pill-words").textContent = queued ? `${short}, ${queued} queued` : short;
   $("queue-count").textContent = queued;
   $("queue-count").hidden = !queued;
-  const now = JSON.stringify(status.queue);
+  if (status.answers) $("pill-words").textContent += `, ${status.answers} answered`;
+  $("tab-queue").classList.toggle("news", Boolean(status.answers));
+  const now = JSON.stringify([status.queue, status.answers]);
   if (now !== seen) {
     seen = now;
     await listQueue(showRetried);
@@ -104,11 +108,26 @@ export async function refresh(showRetried) {
 }
 
 async function listQueue(showRetried) {
-  const { outbox } = await call("GET", "/causeway/outbox").catch(() => ({ outbox: [] }));
-  const rows = outbox.map((entry) => {
+  const { outbox, answers } = await call("GET", "/causeway/outbox").catch(() => ({ outbox: [], answers: [] }));
+  const rows = answers.map((answer) => {
+    const drop = async () => {
+      await call("DELETE", `/causeway/answers/${answer.id}`);
+      await refresh(showRetried);
+    };
+    return el("li", {},
+      el("span", { className: "cut", title: answer.question }, answer.question),
+      el("span", { className: "faint" }, `${ago(answer.at)}: ${answer.failure || "the answer is here"}`),
+      el("div", { className: "row" },
+        el("button", { className: "small main", onclick: async () => {
+          showRetried(await call("GET", `/causeway/answers/${answer.id}`));
+          await drop();
+        } }, "Read"),
+        confirmed("Dismiss", drop)));
+  });
+  for (const entry of outbox) {
     const row = el("li", {},
       el("span", { className: "cut", title: entry.question }, entry.question || "(erased)"),
-      el("span", { className: "faint" }, `${ago(entry.created_at)}: ${QUEUED[entry.state]}${entry.reason ? ` (${entry.reason})` : ""}`));
+      el("span", { className: "faint" }, `${ago(entry.created_at)}: ${entry.promised ? PROMISED[entry.state] : QUEUED[entry.state]}${entry.reason ? ` (${entry.reason})` : ""}`));
     const act = (name, words, title) => el("button", { className: "small", title, onclick: async (event) => {
       const buttons = event.target.parentNode.querySelectorAll("button");
       for (const button of buttons) button.disabled = true;
@@ -124,10 +143,10 @@ async function listQueue(showRetried) {
       await refresh(showRetried);
     } }, words);
     const billed = ["failed", "interrupted"].includes(entry.state) ? "asks anew, which may be billed again" : "goes on with it now";
+    rows.push(row);
     row.append(el("div", { className: "row" },
       entry.prompt_kept ? act("retry", "Retry", billed) : null, act("cancel", "Cancel", "drops the question for good")));
-    return row;
-  });
+  }
   $("waiting").replaceChildren(...(rows.length ? rows : [el("li", { className: "faint" }, "Nothing waits.")]));
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession
 
+from edge_client.promises import Kept
 from tests.support.page_lab import TOKEN, Lab, page_lab
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -152,6 +153,24 @@ async def test_the_outbox_is_shown_without_what_was_erased(lab: Lab, client: Cli
     assert unknown.status == 400 and (await problem(unknown))["code"] == "bad_use"
 
 
+async def test_a_question_for_later_waits_and_what_is_secret_does_not(lab: Lab, client: ClientSession) -> None:
+    async def later(text: str) -> ClientResponse:
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+        return await client.post("/causeway/later", json=body, headers=BEARER)
+
+    given = await (await later("Why is the sky blue?")).json()
+    rows = (await (await client.get("/causeway/outbox", headers=BEARER)).json())["outbox"]
+    assert [(row["id"], row["promised"]) for row in rows] == [(given["id"], True)]
+    assert (await problem(await later("my password is hunter22")))["code"] == "kept_local"
+    assert (await problem(await later(" ")))["code"] == "empty_prompt"
+    await lab.promises.keep(bytes.fromhex(given["id"]), Kept(1, "q", "a", "", "7" * 32))
+    answer = await (await client.get(f"/causeway/answers/{given['id']}", headers=BEARER)).json()
+    assert answer == {"question": "q", "answer": "a", "via": "", "trace_id": "7" * 32, "failure": ""}
+    await client.delete(f"/causeway/answers/{given['id']}", headers=BEARER)
+    gone = await client.get(f"/causeway/answers/{given['id']}", headers=BEARER)
+    assert (await problem(gone))["code"] == "no_answer"
+
+
 async def test_chats_are_kept_encrypted_and_found_by_all_words(lab: Lab, client: ClientSession, tmp_path: Path) -> None:
     turns = [{"role": "user", "text": "Where is the XYLOPHONE?"}, {"role": "assistant", "text": "In the attic."}]
     put = await client.put(f"/causeway/history/{ID}", data=json.dumps({"turns": turns}), headers=BEARER)
@@ -182,8 +201,8 @@ async def test_what_is_no_chat_is_not_kept(client: ClientSession, body: bytes) -
 
 async def test_without_a_store_there_is_nothing_to_show_and_a_file_says_why(lab: Lab, client: ClientSession) -> None:
     lab.without_store()
-    for path, empty in (("documents", "documents"), ("outbox", "outbox"), ("history", "history")):
-        assert await (await client.get(f"/causeway/{path}", headers=BEARER)).json() == {empty: []}
+    for path, empty in (("documents", {}), ("outbox", {"answers": []}), ("history", {})):
+        assert await (await client.get(f"/causeway/{path}", headers=BEARER)).json() == {path: [], **empty}
     status = await (await client.get("/causeway/status", headers=BEARER)).json()
     assert (status["store"], status["documents"], status["queue"]) == (False, 0, {})
     answer = await client.post("/causeway/documents?name=a.md", data="text", headers=BEARER)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.errors import EngineFailed, GaveUp
+from edge_client.promises import Kept
 from tests.support.browser import CHROMIUM, Tab, browser
 from tests.support.page_lab import TOKEN, Lab, page_lab
 
@@ -93,7 +94,7 @@ async def test_a_streamed_answer_says_where_it_came_from(tab: Tab, lab: Lab) -> 
 
 async def test_relayed_answers_and_the_choice_of_who_answers(tab: Tab, lab: Lab) -> None:
     await opened(tab, lab)
-    await tab.until("document.querySelectorAll('#model option').length === 3")
+    await tab.until("document.querySelectorAll('#model option').length === 4")
     await ask(tab, "Explain step by step why the sky is blue, and compare it with a sunset")
     await tab.until("document.querySelector('.badge.relay')?.innerText === 'Relayed'")
     await tab.until("document.querySelector('.text').innerText === 'It stands.'")
@@ -189,6 +190,26 @@ async def test_the_queue_is_seen_retried_and_cancelled(tab: Tab, lab: Lab) -> No
     await tab.until("document.getElementById('waiting').innerText.includes('How do I') === false")
 
 
+async def test_a_question_for_later_is_queued_and_its_answer_read(tab: Tab, lab: Lab) -> None:
+    lab.relay.link = ("down", "")
+    await opened(tab, lab)
+    await tab.run("document.getElementById('model').value = 'later'")
+    await ask(tab, "Why is the sky blue?")
+    await tab.until("document.querySelector('.badge.relay')?.innerText === 'Queued'")
+    await tab.click("#tab-queue")
+    await tab.until("document.getElementById('waiting').innerText.includes('by itself')")
+    assert lab.relay.requests == [] and lab.chat.asked == []
+    (entry,) = await lab.outbox.entries()
+    await lab.promises.keep(entry.id, Kept(int(time.time()), "Why is the sky blue?", "It scatters.", "", "7" * 32))
+    await lab.outbox.done(entry.id)
+    await tab.until("document.getElementById('waiting').innerText.includes('the answer is here')")
+    await shot(tab, "answered")
+    await tab.click("#waiting .main")
+    await tab.until("document.querySelector('.theirs .text')?.innerText === 'It scatters.'")
+    await tab.until("document.getElementById('waiting').innerText.includes('Nothing waits')")
+    assert await lab.promises.answers() == []
+
+
 async def test_errors_have_words_a_code_and_a_hint(tab: Tab, lab: Lab) -> None:
     await opened(tab, lab)
     lab.chat.words, lab.chat.error = ["Half"], EngineFailed("the local model stopped", hint="ask again")
@@ -201,7 +222,7 @@ async def test_errors_have_words_a_code_and_a_hint(tab: Tab, lab: Lab) -> None:
     await tab.until("document.querySelectorAll('.error .code').length === 2")
     assert await tab.run("document.getElementById('prompt').value") == "", "it waits in the queue"
     await shot(tab, "errors")
-    await tab.until("document.querySelectorAll('#model option').length === 3")
+    await tab.until("document.querySelectorAll('#model option').length === 4")
     await tab.run("document.getElementById('model').value = 'cloud-model'")
     await ask(tab, "My password is hunter22, what do you think of it?")
     await tab.until("document.querySelectorAll('.error .code')[2]?.innerText === 'kept_local'")

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,9 @@ from edge_client.api.server import make_runner
 from edge_client.errors import NoStore
 from edge_client.history import NAMESPACE, History
 from edge_client.ingest import Ingest
+from edge_client.offline import Queued
 from edge_client.outbox import Outbox
+from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
 from store.documents import Documents
 from store.queue import Queue
@@ -72,6 +76,22 @@ class FakeWay(FakeRelay):
         return True
 
 
+class LaterWay(FakeRelay):
+    """As edge_client.offline.Later, without a gateway's client."""
+
+    def __init__(self, lab: "Lab") -> None:
+        super().__init__()
+        self._lab = lab
+
+    async def request(self, method: str, route: str, body: bytes) -> FakeAnswer:
+        now = int(time.time())
+        header = encode_header(RequestHeader(method, route, "application/json", "", len(body), now + 3600))
+        id = hashlib.sha256(body).digest()[:16]
+        await self._lab.promises.promise(id, now=now)
+        await self._lab.outbox.accept(id, header, body, now=now, expires_at=now + 3600)
+        raise Queued(id, now + 3600)
+
+
 class Lab:
     def __init__(self, folder: Path, tracing: telemetry.Telemetry) -> None:
         self.database = open_store(folder / "store.db")
@@ -79,11 +99,13 @@ class Lab:
         self.documents = Documents(self.database)
         self.outbox = self.relay.outbox = Outbox(Queue(self.database, "outbox"))
         self.history = History(Settings(self.database, NAMESPACE))
+        self.promises = Promises(Settings(self.database, PROMISES), Settings(self.database, ANSWERS))
         self.told: list[str] = []
         self._tracing = tracing
         self.page = Page(
             Behind(
                 documents=lambda: self.documents, outbox=lambda: self.outbox, relay=self._way,
+                promises=lambda: self.promises, later=self._later,
                 history=lambda: self.history, ingest=self._ingest,
             ),
             TOKEN, self.told.append,
@@ -106,6 +128,9 @@ class Lab:
     async def _auto(self) -> Assistant:
         retrieval = Retrieval(Search(self.database), self.embedder)
         return Assistant(chat=self.chat, retrieval=retrieval, relay=self.relay, tracing=self._tracing)
+
+    async def _later(self) -> Assistant:
+        return Assistant(chat=self.chat, retrieval=None, relay=LaterWay(self), tracing=self._tracing)
 
     def without_store(self) -> None:
         """From here on as before there is one."""
