@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from edge_client.commands.ask import ask
-from edge_client.commands.device import join, status
+from edge_client.commands.device import join
 from edge_client.commands.documents import documents, ingest, search
 from edge_client.commands.explain import explain
 from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
+from edge_client.commands.status import status
 
 __all__ = ["app", "main"]
 
