@@ -1,6 +1,7 @@
 """`edge ingest`, `edge search` and `edge documents`."""
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -262,7 +263,7 @@ async def _chosen(
 
 
 def _resolved(what: str) -> Path:
-    return Path(what).resolve()
+    return Path(os.path.realpath(what))  # takes anything, also links that go round in circles
 
 
 def _say(done: str, found: "list[Document]", as_json: bool) -> None:

@@ -191,6 +191,14 @@ def test_documents_are_listed_labelled_and_forgotten(edge: Edge, manual: Path, r
     assert edge("ingest", "--label", "secret", str(docs)).code == 2
 
 
+def test_links_round_in_circles_are_an_error_like_others(edge: Edge, manual: Path) -> None:
+    loop = manual.parent / "loop.md"
+    loop.symlink_to(loop)
+    done = edge("ingest", str(loop), str(manual))
+    assert done.code == 3 and "loop.md: there is no such file" in done.err and done.out.startswith("1 added")
+    assert edge("documents", "forget", str(loop)).code == 3
+
+
 def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
     for collection in ("a", "b"):
         edge("ingest", "--jsonl", "-c", collection, stdin='{"id": "r1", "text": "one"}')

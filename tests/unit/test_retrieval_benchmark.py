@@ -2,12 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.retrieval import CachedEmbedder, load, ndcg, rows, run, smoke
 from tests.support.fake_engine import FakeEmbedder
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize(("ranked", "expected"), [
@@ -58,3 +62,16 @@ async def test_vectors_are_kept_between_runs(tmp_path: Path) -> None:
     first.keep()
     kept = await CachedEmbedder(inner, path).embed(["one"])
     assert inner.embedded == 3 and (kept[0] == made[0]).all() and (again[0] == made[1]).all()
+
+
+@pytest.mark.model
+def test_the_command_in_its_smallest_size(folder: Path) -> None:
+    def bench(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "benchmarks.retrieval", "--data", str(folder), "--json", *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+
+    done = bench("--smoke", "--cache", str(folder / "kept.npz"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["rows"]
+    assert len(found) == 5 and found[0]["ours"] == 100.0 and (folder / "kept.npz").exists()
+    assert bench("--wanted", "1.01", "--cache", str(folder / "kept.npz")).returncode == 1
