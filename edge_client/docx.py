@@ -75,9 +75,7 @@ def _read(archive: zipfile.ZipFile, name: str, start: Start, end: End, text: Cal
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = _refuse
     with archive.open(info) as stream:
-        left = info.file_size  # what a member holds beyond what it declares is never unpacked
-        while left > 0 and (part := stream.read(min(_STEP, left))):
-            left -= len(part)
+        while part := stream.read(_STEP):  # which unpacks no more than the member declares
             parser.Parse(part, False)
     parser.Parse(b"", True)
 
