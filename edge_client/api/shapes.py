@@ -169,9 +169,9 @@ def usage_object(answer: Answer) -> dict[str, int] | None:
 
 
 def causeway_object(routed: Routed) -> dict[str, Any]:
-    """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`, and
-    `citations`: passages the answer was made from, each with its document, id in the store and, if known,
-    page or line.
+    """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`,
+    `citations`: passages the answer was made from, each with its document, id in the store and, if known, page or
+    line; `label`: the strictest of theirs.
     """
     return {
         "route": routed.decision.route, "rule": routed.decision.rule, "reasons": list(routed.decision.reasons),
@@ -180,7 +180,7 @@ def causeway_object(routed: Routed) -> dict[str, Any]:
             {"id": p.id, "document": p.document, "page": p.page, "line": p.line, "text": p.text}
             for p in routed.citations
         ],
-        "trace_id": routed.trace_id,
+        "label": routed.label, "trace_id": routed.trace_id,
     }
 
 

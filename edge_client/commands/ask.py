@@ -225,6 +225,7 @@ def _object(answer: "Answer") -> dict[str, Any]:
         "rule": routed.decision.rule,
         "reasons": list(routed.decision.reasons),
         "notes": list(routed.notes),
+        "label": routed.label,
         "model": routed.model,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,

@@ -103,6 +103,7 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
     assert (answer["route"], answer["answer"], answer["via"]) == ("local", "Six bar.", "")
     assert answer["citations"][0]["source"] == str(manual) and answer["citations"][0]["line"] == 3
+    assert answer["label"] == "internal"
     assert len(answer["trace_id"]) == 32 and answer["timings"]["total_ms"] > 0
 
     hits = edge("search", "pressure", "--json").object["hits"]
