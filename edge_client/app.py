@@ -7,23 +7,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from edge_client import login_keyring
 from edge_client.answering import Assistant, Relay
 from edge_client.config import Config
 from edge_client.dialing import Dialer, nearby, nobody
 from edge_client.draining import Drain
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
-from edge_client.errors import NoStore
+from edge_client.errors import NoKeyring, NoPassphrase, NoStore
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity
 from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
-from edge_client.passphrase import passphrase
+from edge_client.passphrase import given, passphrase
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
-from store.keys import Passphrase, create_key, unlock_key
+from store.errors import WrongKey
+from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_held, unlock_key
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
@@ -192,9 +194,23 @@ def open_store(config: Config, use: StoreUse, ask: Callable[..., Passphrase]) ->
     if use == "none" or (use == "if present" and not config.key_path.exists()):
         return None
     if config.key_path.exists():
-        key = unlock_key(config.key_path, ask(new=False))
+        key = _unlocked(config.key_path, ask)
     else:
         secret = ask(new=True)
         config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = create_key(config.key_path, secret)
     return Database.open(config.store_path, key, schema=STORE_SCHEMA)
+
+
+def _unlocked(path: Path, ask: Callable[..., Passphrase]) -> DatabaseKey:
+    """By the login keyring if that was switched on and no passphrase is given; the passphrase opens it in any case."""
+    store_id = None if given() else held_for(path)
+    if store_id is None:
+        return unlock_key(path, ask(new=False))
+    try:
+        return unlock_held(path, login_keyring.get(store_id))
+    except (NoKeyring, WrongKey) as error:
+        try:
+            return unlock_key(path, ask(new=False))
+        except NoPassphrase:
+            raise error from None

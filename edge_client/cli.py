@@ -15,6 +15,7 @@ from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
 from edge_client.commands.status import status
+from edge_client.commands.store import store
 
 __all__ = ["app", "main"]
 
@@ -54,6 +55,7 @@ app.command()(serve)
 app.command()(join)
 app.command()(status)
 app.add_typer(documents, name="documents")
+app.add_typer(store, name="store")
 app.add_typer(outbox, name="outbox")
 app.add_typer(models, name="models")
 

@@ -7,6 +7,7 @@
      |    +-- UnknownModel   user      a model name nobody here answers to
      |    +-- BadDocument    user      a document that cannot be read
      +-- NoPassphrase        store     the store needs a passphrase and there is no way to ask for one
+     +-- NoKeyring           store     the login keyring is locked, not there, or does not have the store's key
      +-- NoStore             store     there is no store yet
      +-- ModelMissing        user      weights are not installed, or not where the configuration says
      +-- ModelUnusable       user      weights are there but the engine cannot load them
@@ -66,6 +67,11 @@ class BadDocument(BadUse):
 
 class NoPassphrase(EdgeError):
     code = "no_passphrase"
+    fault = "store"
+
+
+class NoKeyring(EdgeError):
+    code = "no_keyring"
     fault = "store"
 
 

@@ -29,7 +29,7 @@ def status(
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
-        from edge_client.errors import NoPassphrase
+        from edge_client.errors import NoKeyring, NoPassphrase
         from edge_client.posture import posture
 
         config = Config.load()
@@ -49,7 +49,7 @@ def status(
                     if check and result["identity"] is not None:
                         fault = await _check(app, result["link"])
                         await _fill(app, result)  # the identity may have been renewed
-        except NoPassphrase as error:
+        except (NoPassphrase, NoKeyring) as error:
             result["store"], fault = "locked", error.fault
         result["fault"] = fault or _fault(result)
         result["next"] = _next(result)
