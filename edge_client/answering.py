@@ -1,17 +1,19 @@
 """One prompt's way: look into the documents, decide, then answer here or relay. One span a step, no text in any."""
 
 import contextlib
+import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
-from edge_client.completions import ROUTE, AnswerReader, failure, request_body
+from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
-from edge_client.errors import EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed
-from edge_client.retrieval import Passage, Retrieval, local_context, prompt_with, relayed_context
-from edge_client.router.policy import Decision, decide, features_of
+from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
+from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
+from edge_client.router.policy import Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
+from store.documents import strictest
 from transport import telemetry
 
 __all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "RelayedAnswer", "Routed"]
@@ -19,6 +21,7 @@ __all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "Re
 PROMPT_MAX_CHARS: Final = 1 << 20  # of all messages; finer limits follow once it is known where the prompt goes
 _GROUNDED_TOKENS: Final = 160  # an answer from a passage is a sentence or two
 _FREE_TOKENS: Final = 512
+_log = logging.getLogger(__name__)
 
 
 class RelayedAnswer(Protocol):
@@ -45,7 +48,8 @@ class Relay(Protocol):
 class Question:
     """The conversation, the question last. `model` is what a relayed one asks for; None the configured or first.
 
-    Without `documents` they are not looked into, and none of them travels.
+    Without `documents` they are not looked into, and none of them travels. `options` are fields of an OpenAI request
+    (tools and the like) which a relayed one repeats as they are, in place of `sampling`. The local model heeds none.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +57,7 @@ class Question:
     model: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     documents: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Routed:
     citations: tuple[Passage, ...]
     notes: tuple[str, ...]
     trace_id: str
+    label: str | None = None  # the strictest of what the answer is made from; None without documents
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Answer:
     prompt_tokens: int | None
     answer_tokens: int | None
     timings: dict[str, float]
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 Deliver = Callable[[Routed | Text], Awaitable[None]]
@@ -99,14 +106,18 @@ class Assistant:
 
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
-        relay_model: str | None = None, collection: str = "default",
+        relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
+        if_reachable: Relay | None = None,
     ) -> None:
+        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached."""
+        self._if_reachable = if_reachable
         self._chat = chat
         self._retrieval = retrieval
         self._relay = relay
         self._tracing = tracing
         self._relay_model = relay_model
         self._collection = collection
+        self._threshold = threshold
 
     async def answer(
         self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None
@@ -116,7 +127,7 @@ class Assistant:
         Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
         the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
         """
-        if not question.messages or not question.messages[-1].content.strip():
+        if not question.messages or not (question.messages[-1].content.strip() or question.messages[-1].extras):
             raise EmptyPrompt
         if sum(len(message.content) for message in question.messages) > PROMPT_MAX_CHARS:
             raise PromptTooLong("the prompt is over 1 MiB", hint="documents are better ingested than pasted")
@@ -133,15 +144,25 @@ class Assistant:
             with self._tracing.span("edge.ask") as span:
                 trace_id = telemetry.trace_id_of(span)
                 passages = await self._retrieve(question, timings)
-                decision = self._decide(question, passages)
+                decision = _for_tools(question, self._decide(question, passages), joined=self._relay is not None)
+                kept = self._retrieval is not None and await self._retrieval.keeps(m.content for m in question.messages)
+                decision = _for_kept(question, decision) if kept else decision
                 span.set_attribute(telemetry.ROUTE, decision.route)
+                assert decision.features is not None  # decide() never leaves them out
+                figure = need(decision.features)
+                span.set_attribute("causeway.need", round(figure, 4))
+                _log.info("%s by rule %s, need %.3f, trace %s", decision.route, decision.rule, figure, trace_id)
                 if decision.route == "refuse":
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
                 if relayed:
-                    answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
-                else:
-                    answer = await self._answer_here(question, decision, passages, trace_id, timed)
+                    try:
+                        answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
+                    except Unreached:
+                        relayed, decision = False, _without_a_way(decision)
+                        span.set_attribute(telemetry.ROUTE, decision.route)
+                if not relayed:
+                    answer = await self._answer_here(question, decision, passages, trace_id, timed, kept=kept)
         finally:
             # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
             if relayed and self._relay is not None:
@@ -150,7 +171,7 @@ class Assistant:
         return replace(answer, timings=timings)
 
     async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
-        if self._retrieval is None or not question.documents:
+        if self._retrieval is None or not question.documents or question.messages[-1].role != "user":
             return []
         begun = time.monotonic()
         with self._tracing.span("edge.retrieve"):
@@ -161,49 +182,65 @@ class Assistant:
     def _decide(self, question: Question, passages: Sequence[Passage]) -> Decision:
         found: dict[str, None] = {}
         for message in question.messages:  # what travels is the whole conversation, not only its last line
-            found.update(dict.fromkeys(kinds(message.content)))
+            found.update(dict.fromkeys(kinds("\n".join([message.content, *_texts(message.extras)]))))
+        found.update(dict.fromkeys(kinds("\n".join(_texts(question.options)))))
         return decide(features_of(
             question.messages[-1].content, flag=question.flag, sensitive=tuple(found),
             similarity=max((passage.similarity for passage in passages), default=None),
-            joined=self._relay is not None,
+            joined=self._relay is not None, threshold=self._threshold,
         ))
 
     async def _answer_here(
-        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver
+        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
+        *, kept: bool = False,
     ) -> Answer:
         context = local_context(passages)
         notes = () if context or not passages else ("the documents hold nothing on this",)
-        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id)
-        await deliver(routed)
+        label = strictest(*(passage.label for passage in context), LOCAL_ONLY if kept else None)
+        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id, label)
         sampling = question.sampling
-        if context:
+        if context and sampling.json_schema is None:
             # A new paragraph or a second list item is where this model begins to make things up.
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
         pieces: list[str] = []
-        finished = Finished("stop", 0, 0)
+        finished: Finished | None = None
         with self._tracing.span("edge.generate", attributes={
             telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
         }) as span:
-            messages = prompt_with(question.messages, context, relayed=False)
-            async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
-                async for event in events:
-                    if isinstance(event, Finished):
-                        finished = event
-                    else:
+            messages = prompt_with([_plain(message) for message in question.messages], context, relayed=False)
+            try:
+                async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
+                    async for event in events:
+                        if not pieces and finished is None:
+                            await deliver(routed)  # not before: what the engine does not take is no answer
+                        if isinstance(event, Finished):
+                            finished = event
+                            continue
                         pieces.append(event.text)
-                        await deliver(event)
+                        if event.text:
+                            await deliver(event)
+            finally:  # what was delivered is known to somebody, also where it ended early
+                if label == LOCAL_ONLY and self._retrieval is not None:
+                    await self._retrieval.keep("".join(pieces))
+            assert finished is not None  # an engine's last event
             span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
             span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
         text = "".join(pieces)
+        if finished.dropped:
+            note = f"the {finished.dropped} oldest messages did not fit into the local model and were left out"
+            routed = replace(routed, notes=(*routed.notes, note))
         return Answer(routed, text, "", finished.reason, finished.prompt_tokens, finished.answer_tokens, {})
 
     async def _answer_by_relay(
         self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
         leaving: Callable[[Leaving], None],
     ) -> Answer:
-        assert self._relay is not None  # decide() never relays without
+        # Only what the router has chosen may stay: not what somebody asked to relay, nor what needs tools.
+        may_stay = decision.rule not in ("flag-relay", "tools")
+        relay = self._if_reachable if may_stay and self._if_reachable is not None else self._relay
+        assert relay is not None  # decide() never relays without
         model = question.model or self._relay_model
         context, kept = relayed_context(passages)
         notes = (
@@ -213,24 +250,26 @@ class Assistant:
         leaving(Leaving(decision, model, notes))
         with self._tracing.span("edge.relay", attributes={telemetry.GEN_AI_OPERATION: "chat"}) as span:
             if model is None:
-                granted = await self._relay.models()
+                granted = await relay.models()
                 if not granted:
                     raise KeptLocal("the gateway grants this device no model", hint="ask whoever runs the gateway")
                 model = granted[0]
-            body = request_body(model, prompt_with(question.messages, context, relayed=True), question.sampling)
+            messages = prompt_with(question.messages, context, relayed=True)
+            body = request_body(model, messages, question.sampling, question.options)
             span.set_attribute(telemetry.GEN_AI_REQUEST_MODEL, model)
             span.set_attribute(telemetry.BYTES_OUT, len(body))
-            remote = await self._relay.request("POST", ROUTE, body)
+            remote = await relay.request("POST", ROUTE, body)
             if remote.status != 200:
                 raise await failure(remote.status, remote.chunks())
-            routed = Routed(decision, model, tuple(context), notes, trace_id)
+            label = strictest(*(passage.label for passage in context))
+            routed = Routed(decision, model, tuple(context), notes, trace_id, label)
             await deliver(routed)
             reader = AnswerReader(remote.content_type)
-            pieces: list[str] = []
+            pieces: list[Text] = []
             async with contextlib.aclosing(remote.chunks()) as chunks:
-                async for text in reader.texts(chunks):
-                    pieces.append(text)
-                    await deliver(Text(text))
+                async for piece in reader.pieces(chunks):
+                    pieces.append(piece)
+                    await deliver(piece)
             if not pieces:
                 raise ProviderFailed("the provider's answer is empty", hint="ask again")
             span.set_attribute(telemetry.VIA, remote.via)
@@ -241,13 +280,71 @@ class Assistant:
                 if tokens is not None:
                     span.set_attribute(name, tokens)
         return Answer(
-            routed, "".join(pieces), remote.via, reader.finish_reason, reader.prompt_tokens, reader.answer_tokens, {}
+            routed, "".join(piece.text for piece in pieces), remote.via, reader.finish_reason, reader.prompt_tokens,
+            reader.answer_tokens, {}, tuple(whole_calls(call for piece in pieces for call in piece.calls)),
         )
+
+
+def _for_tools(question: Question, decision: Decision, *, joined: bool) -> Decision:
+    """Only a model behind the gateway calls tools: what offers some goes there, unless it has to stay.
+
+    What stays is answered without a call, or refused if the client wants nothing but a call.
+    """
+    choice = question.options.get("tool_choice", "auto")
+    if decision.route != "local" or not question.options.get("tools") or choice == "none":
+        return decision
+    if question.flag == "local":
+        raise BadUse("the local model calls no tools", hint="ask `auto`, or a model of the gateway")
+    if joined and decision.rule != "private":
+        reasons = ("the prompt offers tools, which the local model cannot call",)
+        return replace(decision, route="relay", rule="tools", reasons=reasons)
+    if choice != "auto":
+        return replace(decision, route="refuse", rule=decision.rule if joined else "not-joined")
+    return replace(decision, reasons=(*decision.reasons, "the local model calls none of the tools"))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text within what came as JSON: what is looked through before it travels."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(inner, str):
+                yield f"{name}: {inner}"  # {"password": "..."} is one find, not two harmless words
+            else:
+                yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _plain(message: Message) -> Message:
+    """The message for a model that knows of no tools."""
+    if message.role == "tool":
+        return Message("user", f"The tool gave: {message.content}")
+    if message.extras:
+        called = [str((call.get("function") or {}).get("name")) for call in message.extras.get("tool_calls", ())]
+        return Message(message.role, message.content or f"I call {', '.join(called)}.")
+    return message
 
 
 def _passages(context: Sequence[Passage]) -> str:
     titles = ", ".join(dict.fromkeys(passage.document for passage in context))
     return f"{len(context)} passage{'s' if len(context) > 1 else ''} of your documents ({titles})"
+
+
+def _for_kept(question: Question, decision: Decision) -> Decision:
+    """A conversation with an answer made from local-only documents stays here, or is refused if it must not."""
+    if decision.route != "relay":
+        return decision
+    route: Literal["local", "refuse"] = "refuse" if question.flag == "relay" or decision.rule == "tools" else "local"
+    reasons = ("the conversation holds an answer made from local-only documents",)
+    return replace(decision, route=route, rule=LOCAL_ONLY, reasons=reasons)
+
+
+def _without_a_way(decision: Decision) -> Decision:
+    reasons = ("there is no way to the gateway now, so a smaller model answers", *decision.reasons)
+    return replace(decision, route="local", rule="unreached", reasons=reasons)
 
 
 def _refusal(decision: Decision) -> KeptLocal | NotJoined:

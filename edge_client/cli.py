@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from edge_client.commands.ask import ask
-from edge_client.commands.device import join, models, status
-from edge_client.commands.documents import ingest, search
+from edge_client.commands.device import join
+from edge_client.commands.documents import documents, ingest, search
+from edge_client.commands.explain import explain
+from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
+from edge_client.commands.status import status
+from edge_client.commands.store import store
 
 __all__ = ["app", "main"]
 
@@ -44,11 +48,14 @@ def _root(
 
 
 app.command()(ask)
+app.command()(explain)
 app.command()(ingest)
 app.command()(search)
 app.command()(serve)
 app.command()(join)
 app.command()(status)
+app.add_typer(documents, name="documents")
+app.add_typer(store, name="store")
 app.add_typer(outbox, name="outbox")
 app.add_typer(models, name="models")
 

@@ -5,25 +5,27 @@ What comes back was written by a provider: it is parsed strictly, bounded, and n
 
 import contextlib
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Final
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from edge_client.engine.base import Message, Sampling
+from edge_client.engine.base import Message, Sampling, Text
 from edge_client.errors import PromptTooLong, ProviderFailed
 
-__all__ = ["RELAY_MAX_BYTES", "ROUTE", "AnswerReader", "failure", "request_body"]
+__all__ = ["RELAY_MAX_BYTES", "ROUTE", "AnswerReader", "failure", "request_body", "whole_calls"]
 
 ROUTE: Final = "/v1/chat/completions"
 RELAY_MAX_BYTES: Final = 256 << 10  # of a request's body
 _LINE_MAX: Final = 1 << 20
+_CALLS_MAX: Final = 128  # tool calls in one answer
 _HINT: Final = "ask again later, or with `--local`; the gateway's trace shows what its provider did"
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{1,47}", re.ASCII)
 
 
 class _Piece(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -50,13 +52,20 @@ class _Envelope(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Envelope)
 
 
-def request_body(model: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
-    """The JSON of a streamed request. Raises PromptTooLong over 256 KiB."""
+def request_body(
+    model: str, messages: Sequence[Message], sampling: Sampling, options: Mapping[str, Any] | None = None
+) -> bytes:
+    """The JSON of a streamed request; `options` are fields that a client gave, in place of `sampling`.
+
+    Raises PromptTooLong over 256 KiB.
+    """
     body: dict[str, object] = {
         "model": model,
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
+        "messages": [{"role": message.role, "content": _content(message), **message.extras} for message in messages],
         "stream": True,
     }
+    if options:
+        return _encoded(body | dict(options))
     if sampling.max_tokens is not None:
         body["max_tokens"] = sampling.max_tokens
     if sampling.temperature:
@@ -65,6 +74,14 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
         body["seed"] = sampling.seed
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    return _encoded(body)
+
+
+def _content(message: Message) -> str | None:
+    return None if not message.content and "tool_calls" in message.extras else message.content
+
+
+def _encoded(body: Mapping[str, object]) -> bytes:
     encoded = msgspec.json.encode(body)
     if len(encoded) > RELAY_MAX_BYTES:
         raise PromptTooLong(
@@ -87,6 +104,12 @@ class AnswerReader:
         self.finish_reason = ""
 
     async def texts(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
+        """As `pieces`, of the text alone."""
+        async for piece in self.pieces(chunks):
+            if piece.text:
+                yield piece.text
+
+    async def pieces(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Text]:
         """Pieces of the answer. Raises ProviderFailed for an error, garbage, or an answer without an end."""
         if self._streamed:
             async for line in _lines(chunks):
@@ -95,20 +118,20 @@ class AnswerReader:
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     self.finish_reason = self.finish_reason or "stop"
-                elif text := self._text(data):
-                    yield text
+                elif piece := self._piece(data):
+                    yield piece
         else:
             held = bytearray()
             async for chunk in chunks:
                 held += chunk
                 if len(held) > _LINE_MAX:
                     raise ProviderFailed("the provider's answer is too large", hint=_HINT)
-            if text := self._text(bytes(held)):
-                yield text
+            if piece := self._piece(bytes(held)):
+                yield piece
         if not self.finish_reason:
             raise ProviderFailed("the provider's answer ended in the middle", hint=_HINT)
 
-    def _text(self, data: bytes) -> str:
+    def _piece(self, data: bytes) -> Text | None:
         try:
             envelope = _decoder.decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -118,14 +141,38 @@ class AnswerReader:
         if envelope.usage is not None:
             self.prompt_tokens = envelope.usage.prompt_tokens
             self.answer_tokens = envelope.usage.completion_tokens
-        text = ""
-        for choice in envelope.choices[:1]:
-            self.finish_reason = choice.finish_reason or self.finish_reason
-            piece = choice.delta or choice.message
-            text = (piece.content if piece else None) or ""
-            if choice.message is not None:
-                self.finish_reason = self.finish_reason or "stop"
-        return text
+        if not envelope.choices:
+            return None
+        choice = envelope.choices[0]
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        piece = choice.delta or choice.message or _Piece()
+        calls = piece.tool_calls or []
+        if choice.message is not None:
+            self.finish_reason = self.finish_reason or "stop"
+            calls = [{"index": index, **call} for index, call in enumerate(calls)]
+        return Text(piece.content or "", tuple(calls)) if piece.content or calls else None
+
+
+def whole_calls(pieces: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tool calls from the pieces in which a provider streams them: arguments are joined, the rest is as it is.
+
+    Raises ProviderFailed for pieces that are not of this API.
+    """
+    calls: dict[int, dict[str, Any]] = {}
+    arguments: dict[int, list[str]] = {}
+    for piece in pieces:
+        index, function = piece.get("index", 0), piece.get("function") or {}
+        if not isinstance(index, int) or not isinstance(function, dict) or len(calls) > _CALLS_MAX:
+            raise ProviderFailed("the provider's answer is not what this API promises", hint=_HINT)
+        call = calls.setdefault(index, {})
+        call |= {name: value for name, value in piece.items() if name not in ("index", "function") and value}
+        if function:
+            told = {name: value for name, value in function.items() if name != "arguments" and value}
+            call["function"] = call.get("function", {}) | told
+            arguments.setdefault(index, []).append(str(function.get("arguments") or ""))
+    for index, parts in arguments.items():
+        calls[index]["function"]["arguments"] = "".join(parts)
+    return [calls[index] for index in sorted(calls)]
 
 
 async def failure(status: int, chunks: AsyncIterable[bytes]) -> ProviderFailed:

@@ -5,6 +5,7 @@
     [model]
     path = "/models/other.gguf"     # any GGUF chat model; without it the installed SmolLM2
     context = 4096                  # tokens held at once
+    rest_after_s = 900              # `edge serve` gives a model's memory back after so long without a prompt; 0: never
     [embedder]
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
@@ -16,6 +17,10 @@
     padding = "bucket"              # or "constant": hides when, about 5 kB/s each way; or "off": hides nothing
     discover = false                # true: after the endpoints, try hops that announce themselves on this network
     wss_trust = "bundle"            # or "webpki": whose certificate a wss endpoint shows; no secret depends on it
+    [router]
+    share_relayed = 0.3             # pay for about this share of questions (measured on exam questions)
+    quality = 0.8                   # or: keep this share of what relaying everything gains over relaying nothing
+    threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [bluetooth]
     radio = "system"                # for ble endpoints; or "hci:TRANSPORT" (a dongle), "virtual:PATH"
 """
@@ -32,13 +37,16 @@ import msgspec
 from edge_client.errors import BadUse
 from transport.messages import Padding
 
-__all__ = ["BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "home_path"]
+__all__ = [
+    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings", "home_path",
+]
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str | None = None
     context: Annotated[int, msgspec.Meta(ge=512, le=131_072)] = 4096
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    rest_after_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 900.0
 
 
 class EmbedderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +63,32 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wss_trust: Literal["bundle", "webpki"] = "bundle"
 
 
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """At most one; without any the rules of router.policy decide."""
+
+    share_relayed: _Share | None = None
+    quality: _Share | None = None
+    threshold: _Share | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.share_relayed, self.quality, self.threshold)) > 1:
+            raise ValueError("share_relayed, quality and threshold exclude each other")
+
+    def limit(self) -> float | None:
+        """The threshold on router.policy.need() that is asked for."""
+        if self.threshold is not None or (self.share_relayed is None and self.quality is None):
+            return self.threshold
+        from edge_client.router.difficulty import shipped
+
+        if self.share_relayed is not None:
+            return shipped().threshold_for_share(self.share_relayed)
+        assert self.quality is not None
+        return shipped().threshold_for_quality(self.quality)
+
+
 class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
@@ -63,6 +97,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelSettings = ModelSettings()
     embedder: EmbedderSettings = EmbedderSettings()
     relay: RelaySettings = RelaySettings()
+    router: RouterSettings = RouterSettings()
     bluetooth: BluetoothSettings = BluetoothSettings()
 
 
@@ -72,6 +107,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
+    router: RouterSettings = field(default_factory=RouterSettings)
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
 
     @property
@@ -105,13 +141,14 @@ class Config:
             settings = msgspec.toml.decode(raw, type=_File)
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
-        return cls(home, settings.model, settings.embedder, settings.relay, settings.bluetooth)
+        return cls(home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth)
 
 
 def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
-        "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "bluetooth": BluetoothSettings
+        "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
+        "bluetooth": BluetoothSettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

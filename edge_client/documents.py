@@ -1,128 +1,79 @@
-"""Files to blocks: plain text, Markdown and PDF. Nothing here knows the store or the embedder."""
+"""Files to blocks, by their kind; PDF itself is read here. Nothing here knows the store or the embedder."""
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from edge_client.chunking import Block
+from edge_client.chunking import Block, Content
+from edge_client.docx import read_docx
 from edge_client.errors import BadDocument
+from edge_client.html_text import encoding_of, read_html
+from edge_client.text_formats import paragraphs, read_code, read_csv, read_markdown
 
-__all__ = ["KINDS", "MAX_BYTES", "Content", "find_files", "parse"]
+__all__ = ["KINDS", "MAX_BYTES", "Content", "parse"]
 
-KINDS: Final = frozenset({".txt", ".md", ".markdown", ".pdf"})
+_MARKDOWN: Final = frozenset({".md", ".markdown"})
+_HTML: Final = frozenset({".html", ".htm", ".xhtml"})
+_TABLES: Final = frozenset({".csv", ".tsv"})
+_CODE_KINDS: Final = (
+    ".py .pyi .js .mjs .ts .jsx .tsx .c .h .cc .cpp .hpp .cs .go .rs .java .kt .swift .rb .php .pl .lua .r .jl .scala"
+    " .sh .bash .ps1 .sql .toml .yaml .yml .ini .cfg .conf .tf .proto .cmake .gradle .css .scss .vue .dart .ex .exs .hs"
+    " .ml .f90 .st"
+)
+_CODE: Final = frozenset(_CODE_KINDS.split())
+_PLAIN: Final = frozenset({".txt", ".text", ".log", ".rst"})
+KINDS: Final = frozenset({".pdf", ".docx"}) | _MARKDOWN | _HTML | _TABLES | _CODE | _PLAIN
+_SAID: Final = "text, Markdown, PDF, Word (docx), HTML, CSV and source code are"
 MAX_BYTES: Final = 64 << 20
 _MAX_PAGES: Final = 5_000
 _MAX_PAGE_TEXT: Final = 1 << 20  # characters; a page of print has about 4,000
 _MARGIN_LINES: Final = 2  # of a running head or foot
 _MARGIN_MAX: Final = 200  # characters of a line that are compared
 _MARGIN_PAGES: Final = 3  # on two pages a line may well stand twice by chance
-_HEADING: Final = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*")
-_FENCE: Final = ("```", "~~~")
-
-
-@dataclass(frozen=True)
-class Content:
-    title: str
-    blocks: tuple[Block, ...]
-
-
-def find_files(paths: Iterable[Path], skip: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
-    """The given files, and below given folders those of a known kind; hidden ones are left out. Sorted by folder.
-
-    `skip` hears of files below folders that are of another kind.
-    A file named by the user is passed on whatever its kind, so that it is reported rather than ignored.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        for found in sorted(path.rglob("*")):
-            inner = found.relative_to(path).parts
-            if any(part.startswith(".") for part in inner) or not found.is_file():
-                continue
-            if found.suffix.lower() in KINDS:
-                yield found
-            else:
-                skip(found)
 
 
 def parse(name: str, data: bytes) -> Content:
     """The content of a file called `name`. Raises BadDocument with the reason; never anything else."""
     kind = Path(name).suffix.lower()
     if kind not in KINDS:
-        raise BadDocument(f"files of kind {kind or '(none)'} are not supported", hint="txt, md and pdf are")
+        raise BadDocument(f"files of kind {kind or '(none)'} are not supported", hint=_SAID)
     if len(data) > MAX_BYTES:
         raise BadDocument(f"the file has {len(data) >> 20} MiB, the limit is {MAX_BYTES >> 20}")
     stem = Path(name).stem
     if kind == ".pdf":
         content = _pdf(stem, data)
+    elif kind == ".docx":
+        content = read_docx(stem, data)
     else:
-        text = _decoded(data)
-        content = _markdown(stem, text) if kind in (".md", ".markdown") else Content(stem, tuple(_paragraphs(text)))
+        text = _decoded(data, encoding_of(data) if kind in _HTML else "utf-8-sig")
+        content = _read_text(kind, stem, text)
     if not content.blocks:
         raise BadDocument("it holds no text", hint="a scanned PDF needs text recognition first")
     return content
 
 
-def _decoded(data: bytes) -> str:
-    if b"\0" in data:
+def _read_text(kind: str, stem: str, text: str) -> Content:
+    if kind in _MARKDOWN:
+        return read_markdown(stem, text)
+    if kind in _HTML:
+        return read_html(stem, text)
+    if kind in _TABLES:
+        return read_csv(stem, text)
+    return read_code(stem, text) if kind in _CODE else Content(stem, tuple(paragraphs(text)))
+
+
+def _decoded(data: bytes, encoding: str) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" in data:
         raise BadDocument("it is not text")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
+        return data.decode(encoding).replace("\0", "")
+    except (UnicodeDecodeError, LookupError):
         raise BadDocument("it is not UTF-8 text", hint="convert it, for example with iconv") from None
-
-
-def _paragraphs(text: str, *, page: int | None = None) -> Iterator[Block]:
-    """Blocks between empty lines; a page has no line numbers, for its lines are the extractor's guess."""
-    held: list[str] = []
-    start = 1
-    for number, line in enumerate([*text.splitlines(), ""], start=1):
-        if line.strip():
-            if not held:
-                start = number
-            held.append(line.strip())
-        elif held:
-            yield Block("\n".join(held), page, None if page is not None else start)
-            held = []
-
-
-def _markdown(stem: str, text: str) -> Content:
-    blocks: list[Block] = []
-    held: list[str] = []
-    start, fence, title = 1, "", ""
-
-    def flush() -> None:
-        if held:
-            blocks.append(Block("\n".join(held), None, start))
-            held.clear()
-
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if fence:
-            held.append(line.rstrip())
-            if stripped.startswith(fence):
-                fence = ""
-            continue
-        heading = _HEADING.fullmatch(stripped)
-        if heading is not None and heading[2]:
-            flush()
-            title = title or (heading[2] if len(heading[1]) == 1 else "")
-            blocks.append(Block(heading[2], None, number, len(heading[1])))
-        elif not stripped:
-            flush()
-        else:
-            if not held:
-                start = number
-            if stripped.startswith(_FENCE):
-                fence = stripped[:3]
-            held.append(line.rstrip())
-    flush()
-    return Content(title or stem, tuple(blocks))
 
 
 def _pdf(stem: str, data: bytes) -> Content:
@@ -151,7 +102,7 @@ def _pdf(stem: str, data: bytes) -> Content:
     for number, lines in enumerate(_without_margins(pages), start=1):
         # A word divided at a line's end would be found by neither of its halves.
         text = re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", "\n".join(lines))
-        blocks.extend(_paragraphs(text, page=number))
+        blocks.extend(paragraphs(text, page=number))
     return Content(title, tuple(blocks))
 
 

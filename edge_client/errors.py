@@ -7,10 +7,13 @@
      |    +-- UnknownModel   user      a model name nobody here answers to
      |    +-- BadDocument    user      a document that cannot be read
      +-- NoPassphrase        store     the store needs a passphrase and there is no way to ask for one
+     +-- NoKeyring           store     the login keyring is locked, not there, or does not have the store's key
      +-- NoStore             store     there is no store yet
      +-- ModelMissing        user      weights are not installed, or not where the configuration says
      +-- ModelUnusable       user      weights are there but the engine cannot load them
+     +-- MemoryShort         local     the model does not fit into the memory that is free
      +-- EngineFailed        local     the engine stopped in the middle of its work
+     +-- EngineBusy          local     too many prompts wait for the local model
      +-- CannotListen        link      the port is taken, or may not be used
      +-- NotJoined           identity  a relayed prompt without an identity
      +-- KeptLocal           policy    privacy forbids to relay this prompt
@@ -18,6 +21,7 @@
      +-- ProviderFailed      provider  the gateway's provider answered with an error or with garbage
      +-- Interrupted         unknown_outcome  no whole answer will come, and nobody knows what the provider did
      +-- GaveUp              link      no way to the gateway for too long; the request is kept
+     +-- Unreached           link      no way to the gateway just now; nothing was sent, and nothing is kept
      +-- RequestExpired      link      a request waited for a link beyond its expiry
 
 The message is lower case, without a final period, and never holds a secret, a prompt or a peer's bytes.
@@ -66,6 +70,11 @@ class NoPassphrase(EdgeError):
     fault = "store"
 
 
+class NoKeyring(EdgeError):
+    code = "no_keyring"
+    fault = "store"
+
+
 class NoStore(EdgeError):
     code = "no_store"
     fault = "store"
@@ -89,8 +98,20 @@ class CannotListen(EdgeError):
     fault = "link"
 
 
+class MemoryShort(EdgeError):
+    code = "memory_short"
+
+
 class EngineFailed(EdgeError):
     code = "engine_failed"
+
+
+class EngineBusy(EdgeError):
+    code = "engine_busy"
+    retryable: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__("too many prompts wait for the local model", hint="try again in a while")
 
 
 class NotJoined(EdgeError):
@@ -107,25 +128,33 @@ class KeptLocal(EdgeError):
 
 
 class ProviderFailed(EdgeError):
-    """`reason` is the gateway's code where it gave one, such as provider_rate_limited."""
+    """`reason` and `status` are the gateway's where it gave them, such as provider_rate_limited and 429.
+
+    `retryable` only if no provider can have accepted the request.
+    """
 
     code = "provider_failed"
     fault = "provider"
 
-    def __init__(self, message: str, *, hint: str | None = None, reason: str = "provider_failed") -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, reason: str = "provider_failed", status: int = 502,
+        retryable: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.status, self.retryable = reason, status, retryable
 
 
 class GatewayRefused(EdgeError):
-    """`reason` is the gateway's code, such as model_not_allowed."""
+    """`reason` and `status` are the gateway's, such as model_not_allowed and 403; `retryable` as in ProviderFailed."""
 
     code = "gateway_refused"
     fault = "policy"
 
-    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, reason: str, status: int = 403, retryable: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.status, self.retryable = reason, status, retryable
 
 
 class Interrupted(EdgeError):
@@ -156,6 +185,14 @@ class GaveUp(EdgeError):
             hint=f"`edge outbox retry {request}` {then}" if request else "is the hop on, and in reach?",
         )
         self.request = request
+
+
+class Unreached(EdgeError):
+    code = "unreached"
+    fault = "link"
+
+    def __init__(self) -> None:
+        super().__init__("there is no way to the gateway now", hint="`edge ask --queue` leaves the question for later")
 
 
 class RequestExpired(EdgeError):

@@ -8,8 +8,8 @@ taken up by the next one. The gateway is told that it may forget an answer only 
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal
 
 import msgspec
 from opentelemetry import trace
@@ -42,6 +42,23 @@ class _ModelList(msgspec.Struct):
         id: str
 
     data: list[_Model]
+
+
+def _header(method: str, route: str, body: bytes, expires_at: int) -> bytes:
+    """Raises PromptTooLong."""
+    if len(body) > REQUEST_BODY_MAX:
+        raise PromptTooLong("the request is over 1 MiB", hint="shorten the prompt")
+    return encode_header(RequestHeader(
+        method, route, "application/json" if body else "", traceparent_of(trace.get_current_span()), len(body),
+        expires_at,
+    ))
+
+
+def _names(data: bytes) -> list[str]:
+    try:
+        return [model.id for model in msgspec.json.decode(data, type=_ModelList).data]
+    except msgspec.MsgspecError:
+        raise ProviderFailed("the gateway's list of models does not decode") from None
 
 
 class GatewayClient:
@@ -77,25 +94,44 @@ class GatewayClient:
 
         Raises PromptTooLong, and like `RemoteAnswer.started`; the outbox holds the outcome.
         """
-        if len(body) > REQUEST_BODY_MAX:
-            raise PromptTooLong("the request is over 1 MiB", hint="shorten the prompt")
         now = int(self._clock.now())
-        header = encode_header(RequestHeader(
-            method, route, "application/json" if body else "", traceparent_of(trace.get_current_span()), len(body),
-            now + lifetime_s,
-        ))
-        request_id = os.urandom(16)
+        request_id, header = os.urandom(16), _header(method, route, body, now + lifetime_s)
         await self._outbox.accept(request_id, header, body, now=now, expires_at=now + lifetime_s)
         return await self._answer(request_id, header, body, None, give_up_s or self._give_up_s).started()
+
+    async def leave(
+        self, method: str, route: str, body: bytes, promise: Callable[[bytes], Awaitable[None]]
+    ) -> tuple[bytes, int]:
+        """Puts a request into the outbox and dials nobody; its id, of which `promise` was told first, and its expiry.
+
+        Raises PromptTooLong, StoreError.
+        """
+        now = int(self._clock.now())
+        expires_at = now + REQUEST_LIFETIME_S
+        request_id, header = os.urandom(16), _header(method, route, body, expires_at)
+        await promise(request_id)
+        await self._outbox.accept(request_id, header, body, now=now, expires_at=expires_at)
+        return request_id, expires_at
+
+    async def reach(self) -> str:
+        """One attempt at each endpoint, unless a session stands: the endpoint over which one does now.
+
+        Raises NotJoined, TransportError.
+        """
+        await self._sessions.stand()
+        return self._sessions.endpoint
 
     async def unsettled(self) -> list[Entry]:
         """What earlier processes have left to be taken up, oldest first; what has expired is settled as such."""
         await self._outbox.expire(now=int(self._clock.now()))
         return await self._outbox.unsettled()
 
-    async def take_up(self, request_id: bytes) -> RemoteAnswer:
+    async def take_up(
+        self, request_id: bytes, *, keep: Callable[[], Awaitable[None]] | None = None
+    ) -> RemoteAnswer:
         """Goes on with a request that waits or was sent by an earlier process; its answer from the first byte.
 
+        `keep` as in RemoteAnswer.
         Raises BadUse if there is nothing to go on with, and like `RemoteAnswer.started`.
         """
         await self._outbox.expire(now=int(self._clock.now()))
@@ -103,7 +139,9 @@ class GatewayClient:
         if entry is None or entry.state not in ("waiting", "sent") or entry.header is None or entry.body is None:
             raise BadUse("this request has an outcome already", hint="`edge outbox` shows it")
         begun_under = (entry.epoch or b"") if entry.state == "sent" else None
-        return await self._answer(request_id, entry.header, entry.body, begun_under, self._give_up_s).started()
+        answer = self._answer(request_id, entry.header, entry.body, begun_under, self._give_up_s)
+        answer.keep = keep
+        return await answer.started()
 
     async def retry(self, request_id: bytes) -> RemoteAnswer:
         """Goes on with a request, or asks anew, by a new id, what has failed or was interrupted.
@@ -160,13 +198,15 @@ class GatewayClient:
             if last is None:
                 raise GaveUp("", patience, sent=False) from None
             data = last
-        try:
-            names = [model.id for model in msgspec.json.decode(data, type=_ModelList).data]
-        except msgspec.MsgspecError:
-            raise ProviderFailed("the gateway's list of models does not decode") from None
+        names = _names(data)
         if data != last:
             await self._settings.put(_MODELS, data)
         return names
+
+    async def known_models(self) -> list[str]:
+        """The model names of last time, without asking; empty if there was none."""
+        last = await self._settings.get(_MODELS)
+        return [] if last is None else _names(last)
 
     def report(self, trace_id: str) -> None:
         """Hands this edge's finished spans of a trace to the gateway, if the session still stands."""
@@ -175,6 +215,14 @@ class GatewayClient:
         if session is not None and session.alive:
             for span in spans:  # one a message: with every attribute at its longest it has 10 KiB
                 session.send_spans([span])
+
+    @property
+    def link(self) -> tuple[Literal["up", "down", "idle"], str]:
+        """Whether a session stands, and the hop's SPIFFE ID (empty: direct). Idle: none is needed or was tried."""
+        session = self._sessions.current
+        if session is not None and session.alive:
+            return "up", session.welcome.via
+        return ("down" if self._sessions.failed else "idle"), ""
 
     async def close(self) -> None:
         """Ends the session in an orderly way. What is under way stays in the outbox, to be taken up."""

@@ -2,24 +2,31 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from edge_client.chunking import Block, Piece, chunks
-from edge_client.documents import MAX_BYTES, Content, parse
+from edge_client.chunking import Block, Content, Piece, chunks
+from edge_client.documents import MAX_BYTES, parse
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder
 from edge_client.errors import BadDocument, BadUse
-from store.documents import Chunk, Documents
+from store.documents import LABELS, Chunk, Document, Documents, strictest
 
-__all__ = ["Ingest", "Outcome", "Record", "query_lines", "record_lines"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Ingest", "Outcome", "Record", "label_of_folders", "query_lines", "record_lines", "relabel"]
 
 T = TypeVar("T")
 
 _LINE_MAX: Final = 16 << 20
+_EMBEDDED_AT_ONCE: Final = 64  # pieces, some seconds of work; between them a person hears how far it is
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Outcome:
     source: str
     state: Literal["added", "unchanged"]
     chunks: int
+    label: str
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -51,50 +59,119 @@ class Ingest:
         self._documents = documents
         self._embedder = embedder
 
-    async def file(self, path: Path, *, collection: str) -> Outcome:
-        """One txt, md or pdf file; its absolute path is its name in the store. Raises BadDocument."""
-        source, data = await asyncio.to_thread(_read, path)
-        digest = hashlib.sha256(data).digest()
-        known = await self._documents.find(collection, digest)
-        if known is not None:
-            return Outcome(source, "unchanged", known.chunks)
-        content = await asyncio.to_thread(parse, path.name, data)
-        return await self._add(collection, source, digest, content)
+    async def file(
+        self, path: Path, *, collection: str, label: str | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Outcome:
+        """One file; its absolute path is its name in the store. Raises BadDocument.
 
-    async def record(self, record: Record, *, collection: str) -> Outcome:
+        Its label is the strictest of the one given, its own from before and those of the folders it lies in. `progress`
+        is told how many of its pieces are embedded, and how many there are.
+        """
+        source, data = await asyncio.to_thread(_read, path)
+        label = strictest(label, label_of_folders(source, await self._documents.folder_labels()))
+        digest = hashlib.sha256(data).digest()
+        known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
+        if known is not None:
+            return Outcome(source, "unchanged", known.chunks, known.label)
+        content = await asyncio.to_thread(parse, path.name, data)
+        return await self._add(collection, source, digest, content, label, progress)
+
+    async def dropped(self, name: str, data: bytes, *, collection: str, label: str | None = None) -> Outcome:
+        """The bytes of a file that has no path here. The same name again replaces it. Raises BadDocument."""
+        if label is not None and label not in LABELS:
+            raise BadUse(f"a label is one of {', '.join(LABELS)}")
+        source, digest = f"dropped/{name}", hashlib.sha256(data).digest()
+        known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
+        if known is not None:
+            return Outcome(source, "unchanged", known.chunks, known.label)
+        return await self._add(collection, source, digest, await asyncio.to_thread(parse, name, data), label)
+
+    async def record(self, record: Record, *, collection: str, label: str | None = None) -> Outcome:
         """One record under its id. Raises BadDocument if it holds no text."""
         # The id belongs to the content: two records may well hold the same text.
-        digest = hashlib.sha256(msgspec.json.encode([str(record.id), record.title, record.text])).digest()
-        known = await self._documents.find(collection, digest)
+        source = str(record.id)
+        digest = hashlib.sha256(msgspec.json.encode([source, record.title, record.text])).digest()
+        known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
         if known is not None:
-            return Outcome(str(record.id), "unchanged", known.chunks)
-        paragraphs = [part for part in record.text.split("\n\n") if part.strip()]
+            return Outcome(source, "unchanged", known.chunks, known.label)
         title = record.title.strip()
-        blocks = [Block(part.strip()) for part in paragraphs]
-        if title and not record.text.lstrip().startswith(title):
-            blocks.insert(0, Block(title, level=1))
+        # A text often begins with its title, which as a heading stands before each of its pieces, and not twice.
+        text = record.text.strip().removeprefix(title)
+        paragraphs = (record.text if text[:1].isalnum() else text).split("\n\n")
+        blocks = [Block(title, level=1)] if title else []
+        blocks += [Block(part.strip()) for part in paragraphs if part.strip()]
         if not blocks:
             raise BadDocument("it holds no text")
-        return await self._add(collection, str(record.id), digest, Content(title or str(record.id), tuple(blocks)))
+        return await self._add(collection, source, digest, Content(title or source, tuple(blocks)), label)
 
-    async def _add(self, collection: str, source: str, digest: bytes, content: Content) -> Outcome:
+    async def folder(self, folder: str, label: str) -> None:
+        """Remembers the label, or a stricter one from before, for all that the folder holds now and later.
+
+        `folder` is its absolute path without links.
+        """
+        known = (await self._documents.folder_labels()).get(folder)
+        await self._documents.label_folder(folder, strictest(label, known))
+
+    async def _add(
+        self, collection: str, source: str, digest: bytes, content: Content, label: str | None,
+        progress: Progress = lambda done, total: None,
+    ) -> Outcome:
         pieces: list[Piece] = await asyncio.to_thread(
             lambda: list(chunks(content.blocks, self._embedder.count, EMBEDDER_TOKENS))
         )
-        vectors = await self._embedder.embed([piece.text for piece in pieces])
-        await self._documents.add(
-            collection=collection, source=source, title=content.title, sha256=digest,
+        embedded = [await self._embedder.embed([])]
+        for start in range(0, len(pieces), _EMBEDDED_AT_ONCE):
+            progress(start, len(pieces))
+            part = pieces[start : start + _EMBEDDED_AT_ONCE]
+            embedded.append(await self._embedder.embed([piece.text for piece in part]))
+        vectors = await asyncio.to_thread(_joined, embedded)
+        added = await self._documents.add(
+            collection=collection, source=source, title=content.title, sha256=digest, label=label,
             chunks=[Chunk(piece.text, piece.page, piece.line) for piece in pieces], vectors=vectors,
             model_id=self._embedder.model_id,
         )
-        return Outcome(source, "added", len(pieces))
+        return Outcome(source, "added", added.chunks, added.label)
+
+
+def _joined(parts: "list[NDArray[np.float32]]") -> "NDArray[np.float32]":
+    import numpy as np
+
+    return np.concatenate(parts)
+
+
+def label_of_folders(source: str, folders: Mapping[str, str]) -> str | None:
+    """The strictest label of the folders that hold the file of this name."""
+    parents = [str(parent) for parent in (PurePath(source), *PurePath(source).parents)]
+    return strictest(*(folders.get(parent) for parent in parents))
+
+
+async def relabel(documents: Documents, found: Iterable[Document], label: str, *, folder: str | None = None) -> None:
+    """Sets the label, looser or stricter, of these documents and of the folder that holds them, if there is one.
+
+    Raises BadUse, and changes nothing, where the label of a folder further up would tighten it again.
+    """
+    folders, inner = await documents.folder_labels(), list[str]()
+    if folder is not None:
+        inner = [name for name in folders if PurePath(folder) in (PurePath(name), *PurePath(name).parents)]
+        folders = {name: folders[name] for name in folders.keys() - inner}
+    chosen = list(found)
+    for source in ([folder] if folder is not None else []) + [document.source for document in chosen]:
+        if strictest(label, label_of_folders(source, folders)) != label:
+            raise BadUse(f"{source} lies in a folder with a stricter label", hint="label that folder, or move it")
+    for name in inner:
+        await documents.label_folder(name, None)
+    if folder is not None:
+        await documents.label_folder(folder, label)
+    for document in chosen:
+        await documents.relabel(document.id, label)
 
 
 def _read(path: Path) -> tuple[str, bytes]:
-    """The absolute path and the content."""
+    """The absolute path, without links, by which folders' labels go, and the content."""
     try:
         if path.is_dir():
-            raise BadDocument("it is a folder")
+            raise BadDocument("it is a folder that cannot be read")
         if not path.is_file():  # opening a pipe or a device could block for ever
             raise BadDocument("there is no such file")
         with path.open("rb") as stream:
@@ -103,7 +180,7 @@ def _read(path: Path) -> tuple[str, bytes]:
         raise BadDocument(f"it cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise BadDocument(f"it is larger than {MAX_BYTES >> 20} MiB")
-    return str(path.absolute()), data
+    return str(path.resolve()), data
 
 
 def record_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Record | BadUse]]:

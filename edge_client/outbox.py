@@ -53,6 +53,22 @@ class Entry:
         return f"<outbox entry {self.name} {self.state}>"
 
 
+class _Message(msgspec.Struct):
+    content: str
+
+
+class _Body(msgspec.Struct):
+    messages: list[_Message]
+
+
+def question_of(entry: Entry) -> str:
+    """What was asked, on one line; empty if it is erased or no question."""
+    try:
+        return " ".join(msgspec.json.decode(entry.body or b"", type=_Body).messages[-1].content.split())
+    except (msgspec.MsgspecError, IndexError):
+        return ""
+
+
 def short(request_id: bytes) -> str:
     return request_id[:4].hex()
 

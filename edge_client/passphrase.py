@@ -12,7 +12,12 @@ from edge_client.errors import BadUse, NoPassphrase
 from store.errors import StoreMissing
 from store.keys import Passphrase
 
-__all__ = ["hidden", "passphrase"]
+__all__ = ["given", "hidden", "passphrase"]
+
+
+def given(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment has a passphrase, so that nobody is asked."""
+    return bool(environ.get("CAUSEWAY_PASSPHRASE_FILE") or environ.get("CAUSEWAY_PASSPHRASE"))
 
 
 def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphrase:

@@ -6,7 +6,7 @@ the one of the first sending says that it never saw the request, is it sent agai
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Self
 
 from edge_client.errors import GatewayRefused, GaveUp, Interrupted, NotJoined, ProviderFailed, RequestExpired
@@ -53,11 +53,13 @@ class RemoteAnswer:
 
     What came in the session's compact form is given out as the events it stands for.
 
-    `begun_under` is the epoch under which an earlier process sent the request; None if none has.
+    `begun_under` is the epoch under which an earlier process sent the request; None if none has. `keep` is awaited when
+    the whole answer has been given out, before the outbox says so.
     """
 
     status: int
     content_type: str
+    keep: Callable[[], Awaitable[None]] | None = None
 
     def __init__(
         self, sessions: Sessions, outbox: Outbox, clock: Clock, *, request_id: bytes, trace_id: str, header: bytes,
@@ -117,6 +119,8 @@ class RemoteAnswer:
                 except TransportError as error:
                     self._answer = None
                     await self._after(error)
+            if self.keep is not None:
+                await self.keep()
             await self._outbox.done(self.request_id)
         except (asyncio.CancelledError, GeneratorExit):  # the reader went away
             await self._cancel()
@@ -248,9 +252,9 @@ class RemoteAnswer:
         else:
             await self._outbox.interrupted(self.request_id, error.reason)
             hint = "the provider may have done the work; ask again if you want to"
-        if error.reason.startswith("provider_"):
-            return ProviderFailed(str(error), hint=hint, reason=error.reason)
-        return GatewayRefused(str(error), hint=hint, reason=error.reason)
+        kind = ProviderFailed if error.reason.startswith("provider_") else GatewayRefused
+        again = error.may_retry and not self._begun
+        return kind(str(error), hint=hint, reason=error.reason, status=error.status, retryable=again)
 
     async def _cancel(self, interrupted: str = "") -> None:
         """Persisted first; what a lost link keeps from the gateway is told it with the next session."""

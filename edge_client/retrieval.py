@@ -3,7 +3,7 @@
 Retrieved text is data whoever wrote it: it stays in `Passage` until it is rendered, marked, into a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +40,7 @@ class Passage:
     text: str
     label: str
     similarity: float
+    id: int = 0  # in the store, by which it opens; 0 if it is not from there
 
     @property
     def place(self) -> str:
@@ -65,7 +66,7 @@ class Retrieval:
         hits = await self._search.query(
             text=text, vector=vector, collection=collection, top=top, model_id=self._embedder.model_id
         )
-        return [Passage(h.title, h.source, h.page, h.line, h.text, h.label, h.similarity) for h in hits]
+        return [Passage(h.title, h.source, h.page, h.line, h.text, h.label, h.similarity, h.chunk_id) for h in hits]
 
     async def documents(self, question: str, *, collection: str, top: int = 10) -> list[tuple[str, float]]:
         """(source, score) of the `top` best documents, each by its best chunk."""
@@ -76,6 +77,14 @@ class Retrieval:
         return await self._search.documents(
             text=text, vector=vector, collection=collection, top=top, model_id=self._embedder.model_id
         )
+
+    async def keep(self, answer: str) -> None:
+        """Remembers an answer as made from local-only documents."""
+        await self._search.kept_answers.add(answer)
+
+    async def keeps(self, texts: Iterable[str]) -> bool:
+        """Whether any of these texts is such an answer."""
+        return await self._search.kept_answers.hold(texts)
 
     def _head(self, question: str) -> str:
         """What the embedder can take: a question comes first, what was piped in after it."""
@@ -100,7 +109,10 @@ def relayed_context(passages: Sequence[Passage]) -> tuple[list[Passage], int]:
 
 
 def prompt_with(messages: Sequence[Message], passages: Sequence[Passage], *, relayed: bool) -> list[Message]:
-    """The messages with the passages in front of the last one, numbered and marked as data; unchanged without any."""
+    """The messages with the passages in front of the last one, numbered and marked as data; unchanged without any.
+
+    For the local model the last one alone: a question with passages is asked for itself.
+    """
     if not passages:
         return list(messages)
     # A passage cannot close the frame that marks it as data.
@@ -111,4 +123,6 @@ def prompt_with(messages: Sequence[Message], passages: Sequence[Passage], *, rel
         listed = f"<passages>\n{listed}\n</passages>"
     asked = Message(last.role, f"Passages:\n{listed}\n\nQuestion: {last.content}")
     instruction = Message("system", _INSTRUCTION_RELAYED if relayed else _INSTRUCTION)
-    return [instruction, *(message for message in messages[:-1] if message.role != "system"), asked]
+    # Before an earlier answer the small model says that again, whatever it is asked; the passages are of this question.
+    earlier = messages[:-1] if relayed else ()
+    return [instruction, *(message for message in earlier if message.role != "system"), asked]

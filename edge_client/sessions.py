@@ -125,6 +125,16 @@ class Sessions:
             identity = await self._fresh_identity()
             return self._usable(identity) or (await self._connect(identity, None))[0]
 
+    @property
+    def endpoint(self) -> str:
+        """Where the gateway was last reached; empty if it was not."""
+        return "" if self._worked is None else str(self._worked)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last attempt to connect came to nothing."""
+        return self._failure is not None
+
     def acknowledge(self, request_id: bytes, offset: int) -> None:
         """Tells the gateway, now and with the next session, that it may forget an answer up to `offset`.
 

@@ -16,6 +16,8 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "transport/links": 3000,
     "store": 1500,
     "edge_client": 4500,
+    "edge_client/api": 1000,
+    "edge_client/engine": 950,
     "relay": 5500,
     "relay/sim": 1300,
 }

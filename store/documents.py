@@ -10,13 +10,14 @@ from store.errors import ModelMismatch, StoreMisuse
 if TYPE_CHECKING:
     from store.vectors import FloatArray
 
-__all__ = ["LABELS", "Chunk", "Document", "Documents"]
+__all__ = ["LABELS", "Chunk", "Document", "Documents", "strictest"]
 
 LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
 _SELECT: Final = (
     "SELECT d.id, c.name, d.source, d.title, d.sha256, d.label, d.chunks"
     " FROM documents d JOIN collections c ON c.id = d.collection_id"
 )
+_BY_CONTENT: Final = " WHERE c.name = ? AND d.sha256 = ?"
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,19 @@ class Documents:
         self._database = database
 
     async def add(
-        self, *, collection: str, source: str, title: str, sha256: bytes, label: str = "internal",
+        self, *, collection: str, source: str, title: str, sha256: bytes, label: str | None = None,
         chunks: Sequence[Chunk], vectors: "FloatArray", model_id: str,
     ) -> Document:
         """Stores a document with one vector a chunk (float32, (n, dimension), length 1), all or nothing.
 
         The same content again (collection and sha256) changes nothing but, possibly, the label; new content of a known
-        source replaces the old. Either way a label only becomes stricter: looser takes `relabel`. Raises ModelMismatch
-        if the collection holds vectors of another model or dimension, StoreMisuse for what does not fit together.
+        source replaces the old. Either way a label only becomes stricter: looser takes `relabel`. Without a label it
+        keeps its own, and what is new is internal. Raises ModelMismatch if the collection holds vectors of another
+        model or dimension, StoreMisuse for what does not fit together.
         """
         from store import vectors as coding  # numpy takes 0.1 s to load, and listing documents does not need it
 
-        if label not in LABELS:
-            raise StoreMisuse("a label is public, internal or local-only")
+        _check_label(label)
         if len(sha256) != 32 or not collection or not source:
             raise StoreMisuse("a document needs a collection, a source and a SHA-256")
         source, title, texts = _storable(source), _storable(title), [_storable(chunk.text) for chunk in chunks]
@@ -67,17 +68,12 @@ class Documents:
 
         def work(connection: Connection) -> Document:
             collection_id = _collection(connection, collection, model_id, rows.shape[1])
-            same = _first(connection, " WHERE d.collection_id = ? AND d.sha256 = ?", collection_id, sha256)
-            old = _first(connection, " WHERE d.collection_id = ? AND d.source = ?", collection_id, source)
-            strictest = max([label, *(d.label for d in (same, old) if d)], key=LABELS.index)
-            if old is not None and old.sha256 != sha256:
-                _delete(connection, old.id)
+            same, tightened = _replaced(connection, collection, source, sha256, label)
             if same is not None:
-                connection.execute("UPDATE documents SET label = ? WHERE id = ?", (strictest, same.id))
-                return _known(connection, same.id)
+                return same
             document_id = connection.execute(
                 "INSERT INTO documents (collection_id, source, title, sha256, label, chunks) VALUES (?, ?, ?, ?, ?, ?)",
-                (collection_id, source, title, sha256, strictest, len(chunks)),
+                (collection_id, source, title, sha256, tightened, len(chunks)),
             ).lastrowid
             assert document_id is not None
             for chunk, text, code, value in zip(chunks, texts, codes, values, strict=True):
@@ -93,10 +89,26 @@ class Documents:
 
         return await self._database.run(work)
 
+    async def again(
+        self, *, collection: str, source: str, sha256: bytes, label: str | None = None
+    ) -> Document | None:
+        """What `add` does where the content is stored already, without the work of embedding it; None where it is not.
+
+        Then nothing is changed.
+        """
+        _check_label(label)
+        source = _storable(source)
+
+        def work(connection: Connection) -> Document | None:
+            if _first(connection, _BY_CONTENT, collection, sha256) is None:
+                return None
+            return _replaced(connection, collection, source, sha256, label)[0]
+
+        return await self._database.run(work)
+
     async def find(self, collection: str, sha256: bytes) -> Document | None:
-        """The document of that content, so that a caller can skip embedding it again."""
-        where = " WHERE c.name = ? AND d.sha256 = ?"
-        return await self._database.run(lambda c: _first(c, where, collection, sha256), read_only=True)
+        """The document of that content."""
+        return await self._database.run(lambda c: _first(c, _BY_CONTENT, collection, sha256), read_only=True)
 
     async def list(self, collection: str | None = None) -> list[Document]:
         """All documents, or those of one collection, by collection and source."""
@@ -113,10 +125,45 @@ class Documents:
 
     async def relabel(self, document_id: int, label: str) -> bool:
         """Sets the label, looser or stricter. False if there is no such document."""
-        if label not in LABELS:
-            raise StoreMisuse("a label is public, internal or local-only")
+        _check_label(label)
         statement = "UPDATE documents SET label = ? WHERE id = ?"
         return await self._database.run(lambda c: c.execute(statement, (label, document_id)).rowcount > 0)
+
+    async def label_folder(self, folder: str, label: str | None) -> None:
+        """Remembers a label for what a folder will hold; None forgets it. Documents in it are relabelled by the caller.
+
+        Which folder a source lies in is for whoever names the sources.
+        """
+        _check_label(label)
+
+        def work(connection: Connection) -> None:
+            connection.execute("DELETE FROM folder_labels WHERE folder = ?", (_storable(folder),))
+            if label is not None:
+                connection.execute("INSERT INTO folder_labels VALUES (?, ?)", (_storable(folder), label))
+
+        await self._database.run(work)
+
+    async def folder_labels(self) -> dict[str, str]:
+        """The remembered labels by folder."""
+
+        def work(connection: Connection) -> dict[str, str]:
+            return dict(connection.execute("SELECT folder, label FROM folder_labels").fetchall())
+
+        return await self._database.run(work, read_only=True)
+
+    async def around(self, chunk_id: int) -> tuple[Document, Sequence[tuple[int, Chunk]]] | None:
+        """The document of a passage, and (id, passage) of it and its neighbours in order. None if it is gone."""
+
+        def work(connection: Connection) -> tuple[Document, Sequence[tuple[int, Chunk]]] | None:
+            row = connection.execute("SELECT document_id FROM chunks WHERE id = ?", (chunk_id,)).fetchone()
+            if row is None:
+                return None
+            # A document's passages are added at once, in order: its ids have no gaps.
+            statement = "SELECT id, text, page, line FROM chunks WHERE document_id = ? AND abs(id - ?) <= 1 ORDER BY id"
+            found = connection.execute(statement, (row[0], chunk_id))
+            return _known(connection, row[0]), [(id, Chunk(text, page, line)) for id, text, page, line in found]
+
+        return await self._database.run(work, read_only=True)
 
     async def count(self) -> tuple[int, int]:
         """(documents, chunks) over all collections."""
@@ -127,6 +174,34 @@ class Documents:
             return int(row[0]), int(row[1])
 
         return await self._database.run(work, read_only=True)
+
+
+def strictest(*labels: str | None) -> str | None:
+    """None where there is none."""
+    return max((label for label in labels if label is not None), key=LABELS.index, default=None)
+
+
+def _check_label(label: str | None) -> None:
+    if label is not None and label not in LABELS:
+        raise StoreMisuse("a label is public, internal or local-only")
+
+
+def _replaced(
+    connection: Connection, collection: str, source: str, sha256: bytes, label: str | None
+) -> tuple[Document | None, str]:
+    """(the document of that content with its label tightened, if there is one; the strictest label that applies).
+
+    Other content of that source is deleted.
+    """
+    same = _first(connection, _BY_CONTENT, collection, sha256)
+    old = _first(connection, " WHERE c.name = ? AND d.source = ?", collection, source)
+    tightened = strictest(label, *(d.label for d in (same, old) if d)) or "internal"
+    if old is not None and old.sha256 != sha256:
+        _delete(connection, old.id)
+    if same is None:
+        return None, tightened
+    connection.execute("UPDATE documents SET label = ? WHERE id = ?", (tightened, same.id))
+    return _known(connection, same.id), tightened
 
 
 def _storable(text: str) -> str:

@@ -14,7 +14,12 @@ live side by side; a reader skips kinds it does not know. Body of kind 1, a pass
     memory KiB (4) || passes (1) || lanes (1) || salt (16) || nonce (12) || AES-256-GCM ciphertext and tag (64)
 
 under Argon2id (RFC 9106) of the passphrase, with associated data
-`"causeway store key" || 0 || store id || format (1) || kind (1) || memory .. salt`. Since the file is read before
+`"causeway store key" || 0 || store id || format (1) || kind (1) || memory .. salt`. Body of kind 2, a random key of 32
+bytes that something else holds, such as the login keyring:
+
+    nonce (12) || AES-256-GCM ciphertext and tag (64)
+
+with the same associated data, which then ends with the kind. Since the file is read before
 anything is authenticated, cost parameters outside [`KdfCost.MINIMUM`, `KdfCost.MAXIMUM`] are refused: a planted file
 can neither make guessing cheap nor exhaust the machine.
 """
@@ -23,6 +28,7 @@ import hashlib
 import os
 import struct
 import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, NoReturn, Self
@@ -34,7 +40,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from store.errors import PassphraseRefused, StoreCorrupt, StoreMisuse, WrongKey
 from store.files import read_bounded, write_private
 
-__all__ = ["SALT_LEN", "DatabaseKey", "KdfCost", "Passphrase", "create_key", "stretch", "unlock_key"]
+__all__ = [
+    "SALT_LEN", "DatabaseKey", "HeldKey", "KdfCost", "Passphrase", "add_held", "create_key", "held_for", "remove_held",
+    "stretch", "unlock_held", "unlock_key",
+]
 
 SALT_LEN: Final = 16
 _KEY_LEN: Final = 32
@@ -44,6 +53,7 @@ _FORMAT: Final = 1
 _STORE_ID_LEN: Final = 16
 _CHECKSUM_LEN: Final = 32
 _KIND_PASSPHRASE: Final = 1
+_KIND_HELD: Final = 2
 _MAX_WRAPPINGS: Final = 8
 _MAX_FILE: Final = 64 * 1024
 _MAX_PASSPHRASE: Final = 1024
@@ -106,6 +116,22 @@ class Passphrase(_Redacted):
         data = read_bounded(path, 64 * 1024)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         return cls(data.decode("utf-8", "surrogateescape"))
+
+
+class HeldKey(_Redacted):
+    """32 random bytes that wrap a database key and are kept outside of the key file."""
+
+    __slots__ = ()
+
+    def __init__(self, value: bytes) -> None:
+        """Raises WrongKey for any other length: it comes from elsewhere."""
+        if len(value) != _KEY_LEN:
+            raise WrongKey("what is kept for this store is no key of it")
+        super().__init__(bytes(value))
+
+    @classmethod
+    def generate(cls) -> Self:
+        return cls(os.urandom(_KEY_LEN))
 
 
 class DatabaseKey(_Redacted):
@@ -178,9 +204,7 @@ def create_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
     """
     key = DatabaseKey.generate()
     store_id = os.urandom(_STORE_ID_LEN)
-    wrapping = _wrap(key, passphrase, store_id)
-    content = _MAGIC + store_id + bytes([1]) + struct.pack(">BH", _KIND_PASSPHRASE, len(wrapping)) + wrapping
-    write_private(path, [content, hashlib.sha256(content).digest()], replace=False)
+    _write(path, store_id, [(_KIND_PASSPHRASE, _wrap(key, passphrase, store_id))], replace=False)
     return key
 
 
@@ -195,6 +219,62 @@ def unlock_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
         if key is not None:
             return key
     raise WrongKey("the passphrase is wrong", hint="check the keyboard layout and which store this is")
+
+
+def held_for(path: Path) -> bytes | None:
+    """The store id if a held key opens this key file too; else None. Raises StoreMissing, StoreCorrupt."""
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    return store_id if any(kind == _KIND_HELD for kind, _ in wrappings) else None
+
+
+def unlock_held(path: Path, held: HeldKey) -> DatabaseKey:
+    """The key in a key file. Raises StoreMissing, WrongKey, StoreCorrupt."""
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    for kind, body in wrappings:
+        if kind != _KIND_HELD:
+            continue
+        if len(body) != _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
+            raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
+        aead = AESGCM(held.expose())
+        try:
+            value = aead.decrypt(body[:_NONCE_LEN], body[_NONCE_LEN:], _associated(store_id, b"", _KIND_HELD))
+        except InvalidTag:
+            continue
+        return DatabaseKey(value)
+    raise WrongKey("the key that is kept for this store does not open it", hint="the passphrase still does")
+
+
+def add_held(path: Path, key: DatabaseKey, keep: Callable[[bytes, HeldKey], None]) -> None:
+    """Lets a new held key open the file, in place of one before; every other way stays. Atomic.
+
+    `keep` is given the store id and the key, and has it when it returns: only then is the file written. Raises what
+    `keep` raises, StoreMissing, StoreCorrupt, StoreMisuse for a ninth way, DiskFull, StoreUnwritable.
+    """
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    others = [wrapping for wrapping in wrappings if wrapping[0] != _KIND_HELD]
+    if len(others) >= _MAX_WRAPPINGS:
+        raise StoreMisuse("a key file holds at most eight ways to unlock")
+    held, nonce = HeldKey.generate(), os.urandom(_NONCE_LEN)
+    keep(store_id, held)
+    sealed = AESGCM(held.expose()).encrypt(nonce, key.expose(), _associated(store_id, b"", _KIND_HELD))
+    _write(path, store_id, [*others, (_KIND_HELD, nonce + sealed)], replace=True)
+
+
+def remove_held(path: Path) -> bytes:
+    """No held key opens the file any more; the store id. Raises StoreMisuse if nothing else would, else as `add_held`.
+    """
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    others = [wrapping for wrapping in wrappings if wrapping[0] != _KIND_HELD]
+    if not others:
+        raise StoreMisuse("this is the only way to unlock the store")
+    _write(path, store_id, others, replace=True)
+    return store_id
+
+
+def _write(path: Path, store_id: bytes, wrappings: Sequence[tuple[int, bytes]], *, replace: bool) -> None:
+    parts = [struct.pack(">BH", kind, len(body)) + body for kind, body in wrappings]
+    content = _MAGIC + store_id + bytes([len(wrappings)]) + b"".join(parts)
+    write_private(path, [content, hashlib.sha256(content).digest()], replace=replace)
 
 
 def _wrap(key: DatabaseKey, passphrase: Passphrase, store_id: bytes) -> bytes:
@@ -217,8 +297,8 @@ def _unwrap(body: bytes, passphrase: Passphrase, store_id: bytes) -> DatabaseKey
     return DatabaseKey(value)
 
 
-def _associated(store_id: bytes, settings: bytes) -> bytes:
-    return _DOMAIN + store_id + bytes([_FORMAT, _KIND_PASSPHRASE]) + settings
+def _associated(store_id: bytes, settings: bytes, kind: int = _KIND_PASSPHRASE) -> bytes:
+    return _DOMAIN + store_id + bytes([_FORMAT, kind]) + settings
 
 
 def _parse(data: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:

@@ -40,3 +40,12 @@ class Settings:
         """Removes the value if there is one."""
         statement = "DELETE FROM settings WHERE namespace = ? AND key = ?"
         await self._database.run(lambda c: c.execute(statement, (self._namespace, key)))
+
+    async def items(self) -> list[tuple[str, bytes]]:
+        """All values by key."""
+
+        def work(connection: Connection) -> list[tuple[str, bytes]]:
+            statement = "SELECT key, value FROM settings WHERE namespace = ? ORDER BY key"
+            return [(key, bytes(value)) for key, value in connection.execute(statement, (self._namespace,))]
+
+        return await self._database.run(work, read_only=True)

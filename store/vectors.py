@@ -13,7 +13,7 @@ import numpy.typing as npt
 from store.database import Connection
 from store.errors import ModelMismatch, StoreMisuse
 
-__all__ = ["CodeIndex", "FloatArray", "checked_rows", "encode_codes", "encode_rows", "similarities"]
+__all__ = ["CodeIndex", "FloatArray", "checked_rows", "encode_codes", "encode_rows", "fetch_rows", "mixed"]
 
 FloatArray = npt.NDArray[np.float32]
 _NORM_TOLERANCE: Final = 0.01
@@ -99,18 +99,26 @@ class CodeIndex:
         return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, missing)))).view(np.uint64)
 
 
-def similarities(connection: Connection, ids: Sequence[int], vector: FloatArray) -> dict[int, float]:
-    """Cosine of the float16 rows of these chunks with a vector of length 1. Raises ModelMismatch on another width."""
-    found: list[tuple[int, bytes]] = []
+def fetch_rows(connection: Connection, ids: Sequence[int], dimension: int) -> FloatArray:
+    """The rows of these chunks, ids ascending, as float32 (len(ids), dimension). Raises ModelMismatch on another width.
+
+    Every id must be there.
+    """
+    found: list[bytes] = []
     for start in range(0, len(ids), _FETCH):
         part = ids[start : start + _FETCH]
         marks = ", ".join("?" * len(part))
-        statement = f"SELECT chunk_id, value FROM vectors WHERE chunk_id IN ({marks})"  # noqa: S608
-        found += connection.execute(statement, part).fetchall()
-    if not found:
-        return {}
-    if any(len(value) != 2 * len(vector) for _, value in found):
+        statement = f"SELECT value FROM vectors WHERE chunk_id IN ({marks}) ORDER BY chunk_id"  # noqa: S608
+        found += [row[0] for row in connection.execute(statement, part)]
+    if any(len(value) != 2 * dimension for value in found):
         raise ModelMismatch("vectors of different embedders do not compare")
-    rows = np.frombuffer(b"".join(value for _, value in found), dtype="<f2").reshape(len(found), -1)
-    scores = rows.astype(np.float32) @ vector
-    return {id: float(score) for (id, _), score in zip(found, scores, strict=True)}
+    return np.frombuffer(b"".join(found), dtype="<f2").reshape(len(ids), dimension).astype(np.float32)
+
+
+def mixed(vector: FloatArray, rows: FloatArray, weight: float) -> FloatArray:
+    """The vector with `weight` times the mean of the rows, at length 1; the vector itself without rows."""
+    if not len(rows):
+        return vector
+    sum_ = vector + weight * rows.mean(axis=0)
+    length = float(np.linalg.norm(sum_))
+    return np.asarray(sum_ / length, np.float32) if length > 0 else vector

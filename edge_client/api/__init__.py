@@ -1,1 +1,1 @@
-"""The loopback API: OpenAI's chat completions, behind a token, for programs on this machine."""
+"""The loopback API: OpenAI's chat completions, responses, embeddings and models, behind a token."""

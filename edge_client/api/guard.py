@@ -8,6 +8,7 @@ import hmac
 import os
 import secrets
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from edge_client.api.shapes import error_response
+from edge_client.api.errors import error_response
 from edge_client.errors import BadUse
 
 __all__ = ["guard", "load_token"]
@@ -54,9 +55,13 @@ def _existing(path: Path) -> str:
     return token
 
 
-def guard(token: str) -> Middleware:
-    """A middleware that answers 403 to a foreign Host or Origin, and 401 without the token (but for /healthz)."""
+def guard(token: str, open_paths: Collection[str] = ()) -> Middleware:
+    """A middleware that answers 403 to a foreign Host or Origin, and 401 without the token.
+
+    But for /healthz and `open_paths`, which need no token.
+    """
     expected = token.encode()
+    free = frozenset({"/healthz", *open_paths})
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -65,7 +70,7 @@ def guard(token: str) -> Middleware:
         origin = request.headers.get("Origin")
         if origin is not None and not (origin.startswith("http://") and _is_here(origin)):
             return error_response(403, "foreign_origin", "pages of other sites may not use this address")
-        if request.path != "/healthz":
+        if request.path not in free:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), expected)
             if scheme.lower() != "bearer" or not same:

@@ -1,45 +1,54 @@
-"""OpenAI's shapes on the loopback API: what a request may hold, and how answers and errors look.
+"""`/v1/chat/completions`: what a request may hold, and how its answer looks, whole and streamed.
 
 The rule for fields not named here: they are accepted and have no effect, as with other servers of this API; but what
-would change the meaning of the answer (`tools`, `n`, pictures) is refused rather than ignored.
+would change the meaning of the answer (`n`, pictures) is refused rather than ignored. A relayed request holds what the
+client gave; the local model heeds what `sampling_of` takes.
+
+Everything that no other server has is under one name, `causeway`: see `causeway_object`.
 """
 
 import time
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
-from aiohttp import web
 
-from edge_client.answering import Answer, Routed
-from edge_client.engine.base import Message, Sampling
+from edge_client.answering import Answer, Question, Routed
+from edge_client.engine.base import Message, Sampling, Text
 from edge_client.errors import BadUse
 
 __all__ = [
-    "ChatRequest", "answer_object", "chunk_object", "error_object", "error_response", "failure_response", "messages_of",
-    "parse_request", "sampling_of", "usage_object",
+    "ChatRequest", "ChatVoice", "answer_object", "causeway_object", "content_of", "decoded", "json_schema_of",
+    "parse_request", "question_of", "usage_object",
 ]
 
-_ROLES: Final[dict[str, Literal["system", "user", "assistant"]]] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+_ROLES: Final[dict[str, Literal["system", "user", "assistant", "tool"]]] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
 }
-_STATUS: Final = {"user": 400, "identity": 403, "policy": 403, "provider": 502, "link": 503, "peer": 502, "store": 503}
+_SCHEMA_MAX: Final = 32 << 10  # bytes of a JSON schema
 
 
-class _Part(msgspec.Struct):
+class Part(msgspec.Struct):
     type: str
     text: str = ""
 
 
-class _ChatMessage(msgspec.Struct):
+class _ChatMessage(msgspec.Struct, omit_defaults=True):
     role: str
-    content: str | list[_Part] | None = None
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+T = TypeVar("T")
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class ChatRequest(msgspec.Struct):
@@ -49,60 +58,104 @@ class ChatRequest(msgspec.Struct):
     stream_options: _StreamOptions | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
     n: int | None = None
-    tools: list[Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
 
 
+_HERE: Final = frozenset({"model", "messages", "stream", "stream_options", "n"})  # not the client's word on a relay
 _decoder = msgspec.json.Decoder(ChatRequest)
 
 
-def parse_request(body: bytes) -> ChatRequest:
+def decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     """Raises BadUse, naming the field."""
     try:
-        request = _decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise BadUse(str(error)[:1].lower() + str(error)[1:]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadUse("the body is not JSON") from None
+
+
+def parse_request(body: bytes) -> ChatRequest:
+    """Raises BadUse, naming the field."""
+    request = decoded(_decoder, body)
     if request.n not in (None, 1):
         raise BadUse("`n` other than 1 is not supported")
-    if request.tools:
-        raise BadUse("`tools` are not supported")
     return request
 
 
-def messages_of(request: ChatRequest) -> tuple[Message, ...]:
-    """Raises BadUse for a role or content part that is not text."""
-    return tuple(Message(_role(message.role), _content(message.content)) for message in request.messages)
+def question_of(request: ChatRequest, pattern: Question) -> Question:
+    """The question, with flag, model and documents of `pattern`. Raises BadUse for what is not text or of no role."""
+    given = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _HERE}
+    options = {name: value for name, value in given.items() if value is not None}
+    messages = tuple(_message(message) for message in request.messages)
+    # A provider counts in a stream only if it is asked to, and everything is streamed from there.
+    return Question(
+        messages, pattern.flag, pattern.model, sampling_of(request), pattern.documents,
+        options | {"stream_options": {"include_usage": True}},
+    )
 
 
-def _role(role: str) -> Literal["system", "user", "assistant"]:
-    if role not in _ROLES:
-        raise BadUse("a message's role is system, developer, user or assistant")
-    return _ROLES[role]
+def _message(message: _ChatMessage) -> Message:
+    if message.role not in _ROLES:
+        raise BadUse("a message's role is system, developer, user, assistant or tool")
+    if (message.role == "tool") != (message.tool_call_id is not None):
+        raise BadUse("`tool_call_id` belongs to a message of role tool, and only there")
+    extras = {
+        name: value for name in ("name", "tool_calls", "tool_call_id") if (value := getattr(message, name)) is not None
+    }
+    return Message(_ROLES[message.role], content_of(message.content, ("text",)), extras)
 
 
-def _content(content: str | list[_Part] | None) -> str:
+def content_of(content: str | list[Part] | None, types: tuple[str, ...]) -> str:
+    """The text of a content whose parts are all of `types`. Raises BadUse for another part."""
     if content is None or isinstance(content, str):
         return content or ""
-    if any(part.type != "text" for part in content):
+    if any(part.type not in types for part in content):
         raise BadUse("only text parts are supported")
     return "".join(part.text for part in content)
 
 
 def sampling_of(request: ChatRequest) -> Sampling:
+    """For the local model. Raises BadUse for an unknown `response_format`."""
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    format = request.response_format or {"type": "text"}
     return Sampling(
         max_tokens=request.max_completion_tokens or request.max_tokens,
         temperature=request.temperature or 0.0,
         top_p=request.top_p or Sampling.top_p,
         seed=None if request.seed is None else request.seed & 0xFFFFFFFF,
         stop=stop,
+        json_schema=json_schema_of(format, format.get("json_schema")),
     )
+
+
+def json_schema_of(format: dict[str, Any], described: object) -> str | None:
+    """JSON mode: None for plain text, "{}" for any object, or the schema in `described`. Raises BadUse."""
+    kind = format.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return "{}"
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict):
+        raise BadUse("the response format is text, json_object, or json_schema with its schema")
+    text = msgspec.json.encode(schema).decode()
+    if len(text) > _SCHEMA_MAX:
+        raise BadUse(f"a JSON schema has at most {_SCHEMA_MAX >> 10} KiB")
+    return text
 
 
 def usage_object(answer: Answer) -> dict[str, int] | None:
@@ -115,64 +168,66 @@ def usage_object(answer: Answer) -> dict[str, int] | None:
     }
 
 
-def _causeway(routed: Routed) -> dict[str, Any]:
-    """What no other server has, under one name of our own."""
+def causeway_object(routed: Routed) -> dict[str, Any]:
+    """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`,
+    `citations`: passages the answer was made from, each with its document, id in the store and, if known, page or
+    line; `label`: the strictest of theirs.
+    """
     return {
         "route": routed.decision.route, "rule": routed.decision.rule, "reasons": list(routed.decision.reasons),
+        "model": routed.model, "notes": list(routed.notes),
         "citations": [
-            {"document": p.document, "page": p.page, "line": p.line, "text": p.text} for p in routed.citations
+            {"id": p.id, "document": p.document, "page": p.page, "line": p.line, "text": p.text}
+            for p in routed.citations
         ],
-        "trace_id": routed.trace_id,
+        "label": routed.label, "trace_id": routed.trace_id,
     }
 
 
 def answer_object(id: str, model: str, answer: Answer) -> dict[str, Any]:
     """`chat.completion`."""
-    message = {"role": "assistant", "content": answer.text}
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.tool_calls:
+        message |= {"content": answer.text or None, "tool_calls": answer.tool_calls}
     return {
         "id": id, "object": "chat.completion", "created": int(time.time()), "model": model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
         "usage": usage_object(answer),
-        "causeway": _causeway(answer.routed),
+        "causeway": causeway_object(answer.routed),
     }
 
 
-def chunk_object(
-    id: str, model: str, created: int, delta: dict[str, str] | None, finish_reason: str | None = None,
-    *, usage: dict[str, int] | None = None, routed: Routed | None = None,
-) -> dict[str, Any]:
-    """`chat.completion.chunk`; `delta` None makes the last one, which holds the usage and no choice."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    chunk: dict[str, Any] = {
-        "id": id, "object": "chat.completion.chunk", "created": created, "model": model,
-        "choices": [] if delta is None else [choice],
-    }
-    if usage is not None:
-        chunk["usage"] = usage
-    if routed is not None:
-        chunk["causeway"] = _causeway(routed)
-    return chunk
+class ChatVoice:
+    """A streamed answer's events: `chat.completion.chunk`. The last chunk with a choice tells `causeway` once more,
+    with the notes that came up in the meantime.
+    """
+
+    def __init__(self, id: str, request: ChatRequest) -> None:
+        self._frame = {
+            "id": id, "object": "chat.completion.chunk", "created": int(time.time()), "model": request.model
+        }
+        self._usage = request.stream_options is not None and request.stream_options.include_usage
+
+    def begin(self, routed: Routed) -> Iterator[bytes]:
+        yield self._chunk({"role": "assistant", "content": ""}, causeway=causeway_object(routed))
+
+    def piece(self, text: Text) -> Iterator[bytes]:
+        calls = {"tool_calls": text.calls} if text.calls else {}
+        yield self._chunk(({"content": text.text} if text.text else {}) | calls)
+
+    def end(self, answer: Answer) -> Iterator[bytes]:
+        yield self._chunk({}, answer.finish_reason, causeway=causeway_object(answer.routed))
+        if self._usage:
+            yield _event(self._frame | {"choices": [], "usage": usage_object(answer)})
+        yield b"data: [DONE]\n\n"
+
+    def fail(self, body: dict[str, Any]) -> Iterator[bytes]:
+        yield _event(body)
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return _event(self._frame | {"choices": [choice]} | more)
 
 
-def error_object(status: int, code: str, message: str) -> dict[str, Any]:
-    kinds = {401: "authentication_error", 403: "permission_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def error_response(status: int, code: str, message: str) -> web.Response:
-    return web.json_response(error_object(status, code, message), status=status)
-
-
-def failure_response(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for an error of the edge, the wire or the store; anything else is a bare 500."""
-    code, fault = getattr(error, "code", None), getattr(error, "fault", None)
-    if not isinstance(code, str) or not isinstance(fault, str):
-        return 500, error_object(500, "internal_error", "something unexpected went wrong")
-    own = {"model_not_found": 404, "model_missing": 503, "model_unusable": 503}  # the server's doing, not the request's
-    status = own.get(code) or _STATUS.get(fault, 500)
-    hint = getattr(error, "hint", None)
-    text = f"{error} ({hint})" if hint else str(error)
-    # The one code that clients of this API act upon.
-    code = "context_length_exceeded" if code == "prompt_too_long" else code
-    return status, error_object(status, code, text)
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"

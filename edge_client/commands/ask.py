@@ -13,7 +13,9 @@ from edge_client.commands.terminal import JSON, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
+    from edge_client.offline import Queued
     from edge_client.retrieval import Passage
+    from edge_client.router.policy import Decision
 
 _QUOTE = 240  # characters of a cited passage that are shown
 
@@ -23,25 +25,34 @@ def ask(
     local: Annotated[bool, typer.Option("--local", help="Answer on this device.")] = False,
     relay: Annotated[bool, typer.Option("--relay", help="Send it to the gateway.")] = False,
     model: Annotated[str | None, typer.Option(help="The model a relayed question asks for.")] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it in the outbox; `edge serve` sends it when it can.")
+    ] = False,
     no_documents: Annotated[
         bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say also how the way was chosen: features, scores, rule.")
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Answer a question from your documents, or relay it; says which, and why."""
     if local and relay:
         raise typer.BadParameter("--local and --relay exclude each other")
+    if local and queue:
+        raise typer.BadParameter("--local and --queue exclude each other")
 
     async def work() -> None:
-        from edge_client.answering import Question, Routed
+        from edge_client.answering import Leaving, Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
+        from edge_client.offline import Queued
 
         prompt = _prompt(question)
-        flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay else None
+        flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay or queue else None
         async with App.open(Config.load(), store="if present", tell=note) as app:
-            assistant = await app.assistant(relay=not local)
+            assistant = await app.assistant(relay=not local, later=queue)
 
             async def deliver(event: Routed | Text) -> None:
                 if as_json:
@@ -49,13 +60,24 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
+                    if explain and event.decision.route == "local":
+                        _explain(event.decision)
                     _announce(event)
 
+            def leaving(what: Leaving) -> None:
+                if explain and not as_json:
+                    _explain(what.decision)
+                _say_what_leaves(what)
+
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
-            with _link_hint():
-                answer = await assistant.answer(asked, deliver, _say_what_leaves)
+            try:
+                with _link_hint():
+                    answer = await assistant.answer(asked, deliver, leaving)
+            except Queued as queued:
+                _promise(queued, as_json)
+                return
         if as_json:
-            show(_object(answer))
+            show(_object(answer) | ({"explanation": _explanation(answer.routed.decision)} if explain else {}))
         else:
             print(flush=True)
             _footer(answer, prompt)
@@ -91,11 +113,59 @@ def _link_hint() -> Iterator[None]:
         raise
 
 
+def _promise(queued: "Queued", as_json: bool) -> None:
+    from edge_client.outbox import short
+
+    name = short(queued.request_id)
+    if as_json:
+        show({"queued": name, "expires_at": queued.expires_at, "show": f"edge outbox show {name}"})
+        return
+    print(f"queued as {name}")
+    note(f"`edge serve` sends it when there is a way to the gateway, and `edge outbox retry {name}` now; "
+         f"`edge outbox show {name}` then has the answer. It waits until {_clock(queued.expires_at)}")
+
+
+def _clock(at: int) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
 def _say_what_leaves(what: "Leaving") -> None:
     """Before anything is sent, also with --json: a person may be at the keyboard, and can still press Ctrl-C."""
     note(f"relay{' to ' + what.model if what.model else ''}: {'; '.join(what.decision.reasons)}")
     for text in what.notes:
         note(text)
+
+
+def _explain(decision: "Decision") -> None:
+    for name, value in _explanation(decision).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {figure:+.2f}" for part, figure in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        print(f"  {name.replace('_', ' '):<22} {'none' if value is None else value}", file=sys.stderr)
+
+
+def _explanation(decision: "Decision") -> dict[str, Any]:
+    from edge_client.router.policy import need
+
+    features = decision.features
+    assert features is not None  # decide() never leaves them out
+    return {
+        "asked_for": features.flag,
+        "secret_or_personal": list(features.sensitive),
+        "similarity": None if features.similarity is None else round(features.similarity, 3),
+        "words": features.words,
+        "asks_for_reasoning": "yes" if features.hard else "no",
+        "difficulty": round(features.difficulty.score, 3),
+        "difficulty_by": {name: round(part, 3) for name, part in features.difficulty.parts},
+        "need": round(need(features), 3),
+        "threshold": None if features.threshold is None else round(features.threshold, 3),
+        "gateway": "joined" if features.joined else "not joined",
+        "rule": decision.rule,
+        "route": decision.route,
+    }
 
 
 def _announce(routed: "Routed") -> None:
@@ -155,6 +225,7 @@ def _object(answer: "Answer") -> dict[str, Any]:
         "rule": routed.decision.rule,
         "reasons": list(routed.decision.reasons),
         "notes": list(routed.notes),
+        "label": routed.label,
         "model": routed.model,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,

@@ -1,11 +1,13 @@
-"""`edge ingest` and `edge search`."""
+"""`edge ingest`, `edge search` and `edge documents`."""
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -13,16 +15,27 @@ from edge_client.commands.terminal import JSON, Exit, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.ingest import Ingest, Outcome
+    from store.documents import Document, Documents
 
-_COLLECTION = typer.Option("--collection", "-c", help="Which set of documents.")
+Label = Literal["public", "internal", "local-only"]
+_COLLECTION: Final = typer.Option("--collection", "-c", help="Which set of documents.")
+_WHAT: Final = typer.Argument(help="A document as the list names it, or a file or folder.")
+documents = typer.Typer(
+    help="Documents in the store, and their labels.", rich_markup_mode=None, invoke_without_command=True
+)
 
 
 def ingest(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files (txt, md, pdf) and folders.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files and folders: text, Markdown, PDF, Word, HTML, CSV, source code.")
+    ] = None,
     collection: Annotated[str, _COLLECTION] = "default",
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="The files hold lines of JSON with id, title, text; none: stdin.")
     ] = False,
+    label: Annotated[
+        Label | None, typer.Option(help="Who may see them; local-only never leaves this device. A folder keeps it.")
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Put documents into the encrypted store. Known content is skipped, a broken file reported."""
@@ -30,8 +43,8 @@ def ingest(
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
-        from edge_client.documents import find_files
         from edge_client.errors import BadUse
+        from edge_client.folders import find_files
         from edge_client.ingest import Ingest
 
         if not paths and not jsonl:
@@ -49,13 +62,18 @@ def ingest(
                 ingester = Ingest(app.documents, app.embedder(lambda n, of: tell("preparing the embedder", n, of)))
                 if jsonl:
                     for path in paths or [Path("-")]:
-                        await _records(ingester, path, collection, tell, done.append, fail)
+                        await _records(ingester, path, collection, label, tell, done.append, fail)
                 else:
+                    for folder in _folders(paths or []) if label is not None else []:
+                        await ingester.folder(folder, str(label))
                     found = list(find_files(paths or [], lambda path: skipped.update([path.suffix.lower()])))
                     for number, path in enumerate(found):
                         tell(path.name, number, len(found))
+                        within = partial(_tell_within, tell, path.name, number, len(found))
                         try:
-                            done.append(await ingester.file(path, collection=collection))
+                            done.append(
+                                await ingester.file(path, collection=collection, label=label, progress=within)
+                            )
                         except BadUse as error:
                             fail(str(path), error)
                     tell("done", len(found), len(found))
@@ -64,8 +82,18 @@ def ingest(
     run(work, as_json=as_json)
 
 
+def _tell_within(
+    tell: Callable[[str, int, int], None], name: str, number: int, files: int, done: int, pieces: int
+) -> None:
+    tell(f"{name}, {done} of {pieces} passages" if done else name, number, files)
+
+
+def _folders(paths: "list[Path]") -> list[str]:
+    return [str(path.resolve()) for path in paths if path.is_dir()]
+
+
 async def _records(
-    ingester: "Ingest", path: Path, collection: str, tell: Callable[[str, int, int], None],
+    ingester: "Ingest", path: Path, collection: str, label: str | None, tell: Callable[[str, int, int], None],
     add: "Callable[[Outcome], None]", fail: Callable[[str, Any], None],
 ) -> None:
     from edge_client.errors import BadUse
@@ -78,7 +106,7 @@ async def _records(
             try:
                 if isinstance(record, BadUse):
                     raise record
-                add(await ingester.record(record, collection=collection))
+                add(await ingester.record(record, collection=collection, label=label))
             except BadUse as error:
                 fail(f"{name} line {number}", error)
 
@@ -92,7 +120,7 @@ def _report(
         "chunks": sum(outcome.chunks for outcome in added), "skipped": skipped.total(),
     }
     if as_json:
-        documents = [{"source": o.source, "state": o.state, "chunks": o.chunks} for o in done]
+        documents = [{"source": o.source, "state": o.state, "chunks": o.chunks, "label": o.label} for o in done]
         show({**counts, "skipped_kinds": dict(skipped), "documents": documents, "failures": failed})
     else:
         kinds = ", ".join(kind or "no ending" for kind in sorted(skipped))
@@ -142,6 +170,115 @@ def search(
             note(f"the collection {collection} holds nothing")
 
     run(work, as_json=as_json)
+
+
+@documents.callback()
+def listing(
+    context: typer.Context, collection: Annotated[str | None, _COLLECTION] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """List documents with their labels."""
+    if context.invoked_subcommand is not None:
+        return
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+
+        found: list[Document] = []
+        folders: dict[str, str] = {}
+        async with App.open(Config.load(), store="if present") as app:
+            if app.has_store:
+                found, folders = await app.documents.list(collection), await app.documents.folder_labels()
+        if as_json:
+            show({"documents": [_object(document) for document in found], "folders": folders})
+            return
+        for folder, label in folders.items():
+            print(f"{label:10}  all in {folder}")
+        for document in found:
+            print(f"{document.label:10}  {document.chunks:5} passages  {document.source}  ({document.title})")
+        if not found:
+            note("there are no documents; `edge ingest FOLDER` adds some")
+
+    run(work, as_json=as_json)
+
+
+@documents.command()
+def forget(
+    what: Annotated[str, _WHAT], collection: Annotated[str | None, _COLLECTION] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Remove a document, or all of a folder, from the store with everything made from it. Files stay."""
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+
+        async with App.open(Config.load(), store="if present") as app:
+            found = await _chosen(app.documents, what, collection)
+            for document in found:
+                await app.documents.delete(document.id)
+        _say("forgotten", found, as_json)
+
+    run(work, as_json=as_json)
+
+
+@documents.command("label")
+def set_label(
+    what: Annotated[str, _WHAT], label: Annotated[Label, typer.Argument(help="Looser or stricter than before.")],
+    collection: Annotated[str | None, _COLLECTION] = None, as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Say who may see a document, or all that a folder holds now and later: local-only never leaves this device."""
+
+    async def work() -> None:
+        from dataclasses import replace
+
+        from edge_client.app import App
+        from edge_client.config import Config
+        from edge_client.ingest import relabel
+
+        async with App.open(Config.load(), store="if present") as app:
+            folder = next(iter(_folders([Path(what)])), None)
+            found = await _chosen(app.documents, what, collection, or_none=folder is not None)
+            await relabel(app.documents, found, label, folder=folder)
+        _say(f"now {label}", [replace(document, label=label) for document in found], as_json)
+
+    run(work, as_json=as_json)
+
+
+async def _chosen(
+    documents: "Documents", what: str, collection: str | None, *, or_none: bool = False
+) -> "list[Document]":
+    """The document of that name or file, or all below that folder. Raises BadUse if there is none."""
+    from edge_client.errors import BadUse
+
+    known, path = await documents.list(collection), _resolved(what)
+    found = [document for document in known if document.source in (what, str(path))]
+    found = found or [document for document in known if path in Path(document.source).parents]
+    if not found and not or_none:
+        raise BadUse("there is no such document", hint="`edge documents` lists them")
+    if len({document.collection for document in found if document.source == what != str(path)}) > 1:
+        raise BadUse("several collections have a document of that name", hint="name one with --collection")
+    return found
+
+
+def _resolved(what: str) -> Path:
+    return Path(os.path.realpath(what))  # takes anything, also links that go round in circles
+
+
+def _say(done: str, found: "list[Document]", as_json: bool) -> None:
+    if as_json:
+        show({"documents": [_object(document) for document in found]})
+        return
+    for document in found:
+        print(f"{done}: {document.source}")
+
+
+def _object(document: "Document") -> dict[str, Any]:
+    return {
+        "id": document.id, "collection": document.collection, "source": document.source, "title": document.title,
+        "label": document.label, "chunks": document.chunks,
+    }
 
 
 async def _lines(ask: Callable[..., Any], path: Path, collection: str, top: int) -> None:

@@ -9,6 +9,7 @@ from edge_client.commands.terminal import JSON, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.outbox import Entry
+    from edge_client.promises import KeptAnswer
 
 outbox = typer.Typer(
     help="Relayed questions that wait or came to no answer.", rich_markup_mode=None, invoke_without_command=True
@@ -35,19 +36,55 @@ def listing(context: typer.Context, as_json: Annotated[bool, JSON] = False) -> N
         from edge_client.config import Config
 
         entries: list[Entry] = []
+        answers: list[KeptAnswer] = []
         async with App.open(Config.load(), store="if present") as app:
             if app.has_store:
                 await app.outbox.expire(now=int(time.time()))
-                entries = await app.outbox.entries()
+                entries, answers = await app.outbox.entries(), await app.promises.answers()
         if as_json:
-            show({"outbox": [_object(entry) for entry in entries]})
+            show({"outbox": [_object(entry) for entry in entries] + [_answered(answer) for answer in answers]})
             return
         for entry in entries:
             reason = f" ({entry.note})" if entry.note else ""
-            print(f"{entry.name}  {entry.state:<11}  {_age(entry):>4}  {_question(entry) or '-'}")
+            print(f"{entry.name}  {entry.state:<11}  {_age(entry.created_at):>4}  {_question(entry) or '-'}")
             print(f"          {_SAYS.get(entry.state, '')}{reason}")
-        if not entries:
+        for answer in answers:
+            print(f"{answer.name}  {'done':<11}  {_age(answer.kept.at):>4}  {_excerpt(answer.kept.question) or '-'}")
+            print(f"          its answer is here: `edge outbox show {answer.name}`")
+        if not entries and not answers:
             note("the outbox is empty")
+
+    run(work, as_json=as_json)
+
+
+@outbox.command("show")
+def show_answer(request: Annotated[str, _ID], as_json: Annotated[bool, JSON] = False) -> None:
+    """Read the answer that came to a queued question; it stays until `edge outbox cancel` drops it."""
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+        from edge_client.errors import BadUse
+
+        async with App.open(Config.load(), store="if present") as app:
+            found = await app.promises.find(request)
+            if found is None:
+                entry = await app.outbox.find(request)
+                raise BadUse(
+                    f"there is no answer to {entry.name} yet: {entry.state}, {_SAYS.get(entry.state, '')}",
+                    hint="`edge serve` fetches it when it can" if entry.state in ("waiting", "sent")
+                    else f"`edge outbox retry {entry.name}` asks again",
+                )
+        kept = found.kept
+        if as_json:
+            show(_answered(found) | {
+                "answer": kept.text, "via": kept.via, "finish_reason": kept.finish_reason, "trace_id": kept.trace_id,
+            })
+            return
+        print(kept.text)
+        if kept.failure:
+            note(kept.failure)
+        note(f"relayed{', via ' + kept.via if kept.via else ''}, {_age(kept.at)} ago, trace {kept.trace_id}")
 
     run(work, as_json=as_json)
 
@@ -101,12 +138,17 @@ def cancel(request: Annotated[str, _ID], as_json: Annotated[bool, JSON] = False)
         from edge_client.config import Config
 
         async with App.open(Config.load(), store="if present") as app:
-            entry = await app.outbox.find(request)
-            told = await app.client.cancel(entry.id)
+            found = await app.promises.find(request)
+            if found is not None:
+                name, told = found.name, True
+                await app.promises.drop(found.id)
+            else:
+                entry = await app.outbox.find(request)
+                name, told = entry.name, await app.client.cancel(entry.id)
         if as_json:
-            show({"id": entry.name, "cancelled": True, "gateway_told": told})
+            show({"id": name, "cancelled": True, "gateway_told": told})
             return
-        print(f"cancelled {entry.name}")
+        print(f"cancelled {name}")
         if not told:
             note("the gateway cannot be reached now; the next session tells it")
 
@@ -121,25 +163,26 @@ def _object(entry: "Entry") -> dict[str, Any]:
     }
 
 
+def _answered(answer: "KeptAnswer") -> dict[str, Any]:
+    kept = answer.kept
+    return {
+        "id": answer.name, "state": "done", "reason": kept.failure, "created_at": kept.at,
+        "question": _excerpt(kept.question), "prompt_kept": False,
+    }
+
+
 def _question(entry: "Entry") -> str:
-    """The beginning of what was asked, on one line; empty if it is erased or no question."""
-    import msgspec
+    from edge_client.outbox import question_of
 
-    class Message(msgspec.Struct):
-        content: str
+    return _excerpt(question_of(entry))
 
-    class Body(msgspec.Struct):
-        messages: list[Message]
 
-    try:
-        text = " ".join(msgspec.json.decode(entry.body or b"", type=Body).messages[-1].content.split())
-    except (msgspec.MsgspecError, IndexError):
-        return ""
+def _excerpt(text: str) -> str:
     return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
 
 
-def _age(entry: "Entry") -> str:
-    seconds = max(0, int(time.time()) - entry.created_at)
+def _age(at: int) -> str:
+    seconds = max(0, int(time.time()) - at)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds // size} {unit}"

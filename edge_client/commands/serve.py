@@ -7,6 +7,8 @@ import typer
 
 from edge_client.commands.terminal import note, run
 
+_PATIENCE_S = 10.0  # for the gateway's list of models, which a client of this machine waits for
+
 
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 picks a free one.")] = 8080,
@@ -14,20 +16,56 @@ def serve(
     model_id: Annotated[str | None, typer.Option(help="A further name the local model answers to.")] = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Serve the model alone, without documents.")] = False,
 ) -> None:
-    """Serve the OpenAI-compatible API on this machine, behind a token."""
+    """Serve the OpenAI-compatible API and the chat page on this machine, behind a token."""
 
     async def work() -> None:
+        import asyncio
+
         from edge_client.answering import Assistant
+        from edge_client.api.page import Behind
         from edge_client.api.server import Names, serve_until_stopped
         from edge_client.app import App
         from edge_client.config import Config
+        from edge_client.engine.registry import registered_models
+        from edge_client.gateway_client import GatewayClient
+        from edge_client.history import NAMESPACE, History
+        from edge_client.ingest import Ingest
+        from store.settings import Settings
 
         config = Config.load()
         async with App.open(config, store="none" if no_store else "if present", tell=note) as app:
             chat = app.chat(model)
             await chat.load()
             alone = Assistant(chat=chat, retrieval=None, relay=None, tracing=app.tracing)
-            names = Names(alone=alone, auto=lambda: app.assistant(chat), alias=model_id)
-            await serve_until_stopped(names, config.token_path, port, note)
+
+            async def granted() -> list[str]:
+                relay = await app.relay()
+                async with asyncio.timeout(_PATIENCE_S):
+                    return [] if relay is None else await relay.models()
+
+            others = {
+                added.name: Assistant(
+                    chat=app.chat(Path(added.path), name=added.name), retrieval=None, relay=None, tracing=app.tracing
+                )
+                for added in registered_models(config.home)
+            }
+            names = Names(
+                alone=alone, auto=lambda: app.assistant(chat), alias=model_id, granted=granted, others=others,
+                embedder=lambda: asyncio.to_thread(app.embedder),  # its first use converts weights
+            )
+
+            async def ingest() -> Ingest:
+                return Ingest(app.documents, await asyncio.to_thread(app.embedder))
+
+            async def way() -> GatewayClient | None:
+                return None if await app.relay() is None else app.client
+
+            behind = Behind(
+                documents=lambda: app.documents, outbox=lambda: app.outbox, promises=lambda: app.promises,
+                later=lambda: app.assistant(chat, later=True), ingest=ingest, relay=way,
+                history=lambda: History(Settings(app.database, NAMESPACE)), has_store=app.has_store,
+            )
+            app.drain()
+            await serve_until_stopped(names, config.token_path, port, note, behind)
 
     run(work)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["JSON", "Exit", "note", "run", "show"]
+__all__ = ["JSON", "Exit", "exit_code", "note", "run", "show"]
 
 # By fault, as documented in the README; typer's own usage errors are 2.
 _EXIT: Final = {
@@ -58,6 +58,10 @@ def _report(error: Exception, as_json: bool) -> int:
         print(f"hint: {hint}", file=sys.stderr)
     if as_json:
         show({"error": {"code": code, "fault": fault, "message": message, "hint": hint}})
+    return exit_code(fault)
+
+
+def exit_code(fault: str) -> int:
     return _EXIT.get(fault, 1)
 
 

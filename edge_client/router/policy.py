@@ -1,16 +1,20 @@
 """Local, relay or refuse: a pure function from what is known of a prompt to a decision with its reasons.
 
-A first, honest rule set. The first rule that applies decides, in this order: what the user asked for, privacy, what the
-documents hold, how hard the prompt looks. Where relaying is not possible the local model answers and says so.
+The first rule that applies decides, in this order: what the user asked for, privacy, what the documents hold, how hard
+the prompt looks. Where relaying is not possible the local model answers and says so. A person who sets a threshold
+replaces the last two by one figure, the need of a larger model, and thereby says how much to pay for.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from edge_client.router.difficulty import Difficulty, shipped
 from edge_client.router.sensitivity import PERSONAL, SECRETS
 
-__all__ = ["CONFIDENT", "EASY_WORDS", "RELATED", "Decision", "Features", "decide", "features_of", "looks_hard"]
+__all__ = [
+    "CONFIDENT", "EASY_WORDS", "HARD", "RELATED", "Decision", "Features", "decide", "features_of", "looks_hard", "need",
+]
 
 # Cosine of the best passage, all-MiniLM-L6-v2, measured on two manuals (10 and 78 passages). Of 24 questions that they
 # answer 21 scored at least 0.45, the others 0.33 to 0.43; of 28 that they do not answer one did (the same subject,
@@ -20,6 +24,11 @@ CONFIDENT: Final = 0.45
 RELATED: Final = 0.30
 # "Who are you?", "Say hello in one line": what a model of 135 million parameters can do without documents.
 EASY_WORDS: Final = 6
+# From this difficulty on a prompt is hard whatever its words: a mid-sized model fails two in five such exam questions.
+HARD: Final = 0.40
+# What a close passage takes from the need of a larger model, and what asking for reasoning or writing adds to it.
+_PASSAGE_TAKES: Final = 0.75
+_ASKING_ADDS: Final = 0.25
 
 # Words by which people ask for more than looking something up. They say that a prompt may be hard, not that it is.
 _HARD: Final = re.compile(
@@ -33,7 +42,10 @@ _NUMBER: Final = re.compile(r"(?<![\w-])\d+(?:[.,]\d+)?(?![\w-])")
 
 @dataclass(frozen=True)
 class Features:
-    """`similarity` is the best passage's cosine, None without documents; `sensitive` as from sensitivity.kinds()."""
+    """`similarity` is the best passage's cosine, None without documents; `sensitive` as from sensitivity.kinds().
+
+    `threshold` is the person's on need(), None if unset.
+    """
 
     flag: Literal["local", "relay"] | None = None
     words: int = 0
@@ -41,15 +53,21 @@ class Features:
     sensitive: tuple[str, ...] = ()
     similarity: float | None = None
     joined: bool = False
+    difficulty: Difficulty = field(default_factory=lambda: Difficulty(0.0, ()))
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`rule` is stable and for machines; `reasons` are sentences for people, the deciding one first."""
+    """`rule` is stable and for machines; `reasons` are sentences for people, the deciding one first.
+
+    `features` are what it was made from, for whoever wants it explained.
+    """
 
     route: Literal["local", "relay", "refuse"]
     rule: str
     reasons: tuple[str, ...]
+    features: Features | None = field(default=None, compare=False, repr=False)
 
 
 def looks_hard(prompt: str) -> bool:
@@ -59,13 +77,31 @@ def looks_hard(prompt: str) -> bool:
 
 def features_of(
     prompt: str, *, flag: Literal["local", "relay"] | None, sensitive: tuple[str, ...], similarity: float | None,
-    joined: bool,
+    joined: bool, threshold: float | None = None,
 ) -> Features:
-    return Features(flag, len(prompt.split()), looks_hard(prompt), sensitive, similarity, joined)
+    return Features(
+        flag, len(prompt.split()), looks_hard(prompt), sensitive, similarity, joined, shipped().of(prompt), threshold
+    )
+
+
+def need(features: Features) -> float:
+    """How much a prompt needs a larger model, 0..1: its difficulty, more if it asks for reasoning or writing, less the
+    closer a passage of the documents is, which is no help with reasoning."""
+    difficulty = features.difficulty.score
+    if features.hard:
+        return difficulty + _ASKING_ADDS * (1 - difficulty)
+    if features.similarity is None:
+        return difficulty
+    closeness = max(0.0, min(1.0, (features.similarity - RELATED) / (CONFIDENT - RELATED)))
+    return difficulty * (1 - _PASSAGE_TAKES * closeness)
 
 
 def decide(features: Features) -> Decision:
     """The same features always give the same decision."""
+    return replace(_decide(features), features=features)
+
+
+def _decide(features: Features) -> Decision:
     secrets = ", ".join(kind for kind in features.sensitive if kind in SECRETS)
     personal = ", ".join(kind for kind in features.sensitive if kind in PERSONAL)
     if features.flag == "local":
@@ -79,18 +115,39 @@ def decide(features: Features) -> Decision:
         note = (f"it holds: {personal}",) if personal else ()
         return Decision("relay", "flag-relay", ("you asked to relay", *note))
     if secrets or personal:
-        return Decision("local", "private", (f"the prompt holds a {secrets or personal}, which stays on this device",))
-    similarity = features.similarity
-    if similarity is not None and similarity >= CONFIDENT and not features.hard:
+        return Decision("local", "private", (f"private data stays on this device ({secrets or personal})",))
+    if features.threshold is not None:
+        return _by_threshold(features, features.threshold)
+    return _by_rules(features)
+
+
+def _by_threshold(features: Features, threshold: float) -> Decision:
+    # Rounded for people, who would wonder about "0.24 is below your 0.24".
+    figure = f"its need of a larger model, {need(features):.3f}, is"
+    if need(features) < threshold:
+        return Decision("local", "below-threshold", (f"{figure} below your threshold {threshold:.3f}",))
+    return _away(features, "above-threshold", f"{figure} at or above your threshold {threshold:.3f}")
+
+
+def _by_rules(features: Features) -> Decision:
+    similarity, hard = features.similarity, features.hard or features.difficulty.score >= HARD
+    if similarity is not None and similarity >= CONFIDENT and not hard:
         return Decision("local", "documents", (f"your documents hold a close passage (similarity {similarity:.2f})",))
-    if features.words <= EASY_WORDS and not features.hard:
+    if features.words <= EASY_WORDS and not hard:
         return Decision("local", "easy", ("the prompt is short and simple",))
     if features.hard:
         reason = "the prompt asks for more than looking something up"
+    elif hard:
+        grounds = " and ".join(features.difficulty.grounds()).replace("_", " ")
+        reason = f"the prompt looks hard ({features.difficulty.score:.2f}{', by its ' if grounds else ''}{grounds})"
     elif similarity is not None:
         reason = f"your documents hold no close passage (similarity {similarity:.2f})"
     else:
         reason = "the prompt is beyond a small model and there are no documents"
+    return _away(features, "beyond-local", reason)
+
+
+def _away(features: Features, rule: str, reason: str) -> Decision:
     if features.joined:
-        return Decision("relay", "beyond-local", (reason,))
+        return Decision("relay", rule, (reason,))
     return Decision("local", "not-joined", ("this device has not joined a gateway", reason))

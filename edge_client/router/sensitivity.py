@@ -1,7 +1,9 @@
 """What in a text should not leave the machine: secrets and personal data, found by form and checksum.
 
-A first set, tuned to find rather than to be quiet: a false alarm keeps a prompt local, a miss sends it out. It cannot
-know what is confidential for other reasons; that is what document labels are for.
+Tuned to find rather than to be quiet: a false alarm keeps a prompt local, a miss sends it out. It cannot know what is
+confidential for other reasons; that is what document labels are for.
+
+The patterns are for `re`, each linear in the text by its form, which a test holds: none repeats over what follows it.
 """
 
 import re
@@ -12,12 +14,12 @@ __all__ = ["PERSONAL", "SECRETS", "kinds"]
 
 SECRETS: Final = frozenset({"private key", "access key", "token", "password"})
 _LONGEST: Final = 34  # characters of an IBAN; a card has at most 19
-PERSONAL: Final = frozenset({"e-mail address", "phone number", "IBAN", "card number"})
+PERSONAL: Final = frozenset({"e-mail address", "phone number", "IBAN", "card number", "identity number"})
 
 
 def kinds(text: str) -> tuple[str, ...]:
     """Names of what was found, each once, in a fixed order; never the find itself. Linear in the text's length."""
-    return tuple(name for name, found in _RULES if next(found(text), None) is not None)
+    return tuple(dict.fromkeys(name for name, found in _RULES if next(found(text), None) is not None))
 
 
 def _pattern(pattern: str, check: Callable[[str], bool] = lambda match: True) -> Callable[[str], Iterator[bool]]:
@@ -72,8 +74,32 @@ def _is_phone(match: str) -> bool:
     return 8 <= len(_digits(match)) <= 15  # E.164: at most 15
 
 
+def _is_identity(match: str) -> bool:
+    """Numbers with a check of their own: by length and letters it is told whose they are."""
+    number = re.sub("[ .-]", "", match).upper()
+    if re.fullmatch(r"[0-9XYZ][0-9]{7}[A-Z]", number):  # Spain's DNI and NIE: the letter is the number modulo 23
+        return "TRWAGMYFPDXBNJZSQVHLCKE"[int(number[:-1].translate(str.maketrans("XYZ", "012"))) % 23] == number[-1]
+    if re.fullmatch(r"[12][0-9]{14}", number):  # France's NIR: 97 less the number modulo 97
+        return 97 - int(number[:13]) % 97 == int(number[13:])
+    if re.fullmatch(r"[0-9]{9}", number):  # US social security: areas, groups and serials that are never given out
+        return number[:3] not in ("000", "666") and number[0] != "9" and number[3:5] != "00" and number[5:] != "0000"
+    return re.fullmatch(r"[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", number) is not None and (
+        _codice_fiscale(number[:15]) == number[15]
+    )
+
+
+def _codice_fiscale(number: str) -> str:
+    """The check letter of Italy's tax code (decree of 23 December 1976): odd places by a table, even ones by value."""
+    odd = (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23)
+    values = [int(character) if character.isdigit() else ord(character) - ord("A") for character in number]
+    return chr(ord("A") + sum(odd[value] if place % 2 == 0 else value for place, value in enumerate(values)) % 26)
+
+
 _ASSIGNMENT: Final = (
-    r"(?i)\b(?:password|passwort|passwd|passphrase|pwd|secret|api[ _-]?key|access[ _-]?token|auth[ _-]?token)\b"
+    # Not `\b` before it: the names of variables go on with an underscore (DB_PASSWORD, aws_secret_access_key).
+    r"(?i)(?<![a-z])(?:password|passwort|kennwort|passwd|passphrase|passcode|pwd|(?:client[ _-])?secret"
+    r"(?:[ _-](?:access[ _-])?key)?|(?:api|access|account|auth|private)[ _-]?key"
+    r"|(?:access|auth|api|refresh)[ _-]?token)\b"
     r"[\"']?(?:\s{0,3}[:=]\s{0,3}|\s{1,3}is\s{1,3})[\"']?(?!(?:not|a|an|the|my|your|required|wrong|lost|too)\b)[^\s\"']{4,200}"
 )
 
@@ -82,13 +108,16 @@ _RULES: Final = (
     ("access key", _pattern(
         r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
         r"|\bgithub_pat_[A-Za-z0-9_]{30,}|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abprs]-[A-Za-z0-9-]{10,}"
-        r"|\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|\bcw1[a-z2-7]{60,}"
+        r"|\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|\bcw1[a-z2-7]{60,}|\bhf_[A-Za-z0-9]{30,}|\bnpm_[A-Za-z0-9]{30,}"
+        r"|\bya29\.[A-Za-z0-9_-]{20,}|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\bxapp-[A-Za-z0-9-]{10,}"
     )),
     ("token", _pattern(
         r"\beyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,4000}"
         r"|(?i:\bbearer\s{1,3}[A-Za-z0-9._~+/-]{20,4000})"
     )),
     ("password", _pattern(_ASSIGNMENT)),
+    # In the address of a service, before its name.
+    ("password", _pattern(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{1,100}:[^\s:/@]{3,200}@")),
     ("e-mail address", _pattern(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")),
     # With a country code or a leading zero and separators; plain runs of digits are part numbers too often.
     ("phone number", _pattern(
@@ -97,5 +126,16 @@ _RULES: Final = (
         _is_phone,
     )),
     ("IBAN", _pattern(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,60}", _holds(_is_iban))),
+    ("identity number", _pattern(
+        r"\b\d{3}-\d{2}-\d{4}\b|\b[XYZxyz0-9]\d{7}[ -]?[A-Za-z]\b|\b[12] ?\d{2} ?\d{2} ?\d[\dAB] ?\d{3} ?\d{3} ?\d{2}\b"
+        r"|\b[A-Za-z]{6}\d{2}[A-Za-z]\d{2}[A-Za-z]\d{3}[A-Za-z]\b",
+        _is_identity,
+    )),
+    ("identity number", _pattern(  # named as one; and the second line of a passport, for machines
+        r"(?i:\b(?:passport|identity card|id card|driver'?s licen[cs]e|social security|national insurance|tax id|ssn|"
+        r"personalausweis|reisepass|steuer-?id)(?: (?:number|no\.?|nr\.?))?\s{0,3}(?::|=|is\b|\b)\s{0,3})"
+        r"(?=[A-Z]{0,3} ?\d)[A-Z0-9][A-Z0-9 -]{5,20}\d[A-Z]?\b"
+        r"|\b[A-Z0-9<]{9}\d[A-Z<]{3}\d{7}[MFX<]\d{7}[A-Z0-9<]{14}\d\d"
+    )),
     ("card number", _pattern(r"(?<![0-9.])[0-9](?:[ -]?[0-9]){12,60}", _holds(_is_card))),
 )

@@ -26,7 +26,10 @@ def commands(name: str, module: str) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "module", "expected"),
     [
-        ("edge", "edge_client.cli", {"join", "ingest", "search", "ask", "status", "serve", "outbox", "models"}),
+        (
+            "edge", "edge_client.cli",
+            {"join", "ingest", "search", "ask", "status", "serve", "outbox", "models", "documents"},
+        ),
         ("relay", "relay.cli", {"gateway", "hop"}),
     ],
 )

@@ -103,6 +103,7 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
     assert (answer["route"], answer["answer"], answer["via"]) == ("local", "Six bar.", "")
     assert answer["citations"][0]["source"] == str(manual) and answer["citations"][0]["line"] == 3
+    assert answer["label"] == "internal"
     assert len(answer["trace_id"]) == 32 and answer["timings"]["total_ms"] > 0
 
     hits = edge("search", "pressure", "--json").object["hits"]
@@ -149,14 +150,63 @@ def test_without_a_link_the_decision_and_a_way_out_are_told(
 
 
 def test_skipped_files_are_counted_by_kind(edge: Edge, manual: Path) -> None:
-    for name in ("a.docx", "b.DOCX", "notes", ".hidden.png"):
+    for name in ("a.odt", "b.ODT", "notes", ".hidden.png"):
         (manual.parent / "docs").mkdir(exist_ok=True)
         (manual.parent / "docs" / name).touch()
     (manual.parent / "docs" / "manual.md").write_text(manual.read_text())
     done = edge("ingest", str(manual.parent / "docs"))
-    assert done.out == "1 added (1 passages), 0 unchanged, 0 failed, 3 skipped (no ending, .docx)\n"
+    assert done.out == "1 added (1 passages), 0 unchanged, 0 failed, 3 skipped (no ending, .odt)\n"
     again = edge("ingest", str(manual.parent / "docs"), "--json").object
-    assert (again["skipped"], again["skipped_kinds"]) == (3, {".docx": 2, "": 1})
+    assert (again["skipped"], again["skipped_kinds"]) == (3, {".odt": 2, "": 1})
+
+
+def test_documents_are_listed_labelled_and_forgotten(edge: Edge, manual: Path, relay: FakeRelay) -> None:
+    docs = manual.parent / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text(manual.read_text())
+    assert edge("documents").err == "edge: there are no documents; `edge ingest FOLDER` adds some\n"
+    added = edge("ingest", str(docs), "--label", "local-only", "--json").object
+    assert [document["label"] for document in added["documents"]] == ["local-only"]
+    (docs / "b.md").write_text("The canary sings in the engine room.")
+    assert edge("ingest", str(docs), "--json").object["documents"][1]["label"] == "local-only"
+
+    listed = edge("documents", "--json").object
+    assert listed["folders"] == {str(docs): "local-only"}
+    assert [(d["source"], d["label"]) for d in listed["documents"]] == [
+        (str(docs / name), "local-only") for name in ("a.md", "b.md")
+    ]
+    assert f"local-only  all in {docs}" in edge("documents").out
+    asked = edge("ask", "--relay", "the canary sings in the engine room?")
+    assert "1 passage(s) of your documents stay on this device" in asked.err and "canary sings" not in asked.out
+    assert not [body for _, _, body in relay.requests if b"The canary" in body]
+
+    refused = edge("documents", "label", str(docs / "a.md"), "public")
+    assert refused.code == 3 and "stricter label" in refused.err
+    assert edge("documents", "label", str(docs), "public").code == 0
+    assert {d["label"] for d in edge("documents", "--json").object["documents"]} == {"public"}
+    assert edge("documents", "forget", str(docs / "a.md")).out == f"forgotten: {docs / 'a.md'}\n"
+    assert [d["source"] for d in edge("documents", "forget", str(docs), "--json").object["documents"]] == [
+        str(docs / "b.md")
+    ]
+    assert edge("documents", "forget", str(docs)).code == 3
+    assert edge("ingest", "--label", "secret", str(docs)).code == 2
+
+
+def test_links_round_in_circles_are_an_error_like_others(edge: Edge, manual: Path) -> None:
+    loop = manual.parent / "loop.md"
+    loop.symlink_to(loop)
+    done = edge("ingest", str(loop), str(manual))
+    assert done.code == 3 and "loop.md: there is no such file" in done.err and done.out.startswith("1 added")
+    assert edge("documents", "forget", str(loop)).code == 3
+
+
+def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
+    for collection in ("a", "b"):
+        edge("ingest", "--jsonl", "-c", collection, stdin='{"id": "r1", "text": "one"}')
+    asked = edge("documents", "forget", "r1")
+    assert asked.code == 3 and "--collection" in asked.err
+    assert edge("documents", "forget", "r1", "-c", "a").code == 0
+    assert [d["collection"] for d in edge("documents", "--json").object["documents"]] == ["b"]
 
 
 def test_a_citation_quotes_around_what_matters() -> None:
@@ -303,7 +353,9 @@ def test_a_port_that_is_taken_is_the_links_fault(edge: Edge) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = edge("serve", "--no-store", "--port", port)
-    assert done.code == 5 and f"cannot listen on port {port}" in done.err and "hint: another --port" in done.err
+    assert done.code == 5 and f"cannot listen on port {port}: address already in use\n" in done.err
+    assert "hint: another --port" in done.err
+    assert "`edge serve` may run already" in done.err
 
 
 def test_a_corrupt_store_is_named(edge: Edge, manual: Path, home: Path) -> None:
@@ -321,7 +373,9 @@ def test_status_of_a_locked_store(edge: Edge, manual: Path, monkeypatch: pytest.
 
 
 def test_every_command_has_help(edge: Edge) -> None:
-    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install"):
+    for command in ("", "ask", "ingest", "search", "serve", "join", "status", "models", "models install", "models add",
+                    "models list", "models remove", "documents",
+                    "documents forget", "documents label"):
         shown = edge(*command.split(), "--help")
         assert shown.code == 0 and "Usage" in shown.out
     assert edge("nonsense").code == 2 and edge("search", "--top", "0", "x").code == 2
@@ -389,3 +443,26 @@ def test_serve_as_a_process(tmp_path: Path, home: Path) -> None:
             server.terminate()
     assert server.returncode == 0
     assert not (home / "store.db").exists()
+
+
+def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: FakeRelay) -> None:
+    assert edge("ingest", str(manual)).code == 0
+    local = edge("ask", "--explain", "the maximum pressure of the pump is?")
+    assert local.code == 0 and local.out == "Six bar.\n", "stdout is the answer alone"
+    lines = {line[:24].strip(): line[25:] for line in local.err.splitlines() if line.startswith("  ")}
+    assert (lines["rule"], lines["route"], lines["words"], lines["asked for"]) == ("documents", "local", "7", "none")
+    assert float(lines["similarity"]) > 0.45 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
+    assert "length -" in lines["difficulty by"] and "words " in lines["difficulty by"]
+
+    relayed = edge("ask", "--explain", "Explain the tides")
+    assert relayed.err.index("beyond-local") < relayed.err.index("edge: relay"), "said before anything leaves"
+    answer = edge("ask", "--explain", "--json", "Explain the tides").object
+    assert (answer["explanation"]["rule"], answer["explanation"]["asks_for_reasoning"]) == ("beyond-local", "yes")
+    assert "explanation" not in edge("ask", "--json", "Explain the tides").object
+
+
+def test_a_persons_threshold_moves_the_same_question(edge: Edge, home: Path, relay: FakeRelay) -> None:
+    home.mkdir(exist_ok=True)
+    for share, route in ((0, "local"), (1, "relay")):
+        (home / "config.toml").write_text(f"[router]\nshare_relayed = {share}\n")
+        assert edge("ask", "--json", "Explain the tides").object["route"] == route

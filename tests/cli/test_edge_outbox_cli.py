@@ -14,6 +14,7 @@ import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.config import Config
+from edge_client.draining import Drain
 from edge_client.gateway_client import GatewayClient
 from tests.support.ca import Ca
 from tests.support.edge_lab import ENDPOINT, join_gateway
@@ -175,3 +176,54 @@ def test_cancel_reaches_the_gateway(edge: Edge, gateway: FakeGateway) -> None:
     row(b"\x88" * 16, "sent")
     gateway.dead.add(str(ENDPOINT))
     assert "the next session tells it" in edge("outbox", "cancel", "88").stderr
+
+
+def drain() -> None:
+    async def work(opened: App) -> None:
+        await Drain(opened.client, opened.promises, clock=FakeClock()).step()
+
+    in_store(work)
+
+
+def test_queue_promises_and_show_fetches(edge: Edge, gateway: FakeGateway) -> None:
+    gateway.handle = answer
+    join(gateway)
+    dials = gateway.dials
+    done = edge("ask", "--queue", "--model", "m", "why does it flood?")
+    assert done.exit_code == 0 and gateway.dials == dials, done.stderr
+    assert "relay to m: you asked to relay" in done.stderr, "what would leave is said"
+    name = done.stdout.removeprefix("queued as ").strip()
+    assert len(name) == 8 and f"`edge outbox show {name}`" in done.stderr
+    early = edge("outbox", "show", name)
+    assert early.exit_code == 3 and "no answer" in early.stderr and "waiting" in early.stderr
+    drain()
+    listed = edge("outbox").stdout
+    assert f"{name}  done" in listed and "why does it flood?" in listed
+    shown = edge("outbox", "show", name)
+    assert (shown.exit_code, shown.stdout) == (0, "It stands.\n") and "via spiffe://field.example/hop/h" in shown.stderr
+    again = json.loads(edge("outbox", "show", name[:6], "--json").stdout)
+    assert (again["answer"], again["id"], again["finish_reason"]) == ("It stands.", name, "stop")
+    assert edge("outbox", "cancel", name).exit_code == 0
+    assert edge("outbox", "--json").stdout == '{"outbox": []}\n'
+
+
+def test_queue_as_json_and_what_it_refuses(edge: Edge, gateway: FakeGateway) -> None:
+    assert edge("ask", "--queue", "--local", "x").exit_code == 2
+    assert edge("ask", "--queue", "--model", "m", "x").exit_code == 4, "nobody to send it, ever"
+    join(gateway)
+    assert edge("ask", "--queue", "x").exit_code == 3, "no model is known"
+    key = "sk-" + "a1B2c3D4" * 5
+    assert edge("ask", "--queue", "--model", "m", f"my key is {key}").exit_code == 6
+    assert edge("outbox", "--json").stdout == '{"outbox": []}\n'
+    told = json.loads(edge("ask", "--queue", "--model", "m", "--json", "x").stdout)
+    (left,) = json.loads(edge("outbox", "--json").stdout)["outbox"]
+    assert told == {"queued": left["id"], "expires_at": left["expires_at"], "show": f"edge outbox show {left['id']}"}
+
+
+def test_retry_fetches_what_was_queued_and_ends_the_promise(edge: Edge, gateway: FakeGateway) -> None:
+    gateway.handle = answer
+    join(gateway)
+    name = json.loads(edge("ask", "--queue", "--model", "m", "--json", "x").stdout)["queued"]
+    assert edge("outbox", "retry", name).stdout == "It stands.\n"
+    drain()
+    assert len(gateway.called) == 1

@@ -14,7 +14,7 @@ from edge_client.answering import Assistant
 from edge_client.api.guard import load_token
 from edge_client.api.server import Names, make_runner
 from edge_client.errors import BadUse, EngineFailed, ModelMissing, ModelUnusable
-from tests.support.fake_engine import FakeChat, FakeRelay
+from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
 from transport import telemetry
 
 TOKEN = "t" * 43
@@ -31,8 +31,11 @@ def tracing() -> Iterator[telemetry.Telemetry]:
 class Api:
     """A running server, its engine and its gateway."""
 
-    def __init__(self, client: ClientSession, chat: FakeChat, relay: FakeRelay) -> None:
-        self.client, self.chat, self.relay = client, chat, relay
+    def __init__(self, client: ClientSession, chat: FakeChat, relay: FakeRelay, app: web.Application) -> None:
+        self.client, self.chat, self.relay, self.app = client, chat, relay, app
+
+    async def post(self, path: str, **body: Any) -> ClientResponse:
+        return await self.client.post(path, data=io.BytesIO(json.dumps(body).encode()), headers=BEARER)
 
     async def chat_with(self, headers: dict[str, str] | None = None, **body: Any) -> ClientResponse:
         full = {"model": "local", "messages": [{"role": "user", "content": "hello"}], **body}
@@ -47,15 +50,27 @@ async def api(tracing: telemetry.Telemetry) -> AsyncIterator[Api]:
     async def auto() -> Assistant:
         return Assistant(chat=chat, retrieval=None, relay=relay, tracing=tracing)
 
+    async def embedder() -> FakeEmbedder:
+        return FakeEmbedder()
+
     alone = Assistant(chat=chat, retrieval=None, relay=None, tracing=tracing)
-    runner = make_runner(Names(alone=alone, auto=auto, alias="demo-cloud"), TOKEN)
+    names = Names(alone=alone, auto=auto, alias="demo-cloud", granted=relay.models, embedder=embedder)
+    runner = make_runner(names, TOKEN)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
-            yield Api(client, chat, relay)
+            assert runner.app is not None
+            yield Api(client, chat, relay, runner.app)
     finally:
         await runner.cleanup()
+
+
+def routes(api: Api) -> list[tuple[str, str]]:
+    """Every method and path that this server has, also those that nobody thought of here."""
+    found = [(route.method, route.resource.canonical) for route in api.app.router.routes() if route.resource]
+    assert len(found) > 8, "the control: there are routes"
+    return [(method, path.replace("{model}", "auto")) for method, path in found]
 
 
 def events(text: str) -> list[Any]:
@@ -93,8 +108,10 @@ async def test_a_streamed_answer(api: Api) -> None:
 
 async def test_models_and_aliases(api: Api) -> None:
     listed = await (await api.client.get("/v1/models", headers=BEARER)).json()
-    assert [model["id"] for model in listed["data"]] == ["local", "demo-cloud", "auto"]
+    assert [model["id"] for model in listed["data"]] == ["local", "demo-cloud", "auto", "cloud-model"]
     assert (await (await api.chat_with(model="demo-cloud")).json())["model"] == "demo-cloud"
+    assert (await (await api.client.get("/v1/models/auto", headers=BEARER)).json())["id"] == "auto"
+    assert (await api.client.get("/v1/models/gpt-99", headers=BEARER)).status == 404
     unknown = await api.chat_with(model="gpt-99")
     assert unknown.status == 404 and (await unknown.json())["error"]["code"] == "model_not_found"
 
@@ -157,10 +174,13 @@ async def test_too_large_and_unknown_routes_have_the_same_shape(api: Api) -> Non
     {"Authorization": "Bearer \u00fc"},
 ])  # fmt: skip
 async def test_without_the_token_nobody_is_served(api: Api, headers: dict[str, str]) -> None:
-    for path in ("/v1/models", "/v1/nothing", "/"):
-        answer = await api.client.get(path, headers=headers)
-        assert answer.status == 401
-        assert (await answer.json())["error"]["code"] == "invalid_api_key"
+    for method, path in [*routes(api), ("GET", "/v1/nothing"), ("GET", "/"), ("DELETE", "/v1/models")]:
+        if path == "/healthz":
+            continue
+        answer = await api.client.request(method, path, headers=headers)
+        assert answer.status == 401, path
+        if method != "HEAD":
+            assert (await answer.json())["error"]["code"] == "invalid_api_key"
     assert (await api.client.get("/healthz", headers=headers)).status == 200
 
 
@@ -171,9 +191,9 @@ async def test_without_the_token_nobody_is_served(api: Api, headers: dict[str, s
     ("Origin", "file://"),
 ])  # fmt: skip
 async def test_foreign_pages_are_refused_even_with_the_token(api: Api, name: str, value: str) -> None:
-    for path in ("/v1/models", "/healthz"):
-        answer = await api.client.get(path, headers=BEARER | {name: value})
-        assert answer.status in (400, 403)
+    for method, path in routes(api):
+        answer = await api.client.request(method, path, headers=BEARER | {name: value})
+        assert answer.status == 403, path
     assert api.chat.asked == []
 
 

@@ -34,6 +34,17 @@ def test_every_row_of_the_session_benchmark_has_its_numbers() -> None:
     assert next(row for row in rows if "without early data" in row["what"])["ours"] == 184
 
 
+def test_every_row_of_the_engine_benchmark_has_its_numbers() -> None:
+    done = subprocess.run(
+        [BENCH, "engine", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 8 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["unit"] for row in rows)
+    next_turn = next(row for row in rows if "next turn" in row["what"])
+    assert next_turn["ours"] < next_turn["peer"], "what the context holds of earlier turns is used"
+
+
 @pytest.mark.parametrize("early_data", ["on", "off"])
 def test_a_small_campaign_of_faults_loses_and_doubles_nothing(early_data: str) -> None:
     done = subprocess.run(

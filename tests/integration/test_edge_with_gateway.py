@@ -2,16 +2,22 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
 
 import store.keys
 import store.sealed
+from edge_client.answering import Assistant
+from edge_client.api.names import Names
+from edge_client.api.server import make_runner
 from edge_client.errors import Interrupted
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, join
@@ -21,6 +27,7 @@ from store.keys import DatabaseKey
 from store.queue import Queue
 from store.settings import Settings
 from tests.support.edge_lab import ENDPOINT, read, until
+from tests.support.fake_engine import FakeChat
 from tests.support.fake_gateway import CuttingLink, FakeClock
 from tests.support.gateway_lab import chat, make_folder
 from tests.support.memory_link import MemoryLink
@@ -204,3 +211,83 @@ async def test_cancel_after_the_answer_was_whole_lets_it_go(both: Both) -> None:
     (owner,) = journal.owners
     await until(lambda: journal._usage[owner].kept == 0)
     assert both.provider.calls == 1
+
+
+TOKEN = "t" * 43
+TOOLS = [{"type": "function", "function": {"name": "pressure", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@contextlib.asynccontextmanager
+async def loopback(both: Both) -> AsyncIterator[ClientSession]:
+    """The loopback API of this edge, and a program that has its token."""
+    client = both.start_edge()
+
+    async def auto() -> Assistant:
+        return Assistant(chat=FakeChat(), retrieval=None, relay=client, tracing=both.tracing)
+
+    alone = Assistant(chat=FakeChat(), retrieval=None, relay=None, tracing=both.tracing)
+    runner = make_runner(Names(alone=alone, auto=auto, granted=client.models), TOKEN)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}", headers=headers) as session:
+            yield session
+    finally:
+        await runner.cleanup()
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"model": "small", "messages": [{"role": "user", "content": "How much is it?"}], **more}
+
+
+async def test_tools_of_a_program_reach_the_provider_and_its_calls_come_back(both: Both) -> None:
+    deltas = [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "pressure", "arguments": ""}},
+        *({"index": 0, "function": {"arguments": piece}} for piece in ('{"pump"', ': "P-', '101"', "}")),
+    ]
+    choices = [{"index": 0, "delta": {"tool_calls": [delta]}, "finish_reason": None} for delta in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+    events = [{"id": "c1", "object": "chat.completion.chunk", "model": "m", "choices": [one]} for one in choices]
+    both.provider.stream = [*(b"data: " + json.dumps(one).encode() + b"\n\n" for one in events), b"data: [DONE]\n\n"]
+    given = {"tools": TOOLS, "tool_choice": "auto", "seed": 7, "temperature": 0, "response_format": {"type": "text"}}
+    async with loopback(both) as program:
+        listed = await (await program.get("/v1/models")).json()
+        assert [model["id"] for model in listed["data"]][:3] == ["local", "auto", "small"]
+        body = await (await program.post("/v1/chat/completions", json=asked(**given))).json()
+        (call,) = body["choices"][0]["message"]["tool_calls"]
+        assert call == {"id": "call_1", "type": "function", "function": {
+            "name": "pressure", "arguments": '{"pump": "P-101"}',
+        }}
+        streamed = await (await program.post("/v1/chat/completions", json=asked(**given, stream=True))).text()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
+    pieces = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
+    assert pieces == deltas, "as the provider made them"
+    sent = json.loads(both.provider.bodies[0])
+    assert {name: sent[name] for name in given} == given
+
+
+@pytest.mark.parametrize(("mode", "status", "code", "again"), [
+    ("400", 400, "provider_rejected", "false"), ("401", 502, "provider_auth", "false"),
+    ("429", 429, "provider_rate_limited", "true"), ("500", 502, "provider_error", "false"),
+])  # fmt: skip
+async def test_what_the_provider_refuses_is_a_status_to_the_program(
+    both: Both, mode: str, status: int, code: str, again: str
+) -> None:
+    both.provider.mode = mode
+    async with loopback(both) as program:
+        for stream in (False, True):
+            answer = await program.post("/v1/chat/completions", json=asked(stream=stream))
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"], answer.headers["x-should-retry"]) == (status, code, again)
+            assert "sk-mock" not in error["message"]
+
+
+async def test_a_program_that_goes_in_the_middle_ends_the_providers_work(both: Both) -> None:
+    both.provider.mode = "stream_lingers"
+    async with loopback(both) as program:
+        answer = await program.post("/v1/chat/completions", json=asked(stream=True))
+        await answer.content.readany()
+        answer.close()
+        await both.provider.ended.wait()
+    assert [state for state in await both.states() if state[0] != "done"] == [("interrupted", "cancelled")]

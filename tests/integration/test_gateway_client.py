@@ -73,6 +73,22 @@ async def test_an_answer_that_ends_within_an_entry_is_interrupted(edge: Edge) ->
     assert await edge.states() == [("interrupted", "protocol_violation", True)]
 
 
+async def test_the_link_is_told_as_it_stands(edge: Edge) -> None:
+    await edge.join()
+    assert edge.client.link == ("idle", ""), "nothing was asked yet"
+    await edge.ask()
+    state, via = edge.client.link
+    session = edge.client._sessions.current
+    assert session is not None and (state, via) == ("up", session.welcome.via)
+    for link in edge.gateway.links:
+        await link.abort()
+    await until(lambda: edge.client.link == ("idle", ""))
+    edge.gateway.dead.add("tcp:127.0.0.1:1")
+    with pytest.raises(GaveUp):
+        await edge.ask()
+    assert edge.client.link == ("down", "")
+
+
 async def test_without_joining(edge: Edge) -> None:
     with pytest.raises(NotJoined):
         await edge.ask()

@@ -17,7 +17,7 @@ from store.errors import StoreConflict, StoreCorrupt, StoreMisuse, WrongKey
 from store.keys import Passphrase
 from store.queue import FINAL_STATES, Queue
 from store.search import fts_words, fuse
-from store.vectors import CodeIndex, encode_codes, encode_rows
+from store.vectors import CodeIndex, encode_codes, encode_rows, mixed
 from tests.support.stores import CachedStretch, open_store
 
 CACHED = CachedStretch()
@@ -49,18 +49,36 @@ def test_codes_and_rows_have_fixed_sizes(count: int, dimension: int) -> None:
     assert {len(row) for row in encode_rows(rows)} <= {2 * dimension}
 
 
-RANKING = st.lists(st.integers(0, 30), unique=True, max_size=20)
+SCORES = st.dictionaries(st.integers(0, 30), st.floats(-1, 50, allow_subnormal=False), max_size=20)
 
 
-@given(st.lists(RANKING, max_size=3))
-def test_fusion_keeps_everything_once_in_a_total_order(rankings: list[list[int]]) -> None:
-    fused = fuse(rankings)
-    assert sorted(item for item, _ in fused) == sorted({item for ranking in rankings for item in ranking})
+@given(SCORES, SCORES)
+def test_fusion_keeps_everything_once_in_a_total_order(meaning: dict[int, float], words: dict[int, float]) -> None:
+    fused = fuse(meaning, words)
+    assert sorted(item for item, _ in fused) == sorted({*meaning, *words})
     assert [(-score, item) for item, score in fused] == sorted((-score, item) for item, score in fused)
-    assert dict(fuse(rankings[::-1])) == pytest.approx(dict(fused))
-    for position, (item, score) in enumerate(fused):
-        assert score == pytest.approx(sum(1 / (61 + r.index(item)) for r in rankings if item in r))
-        assert len(rankings) != 1 or rankings[0][position] == item  # fusing one ranking changes nothing
+    assert all(0 <= score <= 1 + 1e-9 for _, score in fused)
+    larger = fuse({item: score * 4 for item, score in meaning.items()}, {i: score * 16 for i, score in words.items()})
+    assert dict(larger) == pytest.approx(dict(fused)), "only how scores compare within their kind counts"
+
+
+@given(SCORES)
+def test_fusing_one_kind_keeps_its_order(scores: dict[int, float]) -> None:
+    order = sorted(scores, key=lambda item: (-max(0.0, scores[item]), item))
+    assert [item for item, _ in fuse(scores, {})] == order == [item for item, _ in fuse({}, scores)]
+
+
+@given(st.integers(0, 4), st.floats(0, 2), st.integers(0, 2**32))
+def test_what_is_mixed_has_length_1_and_lies_between(count: int, weight: float, seed: int) -> None:
+    rows = np.random.default_rng(seed).standard_normal((count + 1, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    vector, others = rows[0], rows[1:]
+    made = mixed(vector, others, weight)
+    assert np.linalg.norm(made) == pytest.approx(1, abs=1e-5)
+    if not count or not weight:
+        assert made == pytest.approx(vector, abs=1e-6)
+    else:
+        assert made @ others.mean(axis=0) >= vector @ others.mean(axis=0) - 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ class FakeChat:
         error: EdgeError | None = None,
     ) -> None:
         self.words, self.endless, self.error = list(words), endless, error
+        self.reason: Literal["stop", "length"] = "stop"
+        self.dropped = 0
         self._name = name
         self.asked: list[tuple[Message, ...]] = []
         self.sampled: list[Sampling] = []
@@ -50,7 +53,7 @@ class FakeChat:
                     break
             if self.error is not None:
                 raise self.error
-            yield Finished("stop", 7, len(self.words))
+            yield Finished(self.reason, 7, len(self.words), self.dropped)
         finally:
             self.closed.set()
 
@@ -93,6 +96,8 @@ class FakeAnswer:
 class FakeRelay:
     """A gateway that answers every request alike."""
 
+    error: Exception | None = None  # instead of an answer
+
     def __init__(
         self, parts: Sequence[bytes] | None = None, *, status: int = 200, content_type: str = "text/event-stream",
         via: str = "spiffe://field.example/hop/pi-1", granted: Sequence[str] = ("cloud-model",),
@@ -105,6 +110,8 @@ class FakeRelay:
 
     async def request(self, method: str, route: str, body: bytes) -> FakeAnswer:
         self.requests.append((method, route, body))
+        if self.error is not None:
+            raise self.error
         self.last = FakeAnswer(self._status, self._content_type, self._parts, self._via)
         return self.last
 

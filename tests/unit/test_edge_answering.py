@@ -86,6 +86,20 @@ async def test_a_question_the_documents_answer_stays_here_and_is_cited(
     assert heard.events[0] is answer.routed and [e.text for e in heard.events[1:] if isinstance(e, Text)] == chat.words
 
 
+async def test_a_question_with_passages_is_asked_for_itself_here_and_in_its_place_elsewhere(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat, relay = FakeChat(), FakeRelay()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+    earlier = Message("user", "How long is a burn cooled?"), Message("assistant", "10 minutes.")
+    last = Message("user", "the maximum working pressure of the pump is?")
+    await answered(assistant, Question((*earlier, last)))
+    assert [message.role for message in chat.asked[0]] == ["system", "user"] and PRESSURE in chat.asked[0][1].content
+    await answered(assistant, Question((*earlier, last), "relay"))
+    roles = [message["role"] for message in json.loads(relay.requests[0][2])["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+
+
 async def test_a_relayed_prompt_takes_only_what_may_travel(
     retrieval: Retrieval, tracing: telemetry.Telemetry
 ) -> None:
@@ -229,3 +243,67 @@ async def test_a_reader_that_goes_stops_the_model(tracing: telemetry.Telemetry) 
     with pytest.raises(ConnectionResetError):
         await Assistant(chat=chat, retrieval=None, relay=None, tracing=tracing).answer(ask("hello"), gone)
     assert chat.closed.is_set() and chat.said == 3
+
+
+async def test_a_decision_is_logged_with_its_rule_and_without_text(
+    tracing: telemetry.Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = Assistant(chat=FakeChat(), retrieval=None, relay=FakeRelay(), tracing=tracing, threshold=0.9)
+    with caplog.at_level("INFO", logger="edge_client.answering"):
+        answer, _ = await answered(assistant, ask("Explain the canary"))
+    assert answer.routed.decision.rule == "below-threshold"
+    [record] = [record.getMessage() for record in caplog.records if record.name == "edge_client.answering"]
+    assert "local by rule below-threshold" in record and answer.routed.trace_id in record and "canary" not in record
+    span = next(span for span in tracing.finished(answer.routed.trace_id) if span.name == "edge.ask")
+    assert 0 < float(span.attributes["causeway.need"]) < 0.9
+
+
+def going_on(*turns: str, **more: object) -> Question:
+    """Turns of the user and the assistant by turns."""
+    messages = [Message("assistant" if place % 2 else "user", turn) for place, turn in enumerate(turns)]
+    return Question(tuple(messages), **more)  # type: ignore[arg-type]
+
+
+async def test_an_answer_from_local_only_documents_keeps_its_conversation_here(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat, relay = FakeChat(["Wintermute", " hushed it up."]), FakeRelay()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+    first, _ = await answered(assistant, ask("the pump was hushed up by Wintermute?"))
+    assert (first.routed.decision.route, first.routed.label) == ("local", "local-only")
+
+    turns = ("Who did it?", "Wintermute  hushed it up.\n", "Explain the reasons step by step")
+    answer, _ = await answered(assistant, going_on(*turns, documents=False))
+    assert (answer.routed.decision.route, answer.routed.decision.rule) == ("local", "local-only")
+    assert answer.routed.label == "local-only", "what is made from such an answer is one, too"
+    with pytest.raises(KeptLocal, match="local-only documents"):
+        await answered(assistant, going_on(*turns, flag="relay"))
+    assert relay.requests == []
+    other = ("Who did it?", "Somebody else did.", "Explain the reasons step by step")
+    assert (await answered(assistant, going_on(*other, documents=False)))[0].routed.decision.route == "relay", "control"
+
+
+async def test_what_was_delivered_of_an_answer_that_broke_off_is_kept(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat, relay = FakeChat(["Wintermute", " did it"], endless=True), FakeRelay()
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+
+    async def gone_after_two(event: Routed | Text) -> None:
+        if isinstance(event, Text) and event.text == " did it":
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await assistant.answer(ask("the pump was hushed up by Wintermute?"), gone_after_two)
+    with pytest.raises(KeptLocal):
+        await answered(assistant, going_on("Who?", "Wintermute did it", "Explain", flag="relay"))
+
+
+async def test_answers_from_other_documents_may_travel(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:
+    relay = FakeRelay()
+    assistant = Assistant(chat=FakeChat(["Six bar."]), retrieval=retrieval, relay=relay, tracing=tracing)
+    first, _ = await answered(assistant, ask("the maximum working pressure of the pump is 6 bar?"))
+    assert (first.routed.decision.route, first.text) == ("local", "Six bar.")
+    assert first.routed.label == "internal", "the control: nothing local-only was close enough"
+    again = going_on("How much?", "Six bar.", "Explain it step by step", documents=False)
+    assert (await answered(assistant, again))[0].routed.decision.route == "relay"

@@ -38,9 +38,9 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         ("[relay]\nendpoint = 1\n",
          "[relay] may hold: model, endpoints, early_data, give_up_s, padding, discover, wss_trust"),
         ("[bluetooth]\nradios = 'x'\n", "[bluetooth] may hold: radio"),
-        ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads"),
-        ("[modle]\n", "its tables are [model], [embedder], [relay], [bluetooth]"),
-        ("= broken", "its tables are [model], [embedder], [relay], [bluetooth]"),
+        ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads, rest_after_s"),
+        ("[modle]\n", "its tables are [model], [embedder], [relay], [router], [bluetooth]"),
+        ("= broken", "its tables are [model], [embedder], [relay], [router], [bluetooth]"),
     ):
         file.write_text(text)
         with pytest.raises(BadUse) as caught:

@@ -3,14 +3,13 @@
 import contextlib
 import io
 import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import edge_client.documents as documents
-from edge_client.documents import find_files, parse
+from edge_client.documents import parse
 from edge_client.errors import BadDocument
 
 MARKDOWN = b"""# Pumps
@@ -88,7 +87,8 @@ def test_pages_that_are_all_alike_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("name", "data", "says"), [
-    ("a.docx", b"PK", "not supported"),
+    ("a.docx", b"PK", "not a Word document"),
+    ("a.doc", b"PK", "not supported"),
     ("a", b"text", "not supported"),
     ("a.txt", b"", "no text"),
     ("a.txt", b" \n\t\n", "no text"),
@@ -140,13 +140,24 @@ def test_any_bytes_parse_or_are_refused(name: str, data: bytes) -> None:
     assert content.blocks and all(block.text.strip() for block in content.blocks)
 
 
-def test_folders_are_walked_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
-    for name in ("b.md", "a.txt", "sub/c.PDF", ".git/d.md", "sub/.e.txt", "image.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
-    assert found == ["a.txt", "b.md", "sub/c.PDF"]
-    skipped: list[Path] = []
-    assert len(list(find_files([tmp_path], skipped.append))) == 3
-    assert skipped == [tmp_path / "image.png"], "hidden files are not even counted"
-    assert list(find_files([tmp_path / "image.png"])) == [tmp_path / "image.png"], "a named file is never ignored"
+def test_a_page_that_unpacks_to_hundreds_of_megabytes_is_refused_or_cut() -> None:
+    import zlib
+
+    import pypdf
+    from pypdf.generic import DecodedStreamObject, NameObject
+
+    writer = pypdf.PdfWriter(io.BytesIO(pdf("text")), full=True)
+    packed = zlib.compress(b"(a) Tj " + b" " * (300 << 20), 1)
+    stream = DecodedStreamObject()
+    stream.set_data(packed)
+    stream[NameObject("/Filter")] = NameObject("/FlateDecode")
+    writer.pages[0][NameObject("/Contents")] = writer._add_object(stream)
+    out = io.BytesIO()
+    writer.write(out)
+    with pytest.raises(BadDocument):
+        parse("bomb.pdf", out.getvalue())
+
+
+def test_a_program_that_calls_itself_a_text_is_none() -> None:
+    with pytest.raises(BadDocument, match="not text"):
+        parse("program.txt", b"\x7fELF\x02\x01\x01" + bytes(200))

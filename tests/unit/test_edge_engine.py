@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from edge_client.config import Config
 from edge_client.engine.base import EMBEDDER_TOKENS, Finished, Message, Sampling, Text
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
+from edge_client.engine.loading import Brake
 from edge_client.engine.models import chat_model, embedder_file
-from edge_client.errors import BadUse, PromptTooLong
+from edge_client.errors import BadUse, EngineFailed, PromptTooLong
 from edge_client.retrieval import Passage, prompt_with
 
 pytestmark = pytest.mark.model
@@ -64,10 +66,82 @@ async def test_a_prompt_over_the_context_is_refused(chat: LlamaChat) -> None:
 
 async def test_closing_stops_the_model_and_frees_it(chat: LlamaChat) -> None:
     async with contextlib.aclosing(chat.generate([Message("user", "Tell me a long story.")], Sampling())) as events:
-        async for _ in events:
-            break
+        async for event in events:
+            if isinstance(event, Text) and event.text:
+                break
     async with asyncio.timeout(60):  # 900 tokens of story would be in the way otherwise
         await said(chat, Message("user", "hello"), max_tokens=2)
+
+
+async def test_the_brake_stops_the_reading_of_a_prompt(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    await chat.load()
+    with monkeypatch.context() as patched:
+        patched.setattr(Brake, "release", Brake.pull)
+        with pytest.raises(EngineFailed):
+            await said(chat, Message("user", "hi there"), max_tokens=1)
+    assert (await said(chat, Message("user", "hi there"), max_tokens=2))[1].answer_tokens == 2
+
+
+async def test_closing_stops_the_reading_of_a_long_prompt(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Message("user", " ".join(str(number) for number in range(3000, 3180)))
+    await said(chat, Message("user", "hello"), max_tokens=1)
+    loop, reading = asyncio.get_running_loop(), asyncio.Event()
+
+    def release(brake: Brake) -> None:
+        brake._string[0] = b"\x00"
+        loop.call_soon_threadsafe(reading.set)
+
+    monkeypatch.setattr(Brake, "release", release)
+    answer = asyncio.ensure_future(said(chat, long, max_tokens=1))
+    await reading.wait()
+    answer.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await answer
+    assert chat._llama.n_tokens < 500, "of some 700 tokens the first batch has 512"
+    assert (await said(chat, Message("user", "hello"), max_tokens=2))[1].answer_tokens == 2
+
+
+async def test_that_a_prompt_is_taken_is_told_before_it_is_read(chat: LlamaChat) -> None:
+    async with contextlib.aclosing(chat.generate([Message("user", "hello")], Sampling(max_tokens=1))) as events:
+        assert await anext(events) == Text("")
+    with pytest.raises(PromptTooLong):
+        async with contextlib.aclosing(chat.generate([Message("user", "word " * 2000)], Sampling())) as events:
+            await anext(events)
+
+
+async def test_old_turns_are_dropped_and_told(chat: LlamaChat) -> None:
+    turns = [Message("user", "word " * 1200), Message("assistant", "Yes."), Message("user", "hello")]
+    _, finished = await said(chat, Message("system", "be kind"), *turns, max_tokens=1)
+    assert finished.dropped == 2 and finished.prompt_tokens < 100
+
+
+async def test_json_mode_gives_json(chat: LlamaChat) -> None:
+    schema = {"type": "object", "properties": {"bar": {"enum": [6, 7]}}, "required": ["bar"]}
+    ask = Message("user", "What is the pressure in bar?")
+    answer, finished = await said(chat, ask, max_tokens=60, json_schema=json.dumps(schema))
+    assert json.loads(answer)["bar"] in (6, 7) and finished.reason == "stop"
+    answer, _ = await said(chat, ask, max_tokens=8, json_schema="{}")
+    assert answer.lstrip().startswith("{")
+
+
+@pytest.mark.parametrize("schema", [
+    '{"type": "string", "maxLength": 1001}', '{"type": "string", "minLength": "9"}', '{"type": "nothing"}',
+    '{"$ref": "#/nowhere"}', '{"$ref": "https://example.org/a.json"}', '{"pattern": "(", "type": "string"}',
+    '{"$ref": "#"}', json.dumps({"enum": ["x" * 999] * 300}), '{"items":' * 40 + "1" + "}" * 40,
+])  # fmt: skip
+async def test_a_schema_that_cannot_be_followed_is_refused(chat: LlamaChat, schema: str) -> None:
+    with pytest.raises(BadUse):
+        await said(chat, Message("user", "hello"), max_tokens=2, json_schema=schema)
+    assert (await said(chat, Message("user", "hello"), max_tokens=2))[1].answer_tokens == 2
+
+
+async def test_an_idle_model_gives_its_memory_back_and_comes_again() -> None:
+    chat = LlamaChat(lambda: chat_model(CONFIG), name="local", context=512, rest_after_s=0.0)
+    for use in (chat.load(), said(chat, Message("user", "hello"), max_tokens=1)):
+        await use
+        async with asyncio.timeout(30):
+            while chat.is_loaded:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)
 
 
 async def test_requests_take_turns(chat: LlamaChat) -> None:

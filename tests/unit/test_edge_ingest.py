@@ -1,12 +1,13 @@
 """Documents into a real store: idempotent, each bad one alone refused."""
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from edge_client.errors import BadDocument, BadUse
-from edge_client.ingest import Ingest, Record, query_lines, record_lines
+from edge_client.ingest import Ingest, Record, label_of_folders, query_lines, record_lines, relabel
 from edge_client.retrieval import Retrieval
 from store.documents import Documents
 from store.search import Search
@@ -43,6 +44,78 @@ async def test_the_same_content_twice_is_embedded_once(bench: Bench, tmp_path: P
     assert "7 bar" in passage.text and passage.line == 1 and passage.place == "Pumps, line 1"
 
 
+async def labels(bench: Bench) -> dict[str, str]:
+    return {Path(document.source).name: document.label for document in await bench.documents.list()}
+
+
+async def test_a_label_given_once_stays(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("one")
+    assert (await bench.ingest.file(path, collection="c")).label == "internal"
+    assert (await bench.ingest.file(path, collection="c", label="local-only")).label == "local-only"
+    assert (await bench.ingest.file(path, collection="c", label="public")).label == "local-only"
+    path.write_text("two")
+    assert (await bench.ingest.file(path, collection="c")).label == "local-only"
+    other = tmp_path / "b.md"
+    other.write_text("three")
+    assert (await bench.ingest.file(other, collection="c", label="public")).label == "public"
+    other.write_text("four")
+    assert (await bench.ingest.file(other, collection="c")).label == "public", "only what is new is internal"
+    [passage] = [p for p in await bench.retrieval.passages("two", collection="c") if p.text == "two"]
+    assert passage.label == "local-only"
+
+
+async def test_a_folder_labels_what_appears_in_it_later(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "secret"
+    (folder / "deep").mkdir(parents=True)
+    await bench.ingest.folder(str(folder), "local-only")
+    await bench.ingest.folder(str(folder), "public")
+    for path in (folder / "deep" / "new.md", tmp_path / "secret-not.md", folder / "deep" / ".." / "also.md"):
+        path.write_text(path.name)
+        await bench.ingest.file(path, collection="c", label="public")
+    (tmp_path / "link.md").symlink_to(folder / "deep" / "linked.md")
+    (folder / "deep" / "linked.md").write_text("by another name")
+    await bench.ingest.file(tmp_path / "link.md", collection="c", label="public")
+    assert await labels(bench) == {
+        "new.md": "local-only", "secret-not.md": "public", "also.md": "local-only", "linked.md": "local-only",
+    }
+
+
+async def test_labels_are_loosened_on_purpose_only(bench: Bench, tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    for name in ("a/1.md", "a/b/2.md"):
+        (tmp_path / name).write_text(name)
+        await bench.ingest.file(tmp_path / name, collection="c")
+    documents = bench.documents
+    await relabel(documents, await documents.list(), "local-only", folder=str(tmp_path / "a"))
+    assert await labels(bench) == {"1.md": "local-only", "2.md": "local-only"}
+    for folder in (None, str(inner)):
+        with pytest.raises(BadUse, match="stricter"):
+            await relabel(documents, await documents.list(), "public", folder=folder)
+    assert await labels(bench) == {"1.md": "local-only", "2.md": "local-only"}
+    await documents.label_folder(str(inner), "local-only")
+    await relabel(documents, await documents.list(), "public", folder=str(tmp_path / "a"))
+    assert await labels(bench) == {"1.md": "public", "2.md": "public"}
+    assert await documents.folder_labels() == {str(tmp_path / "a"): "public"}
+
+
+def test_the_strictest_folder_decides() -> None:
+    folders = {"/": "public", "/a": "local-only", "/a/b": "public", "relative": "local-only"}
+    assert label_of_folders("/a/b/c.md", folders) == "local-only"
+    assert label_of_folders("/ab/c.md", folders) == "public"
+    assert label_of_folders("record-7", folders) is None
+
+
+async def test_content_that_returns_under_a_known_name_replaces_what_stood_there(bench: Bench, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.md", tmp_path / "b.md"
+    for path, text in ((a, "one"), (b, "two"), (b, "one")):
+        path.write_text(text)
+        await bench.ingest.file(path, collection="c")
+    assert [(d.source, d.chunks) for d in await bench.documents.list()] == [(str(a), 1)]
+    assert [p.text for p in await bench.retrieval.passages("two", collection="c")] == ["one"]
+
+
 @pytest.mark.parametrize("name", ["missing.md", "folder", "link.md", "pipe.md"])
 async def test_what_is_no_file_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
     import os
@@ -55,6 +128,38 @@ async def test_what_is_no_file_is_refused(bench: Bench, tmp_path: Path, name: st
     assert await bench.documents.count() == (0, 0)
 
 
+async def test_a_long_document_says_how_far_it_is(bench: Bench, tmp_path: Path) -> None:
+    path, told = tmp_path / "long.md", list[tuple[int, int]]()
+    path.write_text("".join(f"# Part {n}\n\nWhat part {n} says.\n\n" for n in range(130)))
+    added = await bench.ingest.file(path, collection="c", progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 130), (64, 130), (128, 130)] and added.chunks == 130
+    passages = await bench.retrieval.passages("what part 129 says", collection="c", top=1)
+    assert passages[0].line == 517 and passages[0].similarity > 0.9, "each piece has its own vector"
+
+
+async def test_an_interrupted_run_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.md" for n in range(3)]
+    for path in paths:
+        path.write_text(f"What {path.name} says.")
+    assert (await bench.ingest.file(paths[0], collection="c")).state == "added"
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await bench.ingest.file(paths[1], collection="c", progress=interrupt)
+    assert await bench.documents.count() == (1, 1), "no half document"
+    states = [(await bench.ingest.file(path, collection="c")).state for path in paths]
+    assert states == ["unchanged", "added", "added"] and bench.embedder.embedded == 3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file that not even root can read")
+async def test_what_cannot_be_read_is_one_error(bench: Bench) -> None:
+    unreadable = Path("/proc/self/mem")
+    with pytest.raises(BadDocument, match="cannot be read"):
+        await bench.ingest.file(unreadable, collection="c")
+
+
 async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
     for record in (Record("1", "flow in a pipe", "Flow"), Record(2, "flow in a pipe", "Flow"), Record("3", "heat")):
         assert (await bench.ingest.record(record, collection="c")).state == "added"
@@ -63,6 +168,16 @@ async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
     assert ranked[0][0] == "3" and {doc for doc, _ in ranked} == {"1", "2", "3"}
     with pytest.raises(BadDocument):
         await bench.ingest.record(Record("4", "  "), collection="c")
+
+
+async def test_a_title_stands_once_before_each_piece(bench: Bench) -> None:
+    long = "flow in pipes . " + "It goes on and on . " * 80
+    for record in (Record("1", long, "flow in pipes ."), Record("2", "flowers grow", "flow"), Record("3", "", "only")):
+        await bench.ingest.record(record, collection="c")
+    texts = [p.text for p in await bench.retrieval.passages("flow", collection="c", top=9)]
+    pieces = [text for text in texts if "goes on" in text]
+    assert len(pieces) == 2 and all(text.startswith("flow in pipes .\nIt goes") for text in pieces)
+    assert {"flow\nflowers grow", "only"} == set(texts) - set(pieces)
 
 
 def test_bad_lines_are_told_by_number() -> None:

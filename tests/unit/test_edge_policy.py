@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_client.router.difficulty import Difficulty
 from edge_client.router.policy import CONFIDENT, EASY_WORDS, Decision, Features, decide, features_of, looks_hard
 from edge_client.router.sensitivity import PERSONAL, SECRETS
 
@@ -15,6 +16,8 @@ features = st.builds(
     sensitive=st.lists(st.sampled_from(sorted(SECRETS | PERSONAL)), unique=True, max_size=3).map(tuple),
     similarity=st.one_of(st.none(), st.floats(-1, 1)),
     joined=st.booleans(),
+    difficulty=st.floats(0, 1).map(lambda score: Difficulty(score, ())),
+    threshold=st.one_of(st.none(), st.floats(0, 1)),
 )
 
 
@@ -23,6 +26,7 @@ def test_what_must_hold_for_every_prompt(given_features: Features) -> None:
     decision = decide(given_features)
     assert decision.reasons and all(decision.reasons)
     assert decision == decide(given_features)
+    assert decision.features == given_features
     if decision.route == "relay":
         assert given_features.joined, "never relayed without an identity"
         assert given_features.flag != "local", "never against the user's word"
@@ -54,6 +58,14 @@ def route(prompt: str, **more: object) -> Decision:
 def test_rules(prompt: str, more: dict[str, object], expected: str, rule: str) -> None:
     decision = route(prompt, **more)
     assert (decision.route, decision.rule) == (expected, rule)
+
+
+def test_a_difficult_prompt_is_relayed_whatever_its_words_or_passages() -> None:
+    for difficulty, expected in ((0.39, "documents"), (0.40, "beyond-local")):
+        given_features = Features(joined=True, similarity=0.9, words=30, difficulty=Difficulty(difficulty, ()))
+        assert decide(given_features).rule == expected
+    hard = Features(joined=True, difficulty=Difficulty(0.5, (("length", 0.6), ("long_words", 0.2))))
+    assert decide(hard).reasons == ("the prompt looks hard (0.50, by its length and long words)",)
 
 
 def test_easy_is_a_matter_of_words() -> None:

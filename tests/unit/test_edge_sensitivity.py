@@ -33,6 +33,21 @@ from edge_client.router.sensitivity import PERSONAL, SECRETS, kinds
     ("1 4111-1111-1111-1111 2027", "card number"),
     ("4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "card number"),
     ("4012888888881881", "card number"),
+    ("export DB_PASSWORD=hunter22", "password"),
+    ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG", "password"),
+    ("OPENAI_API_KEY=abcd1234", "password"),
+    ("client_secret: abcd1234", "password"),
+    ("see postgres://app:s3cret@db.example.com/main", "password"),
+    ("hf_" + "aB3" * 12, "access key"),
+    ("ya29." + "a0" * 20, "access key"),
+    ("my number is 078-05-1120", "identity number"),
+    ("DNI 12345678Z", "identity number"),
+    ("NIE X1234567-L", "identity number"),
+    ("NIR 1 84 12 76 451 089 46", "identity number"),
+    ("codice fiscale RSSMRA85T10A562S", "identity number"),
+    ("passport number C01X00T47", "identity number"),
+    ("Reisepass: C01X00T478", "identity number"),
+    ("L898902C36UTO7408122F1204159ZE184226B<<<<<10", "identity number"),
 ])  # fmt: skip
 def test_is_found(text: str, kind: str) -> None:
     assert kind in kinds(text)
@@ -52,6 +67,14 @@ def test_is_found(text: str, kind: str) -> None:
     "version 10.15.7, address 10.0.0.7, time 14:05:33",
     "use @decorators and a+b@c",
     "The bearer of this letter is our colleague",
+    "666-12-3456, 912-12-3456, 123-00-4567 and 123-45-0000 are nobody's",
+    "12345678A has the wrong letter",
+    "1 84 12 76 451 089 47 has the wrong check",
+    "RSSMRA85T10A562T has the wrong check",
+    "My passport is lost, what now? The passport number 7 is on page two",
+    "go to https://example.com:8443/a@b and http://host/x:y@z",
+    "The secret of 1984 is out",
+    "the API key is required",
 ])  # fmt: skip
 def test_is_left_alone(text: str) -> None:
     assert kinds(text) == ()
@@ -76,6 +99,8 @@ def test_any_text_is_scanned_without_error(text: str) -> None:
 
 @pytest.mark.parametrize("unit", [
     "a@a.", "1 ", "+1 ", "password: ", "eyJaaaaaaaaaa.", "DE89 ", "-----BEGIN A ", "a.b+", "0123-", "(01) ", "sk-",
+    "123-45-", "passport ", "1 84 12 ", "ab://c:", "api_key ", "secret_access_", "SG.aaaaaaaaaaaaaaaa",
+    "A<1", "ABCDEF12",
 ])
 def test_hostile_repetition_ends(unit: str) -> None:
     """A pattern that is quadratic in the text would take half an hour for this; a linear one takes a moment."""

@@ -92,6 +92,32 @@ async def test_labels_only_tighten_by_adding(database: Database, before: str, af
     assert not await documents.relabel(first.id, "public")
 
 
+async def test_known_content_needs_no_vectors(database: Database) -> None:
+    documents = Documents(database)
+    first = await add_document(documents, ["one"])
+    other = await add_document(documents, ["two"], source="b.md")
+    nothing = await documents.again(collection="manual", source="b.md", sha256=b"N" * 32, label="local-only")
+    assert nothing is None and await documents.list() == [first, other]
+    again = await documents.again(collection="manual", source="b.md", sha256=first.sha256, label="local-only")
+    assert again is not None and (again.id, again.label) == (first.id, "local-only")
+    assert await documents.list() == [again], "what b.md held before is gone"
+    loose = await documents.again(collection="manual", source="a.md", sha256=first.sha256, label="public")
+    assert loose == again == await documents.again(collection="manual", source="a.md", sha256=first.sha256)
+    assert await documents.again(collection="other", source="a.md", sha256=first.sha256) is None
+
+
+async def test_folders_have_labels(database: Database) -> None:
+    documents = Documents(database)
+    await documents.label_folder("/a", "public")
+    await documents.label_folder("/a", "local-only")
+    await documents.label_folder("/b\udce9", "internal")
+    assert await documents.folder_labels() == {"/a": "local-only", "/b\\udce9": "internal"}
+    await documents.label_folder("/a", None)
+    assert list(await documents.folder_labels()) == ["/b\\udce9"]
+    with pytest.raises(StoreMisuse):
+        await documents.label_folder("/a", "secret")
+
+
 async def test_what_does_not_fit_is_refused_and_nothing_is_stored(database: Database) -> None:
     documents = Documents(database)
     good = unit_vectors(2)
@@ -108,6 +134,8 @@ async def test_what_does_not_fit_is_refused_and_nothing_is_stored(database: Data
         await add_document(documents, ["one"], source="")
     with pytest.raises(StoreMisuse):
         await documents.relabel(1, "secret")
+    with pytest.raises(StoreMisuse):
+        await documents.again(collection="c", source="a", sha256=b"A" * 32, label="secret")
     assert set((await rows(database)).values()) == {0}
 
 

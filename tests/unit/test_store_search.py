@@ -33,7 +33,7 @@ async def test_a_hit_says_everything_a_citation_needs(database: Database) -> Non
     best = hits[0]
     assert (best.document_id, best.source, best.title, best.text) == (document.id, "a.md", "Parts", "blue valve")
     assert (best.page, best.line, best.label) == (2, None, "local-only")
-    assert best.score == pytest.approx(2 / 61)
+    assert best.score == pytest.approx(1)
     assert best.similarity == pytest.approx(1, abs=1e-3)
     assert hits[1].similarity < 0.5
 
@@ -48,20 +48,34 @@ async def test_either_ranking_alone_finds(database: Database, monkeypatch: pytes
     assert "passage number17" in [hit.text for hit in by_words]
     assert min(hit.similarity for hit in by_words) == pytest.approx(-1, abs=1e-3)
     by_meaning = await search.query(text="", vector=vectors[23], collection="manual")
-    assert by_meaning[0].text == "passage number23" and by_meaning[0].score == pytest.approx(1 / 61)
+    assert by_meaning[0].text == "passage number23" and by_meaning[0].score == pytest.approx(0.7)
     assert len(by_meaning) == 3
+
+
+async def test_the_best_passages_bring_what_is_like_them(database: Database) -> None:
+    """Of two passages as far from the question, the one that is close to what answers it comes first."""
+    question, first, like, other = np.linalg.qr(np.random.default_rng(3).standard_normal((384, 4)))[0].T
+    answer = 0.8 * question + 0.6 * first
+    near, far = 0.3 * question + 0.8 * first + 0.27**0.5 * like, 0.32 * question + 0.8976**0.5 * other
+    rows = np.stack([answer, near, far])
+    await add_document(Documents(database), ["answer", "like it", "unlike it"], vectors=rows.astype(np.float32))
+    hits = await Search(database).query(text="", vector=question.astype(np.float32), collection="manual")
+    assert [hit.text for hit in hits] == ["answer", "like it", "unlike it"]
+    assert [round(hit.similarity, 2) for hit in hits] == [0.8, 0.3, 0.32], "close to the question itself"
 
 
 async def test_words_are_stemmed_and_titles_count(database: Database) -> None:
     await add_document(Documents(database), ["It was running dry", "P-101 leaks", "P-102 and 101"], title="Bilge")
 
     def ranked(text: str) -> list[int]:
-        return database.run_sync(lambda c: store.search._by_words(c, 1, text, count=9, size=3))
+        return list(database.run_sync(lambda c: store.search._by_words(c, 1, text, count=9, size=3)))
 
     assert ranked("RUNS") == [1]
     assert ranked("p-101")[0] == 2
     assert sorted(ranked("bilges")) == [1, 2, 3]
     assert ranked("nothing") == ranked("?") == []
+    assert ranked("what is it about?") == [1], "without other words these must do"
+    assert sorted(ranked("what was P-102 and how?")) == [2, 3], "with others they tell nothing"
 
 
 @pytest.mark.parametrize(
@@ -168,10 +182,14 @@ async def test_documents_stand_where_their_best_chunk_does(database: Database) -
     await add_document(documents, ["f"], source="far", vectors=near(0.2, 4)[None])
     search = Search(database)
     ranked = await search.documents(text="", vector=base, collection="manual")
-    assert ranked == [("best", pytest.approx(1 / 61)), ("many", pytest.approx(1 / 62)), ("far", pytest.approx(1 / 63))]
+    assert [source for source, _ in ranked] == ["best", "many", "far"]
+    scores = [score for _, score in ranked]
+    assert scores[0] == pytest.approx(0.7) and scores == sorted(scores, reverse=True)
+    top, _ = (await search.query(text="", vector=base, collection="manual", top=5))[:2]
+    assert (top.source, top.score) == ranked[0], "a document has the score of its best chunk"
     assert await search.documents(text="", vector=base, collection="manual", top=1) == ranked[:1]
-    by_both = await search.documents(text="f", vector=base, collection="manual")
-    assert by_both[0] == ("far", pytest.approx(1 / 63 + 1 / 61))
+    by_both = dict(await search.documents(text="f", vector=base, collection="manual"))
+    assert by_both["far"] > scores[2] + 0.25, "the only one with the word has all that words can give"
 
 
 async def test_equals_go_by_id(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +210,8 @@ async def test_in_a_large_collection_the_rare_words_decide(database: Database, m
     await add_document(Documents(database), texts, vectors=unit_vectors(40))
 
     def ranked(text: str) -> list[int]:
-        return database.run_sync(lambda c: store.search._by_words(c, 1, text, count=99, size=40))
+        return list(database.run_sync(lambda c: store.search._by_words(c, 1, text, count=99, size=40)))
 
     assert ranked("the common pump") == [8]
-    assert len(ranked("the common")) == 40  # at least one word stays
+    assert len(ranked("common")) == 40  # at least one word stays
     assert ranked("absent") == []

@@ -1,0 +1,179 @@
+"""`edge status`: what this device is and has, whether a question would be answered, and what to do next."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from edge_client.commands.terminal import JSON, Exit, exit_code, run, show
+
+if TYPE_CHECKING:
+    from edge_client.app import App
+    from edge_client.config import Config
+
+_PATIENCE_S: Final = 20.0  # for all endpoints together
+
+
+def status(
+    check: Annotated[
+        bool, typer.Option("--check", help="Dial the gateway, to see whether and over which endpoint it answers.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """What this device has: link, identity, queue, store, models, disk, and what to do next.
+
+    Ends with 0 if a question would be answered, else with the code of whose fault it is, as every command.
+    """
+
+    async def work() -> None:
+        from edge_client.app import App
+        from edge_client.config import Config
+        from edge_client.errors import NoKeyring, NoPassphrase
+        from edge_client.posture import posture
+
+        config = Config.load()
+        disk = posture(config.home)
+        result: dict[str, Any] = {
+            "home": str(config.home), "store": "none", "documents": 0, "chunks": 0, "models": _models(config),
+            "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
+            "link": {"state": "none", "endpoint": "", "via": "", "error": None},
+            "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
+        }
+        fault = None
+        try:
+            async with App.open(config, store="if present") as app:
+                if app.has_store:
+                    result["store"] = "open"
+                    await _fill(app, result)
+                    if check and result["identity"] is not None:
+                        fault = await _check(app, result["link"])
+                        await _fill(app, result)  # the identity may have been renewed
+        except (NoPassphrase, NoKeyring) as error:
+            result["store"], fault = "locked", error.fault
+        result["fault"] = fault or _fault(result)
+        result["next"] = _next(result)
+        if as_json:
+            show(result)
+        else:
+            _print_status(result)
+        if result["fault"] is not None:
+            raise Exit(exit_code(result["fault"]))
+
+    run(work, as_json=as_json)
+
+
+def _models(config: "Config") -> dict[str, str | None]:
+    """By kind, the name or file that is used; None if it is not there."""
+    from edge_client.engine.models import installed
+
+    have, found = installed(), {}
+    for kind, path, name in (
+        ("model", config.model.path, "SmolLM2-135M-Instruct"), ("embedder", config.embedder.path, "all-MiniLM-L6-v2"),
+    ):
+        if path is not None:
+            found[kind] = path if Path(path).expanduser().is_file() else None
+        else:
+            found[kind] = name if have[kind] else None
+    return found
+
+
+async def _fill(app: "App", result: dict[str, Any]) -> None:
+    from edge_client.identity import DeviceIdentity
+
+    result["documents"], result["chunks"] = await app.documents.count()
+    identity = await DeviceIdentity.load(app.settings)
+    if identity is not None:
+        result["endpoints"] = list(app.config.relay.endpoints or identity.endpoints)
+        result["identity"] = {
+            "id": str(identity.id), "enrolment": identity.enrolment,
+            "svid_expires": identity.svid.not_after, "svid_valid": identity.svid_valid(time.time()),
+        }
+        if result["link"]["state"] == "none":
+            result["link"]["state"] = "not checked"
+    await app.outbox.expire(now=int(time.time()))
+    result["outbox"] = await app.outbox.counts()
+    result["answers"] = len(await app.promises.answers())
+
+
+async def _check(app: "App", link: dict[str, Any]) -> str | None:
+    """Dials; whose fault it is if the gateway does not answer."""
+    import asyncio
+
+    from transport.errors import TransportError
+
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            endpoint = await app.client.reach()
+    except TransportError as error:
+        link |= {"state": "down", "error": {"code": error.code, "message": str(error), "hint": error.hint}}
+        return error.fault
+    except TimeoutError:
+        silence = f"no endpoint answered within {_PATIENCE_S:.0f} s"
+        link |= {"state": "down", "error": {"code": "link_lost", "message": silence, "hint": None}}
+        return "link"
+    link |= {"state": "up", "endpoint": endpoint, "via": app.client.link[1]}
+    return None
+
+
+def _fault(result: dict[str, Any]) -> str | None:
+    """Why no question would be answered: neither here nor by a gateway. Documents need the embedder."""
+    if result["documents"] and result["models"]["embedder"] is None:
+        return "user"
+    return "user" if result["models"]["model"] is None and result["identity"] is None else None
+
+
+def _next(result: dict[str, Any]) -> list[str]:
+    steps = []
+    if None in result["models"].values():
+        steps.append("`edge models install` brings the local models; one that config.toml names has to be there")
+    if result["store"] == "locked":
+        steps.append("the store is locked: set CAUSEWAY_PASSPHRASE_FILE, or run this on a terminal")
+        return steps
+    if result["link"]["state"] == "down":
+        steps.append(result["link"]["error"]["hint"] or "is the hop on, and in reach?")
+        steps.append("`edge ask --local` needs no gateway, `edge ask --queue` leaves a question for later")
+    if not result["documents"]:
+        steps.append("`edge ingest FOLDER` adds documents")
+    if result["identity"] is None:
+        steps.append("`edge join` with an invitation makes relaying possible")
+    if result["outbox"].get("waiting") or result["outbox"].get("sent"):
+        steps.append("`edge serve` fetches the answers of waiting questions; `edge outbox` lists them")
+    if result["answers"]:
+        steps.append("`edge outbox show ID` reads an answer that has come")
+    return steps or ["`edge ask \"...\"`"]
+
+
+def _print_status(result: dict[str, Any]) -> None:
+    print(f"home       {result['home']}")
+    held = f", {result['documents']} documents, {result['chunks']} passages" if result["store"] == "open" else ""
+    print(f"store      {result['store']}{held}")
+    print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
+    for kind, name in result["models"].items():
+        print(f"{kind:<10} {name or 'not there'}")
+    identity = result["identity"]
+    if identity is None:
+        print("identity   " + ("unknown (locked)" if result["store"] == "locked" else "not joined"))
+    else:
+        print(f"identity   {identity['id']}, {_expiry(identity)}")
+        print(f"endpoints  {', '.join(result['endpoints']) or 'none'}")
+        print(f"link       {_link(result['link'])}")
+    waiting = [f"{count} {state}" for state, count in result["outbox"].items() if count]
+    if result["answers"]:
+        waiting.append(f"{result['answers']} answered")
+    if waiting:
+        print("outbox     " + ", ".join(waiting))
+    for step in result["next"]:
+        print(f"next       {step}")
+
+
+def _link(link: dict[str, Any]) -> str:
+    if link["state"] == "up":
+        return f"up over {link['endpoint']}, {'via ' + link['via'] if link['via'] else 'direct'}"
+    return f"down: {link['error']['message']}" if link["state"] == "down" else "not checked (--check dials)"
+
+
+def _expiry(identity: dict[str, Any]) -> str:
+    if not identity["svid_valid"]:
+        return "its SVID has run out and is renewed with the next relayed question"
+    return f"SVID valid for {max(0, int(identity['svid_expires'] - time.time())) // 60} more minutes"
