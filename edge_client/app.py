@@ -1,5 +1,6 @@
 """Composition of the edge: the only place that builds the object graph. Everything is made when it is first needed."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
-from store.errors import WrongKey
+from store.errors import StoreError, WrongKey
 from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_held, unlock_key
 from store.queue import Queue
 from store.search import Search
@@ -204,7 +205,10 @@ def open_store(config: Config, use: StoreUse, ask: Callable[..., Passphrase]) ->
 
 def _unlocked(path: Path, ask: Callable[..., Passphrase]) -> DatabaseKey:
     """By the login keyring if that was switched on and no passphrase is given; the passphrase opens it in any case."""
-    store_id = None if given() else held_for(path)
+    store_id = None
+    if not given():
+        with contextlib.suppress(StoreError):  # a damaged key file is told by who is to open it
+            store_id = held_for(path)
     if store_id is None:
         return unlock_key(path, ask(new=False))
     try:

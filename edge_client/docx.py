@@ -70,8 +70,8 @@ def _read(archive: zipfile.ZipFile, name: str, start: Start, end: End, text: Cal
         raise BadDocument(f"it unpacks to {info.file_size >> 20} MiB, which is more than a document needs")
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
-    parser.StartElementHandler = lambda tag, attributes: start(_local(tag), attributes)
-    parser.EndElementHandler = lambda tag: end(_local(tag))
+    parser.StartElementHandler = lambda element, attributes: start(_local(element), attributes)
+    parser.EndElementHandler = lambda element: end(_local(element))
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = _refuse
     with archive.open(info) as stream:
@@ -99,16 +99,16 @@ class _Styles:
         self.levels: dict[str, int] = {}
         self._id = ""
 
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        if tag == "style":
+    def start(self, element: str, attributes: dict[str, str]) -> None:
+        if element == "style":
             self._id = next((value for name, value in attributes.items() if _local(name) == "styleId"), "")
-        elif tag == "name" and self._id:
+        elif element == "name" and self._id:
             found = _HEADING.fullmatch(_value(attributes))
             if found or _value(attributes).lower() == "title":
                 self.levels[self._id] = int(found[1]) if found else 1
 
-    def end(self, tag: str) -> None:
-        if tag == "style":
+    def end(self, element: str) -> None:
+        if element == "style":
             self._id = ""
 
 
@@ -117,10 +117,10 @@ class _Title:
         self.parts: list[str] = []
         self._inside = False
 
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        self._inside = tag == "title"
+    def start(self, element: str, attributes: dict[str, str]) -> None:
+        self._inside = element == "title"
 
-    def end(self, tag: str) -> None:
+    def end(self, element: str) -> None:
         self._inside = False
 
     def text(self, text: str) -> None:
@@ -141,34 +141,34 @@ class _Body:
         self._level = self._rows = self._fallback = 0
         self._in_text = False
 
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        if tag == "Fallback":  # says again, for older programs, what stands before it
+    def start(self, element: str, attributes: dict[str, str]) -> None:
+        if element == "Fallback":  # says again, for older programs, what stands before it
             self._fallback += 1
-        elif tag == "p":
+        elif element == "p":
             self._flush()
-        elif tag == "pStyle":
+        elif element == "pStyle":
             self._level = self.levels.get(_value(attributes), 0)
-        elif tag == "t":
+        elif element == "t":
             self._in_text = True
-        elif tag in ("tab", "br", "cr"):
-            self._held.append(" " if tag == "tab" else "\n")
-        elif tag == "lastRenderedPageBreak":
+        elif element in ("tab", "br", "cr"):
+            self._held.append(" " if element == "tab" else "\n")
+        elif element == "lastRenderedPageBreak":
             self.pages = True
             self._page += 1
             if not "".join(self._held).strip():
                 self._from = self._page
-        elif tag == "tr":
+        elif element == "tr":
             self._flush()
             self._rows += 1
 
-    def end(self, tag: str) -> None:
-        if tag == "Fallback":
+    def end(self, element: str) -> None:
+        if element == "Fallback":
             self._fallback -= 1
-        elif tag == "t":
+        elif element == "t":
             self._in_text = False
-        elif tag == "p":
+        elif element == "p":
             self._flush()
-        elif tag == "tr":
+        elif element == "tr":
             self._rows -= 1
             if self._rows == 0 and self._cells:
                 self.blocks.append(Block(" | ".join(self._cells), self._from))

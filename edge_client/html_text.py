@@ -78,12 +78,12 @@ class _Reader:
             self._past(">", at + 2)
         elif name := _NAME.match(text, at + 1):
             self._at = self._tag_end(name.end())
-            tag = name[0].lower()
-            closing = _SILENT.get(tag)
+            element = name[0].lower()
+            closing = _SILENT.get(element)
             if closing is not None and text[self._at - 2 : self._at] != "/>":
                 found = closing.search(text, self._at)
                 self._at = found.start() if found else len(text)
-            self._tag(tag)
+            self._tag(element)
         else:
             self._say("<")
             self._at = at + 1
@@ -106,21 +106,21 @@ class _Reader:
                     at = closing + 1
         return len(self._text)
 
-    def _tag(self, tag: str) -> None:
-        name = tag.removeprefix("/")
+    def _tag(self, element: str) -> None:
+        name = element.removeprefix("/")
         if name in _INLINE:
             return
         if name in _CELLS:
-            self._held.append(" | " if tag == name and self._said else " ")
+            self._held.append(" | " if element == name and self._said else " ")
             return
         if name == "br" and (self._level or self._in_title):
             self._held.append(" ")
             return
         self._flush()
-        self._pre = (name == "pre" and tag == name) or (self._pre and name == "br")
-        self._in_title = name == "title" and tag == name and not self.title
+        self._pre = (name == "pre" and element == name) or (self._pre and name == "br")
+        self._in_title = name == "title" and element == name and not self.title
         if len(name) == 2 and name[0] == "h" and name[1] in "123456":
-            self._level = int(name[1]) if tag == name else 0
+            self._level = int(name[1]) if element == name else 0
 
     def _say(self, part: str) -> None:
         self._line += self._text.count("\n", self._counted, self._at)

@@ -15,7 +15,7 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "transport": 4400,
     "transport/links": 3000,
     "store": 1500,
-    "edge_client": 4500,
+    "edge_client": 4800,
     "edge_client/api": 1000,
     "edge_client/engine": 950,
     "relay": 5500,

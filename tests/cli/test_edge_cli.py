@@ -22,6 +22,7 @@ from edge_client.app import App
 from edge_client.cli import app
 from edge_client.commands.ask import quote
 from edge_client.errors import GaveUp
+from store.keys import Passphrase, create_key
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
 from tests.support.stores import CachedStretch
 
@@ -229,7 +230,7 @@ def test_a_model_that_cannot_be_loaded_is_input(home: Path) -> None:
 def test_ctrl_c_at_the_passphrase_ends_it(home: Path) -> None:
     """The prompt is answered by a signal alone; nothing else is typed."""
     home.mkdir()
-    (home / "store.key").touch()
+    create_key(home / "store.key", Passphrase("unlocks"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAUSEWAY_PASS")}
     for command in (
         [sys.executable, "-m", "edge_client.cli", "ask", "hello"],

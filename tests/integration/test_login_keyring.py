@@ -35,8 +35,10 @@ class FakeSecretService(SecretService):
         self.kept: dict[tuple[str, str], str] = {}
         self.error: Exception | None = None
         self.forgetful = False
+        self.asked = 0
 
     def _meet(self) -> None:
+        self.asked += 1
         if self.error is not None:
             raise self.error
 
@@ -109,8 +111,9 @@ def test_failures_are_told_with_a_way_out(
     home: Path, ring: FakeSecretService, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:
     edge("store", "keyring", "on")
-    ring.error = error
-    assert edge("outbox")[1] == "edge: the outbox is empty\n", "a passphrase that is given comes first"
+    ring.error, ring.asked = error, 0
+    assert edge("outbox")[1] == "edge: the outbox is empty\n"
+    assert ring.asked == 0, "a passphrase that is given comes first"
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
     told = edge("outbox", code=8)[1]
     assert says in told and "hint: " in told and "CAUSEWAY_PASSPHRASE_FILE" in told and "SECRET" not in told
