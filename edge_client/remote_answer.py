@@ -14,9 +14,16 @@ from edge_client.outbox import Outbox, short
 from edge_client.sessions import Clock, Sessions
 from transport.edge_session import EdgeSession
 from transport.edge_session import RemoteAnswer as SessionAnswer
-from transport.errors import ProtocolViolation, RequestRefused, TransportError
+from transport.errors import (
+    IdentityExpired,
+    IdentityRefused,
+    PeerRefused,
+    ProtocolViolation,
+    RequestRefused,
+    TransportError,
+)
 from transport.events import CONTENT_TYPE, PLAIN_TYPE, EventDecoder
-from transport.reconnect import Reconnect, worth_retrying
+from transport.reconnect import Reconnect, is_final, worth_retrying
 from transport.stream import Progress
 
 UNKNOWN: Final = "unknown_request"
@@ -198,7 +205,7 @@ class RemoteAnswer:
                 return
             if error.reason != SUPERSEDED and not (error.reason in _LATER and error.may_retry):
                 raise await self._settle(error) from error
-        elif not worth_retrying(error):
+        elif not worth_retrying(error) and not self._of_a_stranger(error):
             raise await self._settle(error) from error
         elif self._moved():
             return
@@ -211,6 +218,14 @@ class RemoteAnswer:
             await self._outbox.interrupted(self.request_id, UNKNOWN)
             raise Interrupted(UNKNOWN)
         self._send_again = True
+
+    def _of_a_stranger(self, error: TransportError) -> bool:
+        """Whether the gateway that has the request may never have said this: whoever poses as a hop can show another
+        certificate or send a hint, and may delay an answer that waits, but not end it.
+        """
+        if isinstance(error, IdentityExpired) or is_final(error):
+            return False
+        return self._sendings > 0 and isinstance(error, IdentityRefused | PeerRefused)
 
     def _moved(self) -> bool:
         """Whether a session newer than ours stands already: a renewal, or another request was quicker."""

@@ -12,10 +12,12 @@ from edge_client.gateway_client import REQUEST_LIFETIME_S
 from edge_client.identity import DeviceIdentity
 from edge_client.outbox import CANCELLED
 from store.database import Connection
+from tests.support.ca import Ca
 from tests.support.edge_lab import Edge, edge_lab, read, until
-from tests.support.fake_gateway import Call, say_hello
+from tests.support.fake_gateway import Call, FakeGateway, say_hello
+from tests.support.memory_link import memory_links
 from transport.errors import PeerRefused
-from transport.links.base import Endpoint
+from transport.links.base import Endpoint, Link
 from transport.messages import Padding
 from transport.tickets import TicketStore
 
@@ -102,6 +104,41 @@ async def test_link_cut_in_mid_answer(edge: Edge) -> None:
     await whole_once(edge, bytes(got))
     assert edge.gateway.asked == ["open", f"resume {len(TEXT) // 2}"]
     assert edge.gateway.resumed_sessions == 1, "by ticket"
+
+
+@pytest.mark.parametrize("who", ["a hint", "another gateway"])
+async def test_an_impostor_may_delay_an_answer_but_not_end_it(edge: Edge, who: str) -> None:
+    """Whoever poses as a hop can say anything but what the session's keys say."""
+    edge.gateway.handle = steps = Steps()
+    impostor, real = FakeGateway(Ca(), say_hello), edge.client._sessions._dial
+    visits = 0
+
+    async def dial(endpoint: Endpoint) -> Link:
+        nonlocal visits
+        visits += 1
+        if visits > 3:
+            return await real(endpoint)
+        if who == "another gateway":
+            return await impostor.dial(endpoint)
+        ours, theirs = memory_links()
+        await theirs.send(bytes([0, 1]))
+        await theirs.close()
+        return ours
+
+    asked = asyncio.create_task(edge.request())
+    steps.go(2)
+    chunks = (await asked).chunks()
+    got = bytearray(await anext(chunks))
+    edge.client._sessions._dial = dial
+    edge.gateway.tickets = TicketStore()  # or a ticket would find its gateway out at once
+    edge.client._sessions._wallet.clear()
+    await edge.gateway.cut()
+    steps.go()
+    async for chunk in chunks:
+        got += chunk
+    assert visits > 3
+    await whole_once(edge, bytes(got))
+    await asyncio.gather(*impostor.tasks, return_exceptions=True)
 
 
 async def test_link_cut_before_the_end_marker(edge: Edge) -> None:
