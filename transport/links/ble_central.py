@@ -24,7 +24,7 @@ from bleak.exc import (
 )
 
 from transport.errors import LinkLost, ProtocolViolation, TransportError
-from transport.links.gatt import INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
+from transport.links.gatt import FIRST_CREDIT, INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
 from transport.links.gatt_link import GattLink
 
 LOOK_S: Final = 1.0  # how long others are looked for once one hop was heard
@@ -52,12 +52,16 @@ class _Heard:
 
 
 class BleCentral:
-    """A radio's central role. `scanner` and `client` are bleak's backends, None for the system's own."""
+    """A radio's central role. `scanner` and `client` are bleak's backends, None for the system's own, where `adapter`
+    names one of several.
+    """
 
     def __init__(
-        self, scanner: type[BaseBleakScanner] | None = None, client: type[BaseBleakClient] | None = None
+        self, scanner: type[BaseBleakScanner] | None = None, client: type[BaseBleakClient] | None = None, *,
+        adapter: str = "",
     ) -> None:
         self._scanner, self._client = scanner, client
+        self._options: dict[str, Any] = {"bluez": {"adapter": adapter}} if adapter else {}
         self._known: OrderedDict[str, _History] = OrderedDict()  # by address
         self._links: set[GattLink] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -110,7 +114,7 @@ class BleCentral:
             if likeness == _EXACT:
                 wanted.set()
 
-        async with BleakScanner(seen, [SERVICE], backend=self._scanner):
+        async with BleakScanner(seen, [SERVICE], backend=self._scanner, **self._options):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await first.wait()
@@ -137,7 +141,7 @@ class BleCentral:
             if link is not None:
                 link.carrier_lost(LinkLost("the connection to the hop was lost", hint=_GO_NEARER))
 
-        client = BleakClient(device, disconnected, timeout=timeout_s, backend=self._client)
+        client = BleakClient(device, disconnected, timeout=timeout_s, backend=self._client, **self._options)
         try:
             async with asyncio.timeout(timeout_s):
                 with _as_link_lost():
@@ -169,7 +173,8 @@ class BleCentral:
                 break
             await asyncio.sleep(_SIZE_PAUSE_S)
         size = max(VALUE_MIN, min(VALUE_MAX, info.value_size, rx.max_write_without_response_size))
-        return GattPipe(size, info.credit, 0, asyncio.get_running_loop().time())
+        credit = 0 if info.credit == FIRST_CREDIT else info.credit  # its first state says when it is ready
+        return GattPipe(size, credit, 0, asyncio.get_running_loop().time())
 
     def _link(self, client: BleakClient, pipe: GattPipe, address: str) -> GattLink:
         rx = client.services.get_characteristic(RX)

@@ -28,6 +28,7 @@ VERSION: Final = 1
 VALUE_MIN: Final = 20  # bytes: what an ATT_MTU of 23 leaves
 VALUE_MAX: Final = 495  # two link-layer packets of 251 bytes exactly; 512 fails on hosts in use
 WINDOW: Final = 32  # data values under way in one direction; far below half of the sequence numbers
+FIRST_CREDIT: Final = 1  # of a peripheral whose host needs one value to be ready for more
 QUEUE_MAX: Final = 64 * 1024  # bytes that wait to be sent
 GAP_S: Final = 2.0  # a value that was sent and does not come within this time is lost
 STARVED_S: Final = 30.0  # a peer that grants nothing for this long while something waits is given up

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import re
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -10,19 +12,30 @@ from transport.errors import BadInput, LinkLost
 from transport.links.base import Link, Listener
 from transport.links.ble_central import BleCentral
 
-_FORMS: Final = 'a radio is "system", "virtual:PATH" or "hci:TRANSPORT", as in "hci:usb:0" for a dongle'
+_FORMS: Final = (
+    'a radio is "system", "system:ADAPTER" as in "system:hci1", "virtual:PATH" or "hci:TRANSPORT", as in "hci:usb:0" '
+    "for a dongle"
+)
 _HCI_OPEN_S: Final = 10.0
 _CLOSE_S: Final = 5.0
 
 
 class OpenRadio:
-    """A `transport.links.base.Radio`. `device` is the bumble device that it drives, None for the system's radio."""
+    """A `transport.links.base.Radio`. `device` is the bumble device that it drives, None for the system's radio, of
+    which `adapter` names one of several.
+    """
 
-    def __init__(self, device: Any = None, give_back: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, device: Any = None, give_back: Callable[[], Awaitable[None]] | None = None, *, adapter: str = ""
+    ) -> None:
         self._give_back = give_back
         self._peripheral: Any = None
         if device is None:
-            self._central = BleCentral()
+            self._central = BleCentral(adapter=adapter)
+            if sys.platform == "linux":
+                from transport.links.gatt_bluez import BluezPeripheral
+
+                self._peripheral = BluezPeripheral(adapter)
             return
         logging.getLogger("bumble").setLevel(logging.CRITICAL)  # it shows strangers' bytes, with tracebacks
         from transport.links.gatt_bumble import BumblePeripheral
@@ -41,7 +54,7 @@ class OpenRadio:
     async def listen(self, on_link: Callable[[Link], Awaitable[None]], *, name: str) -> Listener:
         if self._peripheral is None:
             raise BadInput(
-                "the system's own radio cannot be a hop's yet", hint='use a dongle: radio "hci:usb:0", or a virtual one'
+                "this system's own radio cannot be a hop's", hint='use a dongle: radio "hci:usb:0", or a virtual one'
             )
         listener: Listener = await self._peripheral.listen(on_link, name=name)
         return listener
@@ -58,12 +71,12 @@ class OpenRadio:
 
 
 async def open_radio(spec: str) -> OpenRadio:
-    """"system": bleak's own backend, central only; "virtual:PATH": joins the virtual radio that is served on this Unix
+    """"system[:ADAPTER]": the system's own stack; "virtual:PATH": joins the virtual radio that is served on this Unix
     socket; "hci:TRANSPORT": bumble alone over one of its transports. Raises BadInput, LinkLost.
     """
     kind, _, where = spec.partition(":")
-    if spec == "system":
-        return OpenRadio()
+    if spec == "system" or (kind == "system" and re.fullmatch("hci[0-9]{1,3}", where, re.ASCII)):
+        return OpenRadio(adapter=where)
     if kind == "virtual" and where:
         from transport.links.virtual_join import join_radio
 

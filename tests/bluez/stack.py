@@ -1,0 +1,75 @@
+"""BlueZ on this machine with virtual adapters hci0 and hci1, which can be pulled out, and started anew at will."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+from dbus_fast import Variant
+
+from transport.errors import LinkLost
+from transport.links.bluez_bus import ADAPTER, BluezBus
+
+HOP, EDGE = 0, 1  # numbers of the adapters
+DAEMON = "/usr/libexec/bluetooth/bluetoothd"
+CONFIG = Path("/etc/bluetooth/main.conf")
+LOG = Path("/tmp/bluetoothd.log")
+LIMIT_S = 30.0
+
+
+class Stack:
+    """Close it at the end: the machine's own life is short, but a test of the tests is not."""
+
+    def __init__(self, phy: str = "instant", *options: str) -> None:
+        self._phy, self._options = phy, options
+        self.exits = contextlib.AsyncExitStack()
+        self.lab: object = None  # of the steps with sessions
+        self._bus = BluezBus(lambda _: None)
+
+    async def start(self) -> None:
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        command = [sys.executable, "-m", "tests.bluez.radio", self._phy]
+        self._radio = await asyncio.create_subprocess_exec(*command, **pipes)
+        for number in (HOP, EDGE):
+            await self.radio(f"add {number}")
+        await self._bus.open()
+        await self.start_daemon()
+
+    async def radio(self, command: str) -> None:
+        assert self._radio.stdin is not None and self._radio.stdout is not None
+        self._radio.stdin.write(command.encode() + b"\n")
+        answer = await asyncio.wait_for(self._radio.stdout.readline(), LIMIT_S)
+        assert answer == b"done\n", answer
+
+    async def start_daemon(self, *, bearers: int = 1) -> None:
+        """`bearers` of the attribute protocol on a connection: more than one is EATT."""
+        CONFIG.write_text(f"[GATT]\nChannels={bearers}\n")  # noqa: ASYNC240
+        with LOG.open("ab") as log:  # noqa: ASYNC230
+            self._daemon = await asyncio.create_subprocess_exec(DAEMON, "-n", *self._options, stdout=log, stderr=log)
+        for number in (HOP, EDGE):
+            await self.switch_on(number)
+
+    async def stop_daemon(self) -> None:
+        self._daemon.terminate()
+        await asyncio.wait_for(self._daemon.wait(), LIMIT_S)
+
+    async def switch_on(self, number: int) -> None:
+        """Waits until BlueZ has the adapter, and that it is on."""
+        path = f"/org/bluez/hci{number}"
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                try:
+                    if (await self._bus.objects())[path][ADAPTER]["Powered"].value:
+                        return
+                    await self._bus.call(path, "org.freedesktop.DBus.Properties", "Set", "ssv", ADAPTER, "Powered",
+                                         Variant("b", True))
+                except (LinkLost, KeyError):
+                    await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        await self.exits.aclose()
+        self._bus.close()
+        for process in (self._daemon, self._radio):
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

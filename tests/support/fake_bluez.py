@@ -1,0 +1,134 @@
+"""A BlueZ that is none, on a D-Bus of its own: it answers as bluetoothd does, and is told what devices do."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+
+HCI0 = "/org/bluez/hci0"
+MANAGERS = ("org.bluez.GattManager1", "org.bluez.LEAdvertisingManager1")
+
+
+def device(number: int) -> str:
+    return f"{HCI0}/dev_00_00_00_00_00_{number:02X}"
+
+
+class FakeBluez:
+    """`application` and `advertisement` are the names on the bus of who has registered one now, "" for nobody."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self.powered = True
+        self.adapters = [HCI0]
+        self.application = self.advertisement = ""
+        self.disconnected: list[str] = []
+        self.ends: list[socket.socket] = []
+        self.changed = asyncio.Event()
+        bus.add_message_handler(self._on_message)
+
+    async def start(self) -> None:
+        await self._bus.request_name("org.bluez")
+
+    async def stop(self) -> None:
+        self.application = self.advertisement = ""
+        await self._bus.release_name("org.bluez")
+
+    def pull_out(self) -> None:
+        self.application = self.advertisement = ""
+        self.adapters = []
+        self._signal("/", "org.freedesktop.DBus.ObjectManager", "InterfacesRemoved", "oas",
+                     [HCI0, ["org.bluez.Adapter1", *MANAGERS]])
+
+    def plug_in(self) -> None:
+        self.adapters = [HCI0]
+        self._signal("/", "org.freedesktop.DBus.ObjectManager", "InterfacesAdded", "oa{sa{sv}}",
+                     [HCI0, self._adapter()])
+
+    def switch(self, on: bool) -> None:
+        self.powered = on
+        self._property(HCI0, "org.bluez.Adapter1", "Powered", on)
+
+    def leave(self, path: str) -> None:
+        """A device has disconnected, and no more than that is said."""
+        self._property(path, "org.bluez.Device1", "Connected", False)
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def ask(self, path: str, interface: str, member: str, signature: str = "", *body: Any) -> Message:
+        """Of the application."""
+        return await self._bus.call(
+            Message(self.application, path, interface, member, signature=signature, body=list(body)))
+
+    async def acquire(self, what: str, path: str, mtu: int = 517) -> socket.socket:
+        """`what` is "AcquireWrite" or "AcquireNotify". Raises PermissionError if it is refused."""
+        characteristic = "/causeway/service/" + {"AcquireWrite": "rx", "AcquireNotify": "tx"}[what]
+        options = {"device": Variant("o", path), "mtu": Variant("q", mtu), "link": Variant("s", "LE")}
+        reply = await self.ask(characteristic, "org.bluez.GattCharacteristic1", what, "a{sv}", options)
+        if reply.message_type is MessageType.ERROR:
+            raise PermissionError(reply.error_name)
+        assert reply.signature == "hq" and reply.body[1] == mtu
+        end = socket.socket(fileno=reply.unix_fds[0])
+        end.setblocking(False)
+        self.ends.append(end)
+        return end
+
+    def _on_message(self, message: Message) -> Message | None:
+        if message.message_type is not MessageType.METHOD_CALL or message.interface == "org.freedesktop.DBus.Peer":
+            return None
+        self.changed.set()
+        if message.member == "GetManagedObjects":
+            objects = {path: self._adapter() for path in self.adapters}
+            return Message.new_method_return(message, "a{oa{sa{sv}}}", [objects])
+        if message.member == "Disconnect":
+            self.disconnected.append(message.path or "")
+        elif message.path not in self.adapters:
+            return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownObject", "")
+        else:
+            verb, _, what = (message.member or "").replace("ister", "ister ").partition(" ")
+            held = getattr(self, what.lower())
+            if bool(held) is (verb == "Register"):
+                return Message.new_error(message, f"org.bluez.Error.{'Already' if held else 'DoesNot'}Exist", "")
+            setattr(self, what.lower(), message.sender if verb == "Register" else "")
+        return Message.new_method_return(message)
+
+    def _adapter(self) -> dict[str, dict[str, Variant]]:
+        return {"org.bluez.Adapter1": {"Powered": Variant("b", self.powered)}, **{name: {} for name in MANAGERS}}
+
+    def _property(self, path: str, interface: str, name: str, value: bool) -> None:
+        self._signal(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
+                     [interface, {name: Variant("b", value)}, []])
+
+    def _signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
+        self._bus.send(Message.new_signal(path, interface, member, signature, body))
+
+
+@asynccontextmanager
+async def fake_bluez() -> AsyncIterator[FakeBluez]:
+    """On a bus that `DBUS_SYSTEM_BUS_ADDRESS` names from then on: patch that variable back."""
+    daemon = await asyncio.create_subprocess_exec(
+        "dbus-daemon", "--session", "--nofork", "--print-address", stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert daemon.stdout is not None
+    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = (await daemon.stdout.readline()).decode().strip()
+    bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+    try:
+        fake = FakeBluez(bus)
+        await fake.start()
+        yield fake
+        for end in fake.ends:
+            end.close()
+    finally:
+        bus.disconnect()
+        await bus.wait_for_disconnect()
+        daemon.kill()
+        await daemon.wait()
