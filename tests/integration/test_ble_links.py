@@ -729,7 +729,7 @@ async def test_a_radio_that_cannot_be_had_is_named(error: Exception, reason: str
     await central.close()
 
 
-async def test_what_is_no_radio_is_named(tmp_path: Any) -> None:
+async def test_what_is_no_radio_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in ("", "systems", "virtual:", "virtual", "hci:", "usb:0"):
         with pytest.raises(BadInput, match="not a radio"):
             await open_radio(spec)
@@ -739,6 +739,13 @@ async def test_what_is_no_radio_is_named(tmp_path: Any) -> None:
         with pytest.raises(LinkLost) as lost:
             await open_radio(f"hci:{where}")
         assert lost.value.reason == "unavailable" and lost.value.hint
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
+    radio = await open_radio("system")
+    with pytest.raises(LinkLost, match="cannot be reached") as lost:
+        await radio.listen(lambda _: asyncio.sleep(0), name="")
+    assert lost.value.reason == "unavailable" and lost.value.hint
+    await radio.close()
+    monkeypatch.setattr("sys.platform", "win32")
     radio = await open_radio("system")
     with pytest.raises(BadInput, match="cannot be a hop"):
         await radio.listen(lambda _: asyncio.sleep(0), name="")
