@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PACKAGES: Final = ("bluez", "dbus", "python3", "kmod", "busybox-static")
+PACKAGES: Final = ("bluez", "dbus", "python3", "libstdc++6", "kmod", "busybox-static")
 CODE: Final = ("transport", "store", "edge_client", "relay", "tests", "scripts", "benchmarks")
 EXTRAS: Final = ("edge", "hop", "gateway")
 LEFT_OUT: Final = {"llama-cpp-python", "gguf", "pypdf"}  # no link needs them

@@ -10,7 +10,7 @@ from tests.bluez import links, sessions
 from tests.bluez.stack import Stack
 
 STEPS = {**links.STEPS, **sessions.STEPS}
-LIMIT_S = 60.0  # of one step
+LIMIT_S = 150.0  # of one step; on a machine at rest the longest takes a quarter of it
 
 
 async def main(names: list[str]) -> int:
