@@ -22,7 +22,7 @@
     quality = 0.8                   # or: keep this share of what relaying everything gains over relaying nothing
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [bluetooth]
-    radio = "system"                # for ble endpoints; or "hci:TRANSPORT" (a dongle), "virtual:PATH"
+    radio = "system"                # for ble endpoints; or "system:hci1", "hci:TRANSPORT" (a dongle), "virtual:PATH"
 """
 
 import os

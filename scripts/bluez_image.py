@@ -72,7 +72,7 @@ def with_code(folder: Path, initrd: Path, arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="causeway-code-") as scratch:
         repo = Path(scratch) / "repo"
         for name in CODE:
-            shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("web", "corpus", "*.json"))
+            shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("corpus", "vectors"))
         (repo / "arguments").write_text(" ".join(arguments))
         shutil.copy(repo / "tests" / "bluez" / "init", Path(scratch))
         shutil.copyfile(folder / "rootfs.cpio", initrd)

@@ -71,7 +71,7 @@ def serve(
     home: Annotated[Path, _HOME] = _DEFAULT_HOME,
     passphrase_file: Annotated[Path | None, _PASSPHRASE] = None,
     radio: Annotated[
-        str, typer.Option("--radio", help="For ble: system, hci:TRANSPORT (a dongle) or virtual:PATH.")
+        str, typer.Option("--radio", help="For ble: system, system:hci1, hci:TRANSPORT (a dongle) or virtual:PATH.")
     ] = "system",
     announce: Annotated[
         bool, typer.Option("--announce", help="Tell this network, by multicast DNS, that a hop listens here on tcp.")

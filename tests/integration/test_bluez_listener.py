@@ -91,7 +91,7 @@ async def lost(link: Link) -> None:
             await link.receive()
 
 
-async def test_what_bluez_is_told_is_the_service_and_nothing_of_this_hop(lab: Lab) -> None:
+async def test_H17_what_bluez_is_told_is_the_service_and_nothing_of_this_hop(lab: Lab) -> None:
     assert lab.fake.application == lab.fake.advertisement != ""
     reply = await lab.fake.ask("/", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
     told = {path: {name: value.value for name, value in next(iter(interfaces.values())).items()}
