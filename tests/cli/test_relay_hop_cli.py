@@ -116,7 +116,7 @@ async def test_status_tells_how_a_hop_does_and_nothing_of_an_edge(files: dict[st
         await link.close()
         assert list(control.iterdir()) == []
         nobody = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={home}/none"}  # whatever this machine has
-        for radio, expected, words in (("system", 5, "Bluetooth service cannot be reached"), ("cable:1", 3, "not a radio"),
+        for radio, expected, words in (("system", 5, "cannot be reached"), ("cable:1", 3, "not a radio"),
                                        (f"virtual:{home}/none", 5, "cannot reach")):
             code, _, err = await run("serve", "--listen", "ble", "--radio", radio, *common, **nobody)
             assert (code, words in err, "hint: " in err) == (expected, True, True), err

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import canaries, make_manual, run_tests, setup
+from scripts import bluez_image, bluez_vm, canaries, make_manual, run_tests, setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=12, max_size=40)
@@ -116,3 +116,23 @@ def test_time_left_follows_the_pace_of_the_slow_step() -> None:
         assert progress.line() == "set-up: step 2/3 ·  56 % · about 1 min 00 s left · half"
     finally:
         progress.close()
+
+
+def test_the_bluetooth_machine_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scripts/test-bluez"])
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda name: None if name in ("cpio", "qemu-system-x86_64") else f"/bin/{name}")
+    assert bluez_vm.main() == 2
+    assert "cpio qemu-system-x86   (Debian: sudo apt-get install cpio qemu-system-x86)" in capsys.readouterr().err
+
+
+def test_the_bluetooth_machine_is_made_of_what_links_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name.split("/")[0] for _, name in bluez_image._files()}
+    assert {"bleak", "bumble", "dbus_fast", "aiohttp", "cryptography", "sqlcipher3"} <= names
+    assert not {"llama_cpp", "pytest", "mypy", ".."} & names
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(bluez_image, "cache", lambda: Path("/nowhere"))
+    with pytest.raises(bluez_image.NoImage, match="amd64"):
+        bluez_image.image(lambda text: None)
