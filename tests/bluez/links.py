@@ -173,6 +173,21 @@ async def daemon_restarted(stack: Stack) -> str:
         return f"noticed after {noticed:.1f} s, new link {time.monotonic() - back:.1f} s after it is back"
 
 
+async def several_bearers(stack: Stack) -> str:
+    """EATT: the attribute protocol over several channels of one connection, which may overtake each other."""
+    await stack.stop_daemon()
+    await stack.start_daemon(bearers=3)
+    try:
+        async with lab(stack) as made:
+            near, far = await made.pair()
+            into, out = await carry(near, far, BULK // 2), await carry(far, near, BULK // 2)
+            await near.close()
+            return f"in {into}, out {out}, same bytes"
+    finally:
+        await stack.stop_daemon()
+        await stack.start_daemon()
+
+
 STEPS = {
     "advertisement": advertisement_says_nothing,
     "bulk": bulk_both_ways,
@@ -181,4 +196,5 @@ STEPS = {
     "drop": drop,
     "adapter-removed": adapter_removed,
     "daemon-restarted": daemon_restarted,
+    "eatt": several_bearers,
 }
