@@ -66,7 +66,7 @@ async def join_and_ask(stack: Stack) -> str:
 
 async def large_prompt(stack: Stack) -> str:
     made = await lab(stack)
-    prompt = "".join(f"{number} bar, " for number in range(8_000))
+    prompt = ", ".join(f"{number} bar" for number in range(8_000))
     took = await made.ask(prompt, "Noted.")
     assert prompt.encode() in made.provider.bodies[-1]
     return f"{len(prompt) // 1000} kB and the answer in {took:.1f} s"

@@ -4,13 +4,18 @@ import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from bleak.backends.client import BaseBleakClient
 
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import BadInput, LinkLost
 from transport.links import gatt_bluez, gatt_link
 from transport.links.base import Link
+from transport.links.ble_central import BleCentral
 from transport.links.gatt import INFO, RX, SERVICE, TX, GattPipe, Info
 from transport.links.gatt_bluez import BluezPeripheral
 from transport.links.radio import open_radio
@@ -271,3 +276,18 @@ async def test_an_adapter_is_named_or_the_first(lab: Lab) -> None:
         with pytest.raises(BadInput):
             await open_radio(wrong)
     await (await open_radio("system:hci0")).close()
+
+
+async def test_a_central_asks_bluez_where_bleak_was_told_the_least(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rx(longest: int) -> Any:
+        return SimpleNamespace(max_write_without_response_size=longest, obj=(f"{device(1)}/service0001/char0002", {}))
+
+    assert await BleCentral()._longest(rx(20)) == 514
+    assert await BleCentral()._longest(rx(182)) == 182
+    assert await BleCentral(client=BaseBleakClient)._longest(rx(20)) == 20  # another's characteristic is no path
+    lab.fake.mtu = 23
+    assert await BleCentral()._longest(rx(20)) == 20
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
+    assert await BleCentral()._longest(rx(20)) == 20

@@ -24,6 +24,7 @@ class FakeBluez:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self.powered = True
+        self.mtu = 517
         self.adapters = [HCI0]
         self.application = self.advertisement = ""
         self.disconnected: list[str] = []
@@ -95,6 +96,8 @@ class FakeBluez:
         if message.member == "GetManagedObjects":
             objects = {path: self._adapter() for path in self.adapters}
             return Message.new_method_return(message, "a{oa{sa{sv}}}", [objects])
+        if message.member == "Get":
+            return Message.new_method_return(message, "v", [Variant("q", self.mtu)])
         if message.member == "Disconnect":
             self.disconnected.append(message.path or "")
         elif message.path not in self.adapters:

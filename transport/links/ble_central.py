@@ -6,12 +6,14 @@ first, those that have led nowhere last, and the signal decides among the rest.
 
 import asyncio
 import contextlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bleak import BleakClient, BleakScanner
+from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.client import BaseBleakClient
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData, BaseBleakScanner
@@ -169,12 +171,24 @@ class BleCentral:
         except ProtocolViolation as error:
             raise LinkLost(str(error), reason="error", hint=error.hint) from error
         for _ in range(_SIZE_TRIES):
-            if rx.max_write_without_response_size > VALUE_MIN:
+            if (longest := await self._longest(rx)) > VALUE_MIN:
                 break
             await asyncio.sleep(_SIZE_PAUSE_S)
-        size = max(VALUE_MIN, min(VALUE_MAX, info.value_size, rx.max_write_without_response_size))
+        size = max(VALUE_MIN, min(VALUE_MAX, info.value_size, longest))
         credit = 0 if info.credit == FIRST_CREDIT else info.credit  # its first state says when it is ready
         return GattPipe(size, credit, 0, asyncio.get_running_loop().time())
+
+    async def _longest(self, rx: BleakGATTCharacteristic) -> int:
+        """Bytes of the longest write without response."""
+        said = rx.max_write_without_response_size
+        if said > VALUE_MIN or self._client is not None or sys.platform != "linux":
+            return said
+        from transport.links.bluez_bus import mtu_of
+
+        # BlueZ (5.66) tells bleak of 20 for good when it connects to a device again, but has the right number if asked
+        with contextlib.suppress(LinkLost):
+            return max(said, await mtu_of(rx.obj[0]) - 3)
+        return said
 
     def _link(self, client: BleakClient, pipe: GattPipe, address: str) -> GattLink:
         rx = client.services.get_characteristic(RX)

@@ -151,6 +151,17 @@ class BluezBus:
             self._changed(message.path)
 
 
+async def mtu_of(characteristic: str) -> int:
+    """ATT_MTU of the connection that a remote characteristic, by its path, belongs to. Raises LinkLost."""
+    bus = BluezBus(lambda _: None)
+    await bus.open()
+    try:
+        found = await bus.call(characteristic, _PROPERTIES, "Get", "ss", "org.bluez.GattCharacteristic1", "MTU")
+        return int(found[0].value)
+    finally:
+        bus.close()
+
+
 def _close(fd: int) -> None:
     with contextlib.suppress(OSError):
         os.close(fd)
