@@ -120,9 +120,11 @@ class Assistant:
         self._threshold = threshold
 
     async def answer(
-        self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None
+        self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None,
+        decided: Callable[[Decision], None] = lambda decision: None,
     ) -> Answer:
-        """Delivers Routed, then the text in pieces, and returns the whole. `leaving` hears of a relay beforehand.
+        """Delivers Routed, then the text in pieces, and returns the whole. `leaving` hears of a relay beforehand,
+        `decided` of each decision at once: also of a refusal, and of one more where no gateway can be found.
 
         Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
         the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
@@ -152,6 +154,7 @@ class Assistant:
                 figure = need(decision.features)
                 span.set_attribute("causeway.need", round(figure, 4))
                 _log.info("%s by rule %s, need %.3f, trace %s", decision.route, decision.rule, figure, trace_id)
+                decided(decision)
                 if decision.route == "refuse":
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
@@ -160,6 +163,7 @@ class Assistant:
                         answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
                     except Unreached:
                         relayed, decision = False, _without_a_way(decision)
+                        decided(decision)
                         span.set_attribute(telemetry.ROUTE, decision.route)
                 if not relayed:
                     answer = await self._answer_here(question, decision, passages, trace_id, timed, kept=kept)

@@ -43,7 +43,7 @@ def ask(
         raise typer.BadParameter("--local and --queue exclude each other")
 
     async def work() -> None:
-        from edge_client.answering import Leaving, Question, Routed
+        from edge_client.answering import Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
@@ -60,19 +60,16 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
-                    if explain and event.decision.route == "local":
-                        _explain(event.decision)
                     _announce(event)
 
-            def leaving(what: Leaving) -> None:
-                if explain and not as_json:
-                    _explain(what.decision)
-                _say_what_leaves(what)
+            def decided(decision: "Decision") -> None:
+                if explain and (not as_json or decision.route == "refuse"):
+                    _explain(decision)
 
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
             try:
                 with _link_hint():
-                    answer = await assistant.answer(asked, deliver, leaving)
+                    answer = await assistant.answer(asked, deliver, _say_what_leaves, decided)
             except Queued as queued:
                 _promise(queued, as_json)
                 return

@@ -21,7 +21,7 @@ import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.commands.ask import quote
-from edge_client.errors import GaveUp
+from edge_client.errors import GaveUp, Unreached
 from store.keys import Passphrase, create_key
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
 from tests.support.stores import CachedStretch
@@ -460,6 +460,25 @@ def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: 
     answer = edge("ask", "--explain", "--json", "Explain the tides").object
     assert (answer["explanation"]["rule"], answer["explanation"]["asks_for_reasoning"]) == ("beyond-local", "yes")
     assert "explanation" not in edge("ask", "--json", "Explain the tides").object
+
+
+def test_ask_explains_a_refusal_too(edge: Edge, relay: FakeRelay) -> None:
+    for arguments in ([], ["--json"]):
+        refused = edge("ask", "--explain", "--relay", *arguments, "log in with password: hunter22")
+        lines = {line[:24].strip(): line[25:] for line in refused.err.splitlines() if line.startswith("  ")}
+        assert refused.code == 6 and (lines["rule"], lines["route"]) == ("secret", "refuse")
+        assert "hunter22" not in refused.err and refused.err.index("refuse") < refused.err.index("edge: ")
+
+
+def test_ask_explains_both_decisions_where_no_gateway_is_found(
+    edge: Edge, relay: FakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nowhere(self: FakeRelay, method: str, route: str, body: bytes) -> None:
+        raise Unreached
+
+    monkeypatch.setattr(FakeRelay, "request", nowhere)
+    asked = edge("ask", "--explain", "Explain the tides")
+    assert asked.code == 0 and asked.err.index("beyond-local") < asked.err.index("unreached")
 
 
 def test_a_persons_threshold_moves_the_same_question(edge: Edge, home: Path, relay: FakeRelay) -> None:
