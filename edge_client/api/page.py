@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from aiohttp import web
 
@@ -73,6 +73,7 @@ async def _no_way() -> Way | None:
 class Behind:
     """What the page looks into. Each raises NoStore where there is no store yet; `relay` gives None before joining.
 
+    `store` says whether there is one, and whether it is open: where it is locked, all the others raise StoreLocked.
     `later` is an assistant that puts into the outbox what it would relay, and raises Queued.
     """
 
@@ -82,7 +83,7 @@ class Behind:
     history: Callable[[], History]
     later: Callable[[], Awaitable[Assistant]]
     ingest: Callable[[], Awaitable[Ingest]]
-    has_store: bool = True
+    store: Callable[[], Literal["none", "locked", "open"]] = lambda: "open"
     relay: Callable[[], Awaitable[Way | None]] = _no_way
 
 
@@ -144,17 +145,18 @@ class Page:
         return web.json_response({"token": self._token}, headers={"Cache-Control": "no-store"})
 
     async def _status(self, request: web.Request) -> web.Response:
-        relay = await self._behind.relay()
+        store = self._behind.store()
+        relay = None if store == "locked" else await self._behind.relay()
         state, via = ("none", "") if relay is None else relay.link
         count: tuple[int, int] = (0, 0)
         queue: Mapping[str, int] = {}
         answers = 0
-        if self._behind.has_store:
+        if store == "open":
             count, queue = await self._behind.documents().count(), await self._behind.outbox().counts()
             answers = len(await self._behind.promises().answers())
         return _json({
             "link": {"state": state, "via": via}, "queue": queue, "answers": answers, "documents": count[0],
-            "passages": count[1], "store": self._behind.has_store,
+            "passages": count[1], "store": store,
         })
 
     async def _passage(self, request: web.Request) -> web.Response:
@@ -167,7 +169,7 @@ class Page:
         })
 
     async def _documents(self, request: web.Request) -> web.Response:
-        found = await self._behind.documents().list() if self._behind.has_store else []
+        found = await self._behind.documents().list() if self._behind.store() != "none" else []
         return _json({"documents": [_document(document) for document in found]})
 
     async def _ingest(self, request: web.Request) -> web.Response:
@@ -187,7 +189,7 @@ class Page:
         return _json({"forgotten": await self._behind.documents().delete(int(request.match_info["id"]))})
 
     async def _outbox(self, request: web.Request) -> web.Response:
-        if not self._behind.has_store:
+        if self._behind.store() == "none":
             return _json({"outbox": [], "answers": []})
         await self._behind.outbox().expire(now=int(time.time()))
         promised = await self._behind.promises().promised()
@@ -240,8 +242,9 @@ class Page:
         return _json({"question": question_of(entry), "answer": text, "via": answer.via, "trace_id": answer.trace_id})
 
     async def _list_history(self, request: web.Request) -> web.Response:
-        found = await self._behind.history().search(request.query.get("q", "")) if self._behind.has_store else []
-        return _json({"history": found})
+        if self._behind.store() == "none":
+            return _json({"history": []})
+        return _json({"history": await self._behind.history().search(request.query.get("q", ""))})
 
     async def _get_history(self, request: web.Request) -> web.Response:
         talk = await self._behind.history().get(request.match_info["id"])

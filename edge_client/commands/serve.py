@@ -63,7 +63,8 @@ def serve(
             behind = Behind(
                 documents=lambda: app.documents, outbox=lambda: app.outbox, promises=lambda: app.promises,
                 later=lambda: app.assistant(chat, later=True), ingest=ingest, relay=way,
-                history=lambda: History(Settings(app.database, NAMESPACE)), has_store=app.has_store,
+                history=lambda: History(Settings(app.database, NAMESPACE)),
+                store=lambda: "open" if app.has_store else "none",
             )
             app.drain()
             await serve_until_stopped(names, config.token_path, port, note, behind)

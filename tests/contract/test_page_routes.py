@@ -204,9 +204,21 @@ async def test_without_a_store_there_is_nothing_to_show_and_a_file_says_why(lab:
     for path, empty in (("documents", {}), ("outbox", {"answers": []}), ("history", {})):
         assert await (await client.get(f"/causeway/{path}", headers=BEARER)).json() == {path: [], **empty}
     status = await (await client.get("/causeway/status", headers=BEARER)).json()
-    assert (status["store"], status["documents"], status["queue"]) == (False, 0, {})
+    assert (status["store"], status["documents"], status["queue"]) == ("none", 0, {})
     answer = await client.post("/causeway/documents?name=a.md", data="text", headers=BEARER)
     assert answer.status == 503 and (await problem(answer))["code"] == "no_store"
+
+
+async def test_a_locked_store_is_told_as_such(lab: Lab, client: ClientSession) -> None:
+    lab.lock()
+    status = await (await client.get("/causeway/status", headers=BEARER)).json()
+    assert (status["store"], status["link"]["state"], status["documents"]) == ("locked", "none", 0)
+    for path in ("documents", "outbox", "history", f"history/{ID}", f"answers/{ID}", "passage/1"):
+        answer = await client.get(f"/causeway/{path}", headers=BEARER)
+        assert answer.status == 423 and answer.headers["x-should-retry"] == "false"
+        error = await problem(answer)
+        assert (error["code"], error["type"]) == ("store_locked", "invalid_request_error")
+        assert error["message"] == "the store is locked (`edge store unlock`)"
 
 
 async def test_the_oldest_chats_go(lab: Lab, client: ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ from edge_client.outbox import Outbox
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
 from store.documents import Documents
+from store.errors import StoreLocked
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
@@ -138,7 +140,21 @@ class Lab:
         async def ingest() -> Ingest:
             raise NoStore
 
-        self.page._behind = replace(self.page._behind, has_store=False, ingest=ingest)
+        self.page._behind = replace(self.page._behind, store=lambda: "none", ingest=ingest)
+
+    def lock(self) -> None:
+        """From here on as when the store is locked."""
+
+        def locked() -> NoReturn:
+            raise StoreLocked("the store is locked", hint="`edge store unlock`")
+
+        async def later() -> NoReturn:
+            locked()
+
+        self.page._behind = Behind(
+            documents=locked, outbox=locked, promises=locked, history=locked, later=later, ingest=later, relay=later,
+            store=lambda: "locked",
+        )
 
     async def queue(self, number: int, question: str, *, now: int) -> bytes:
         """A question in the outbox that waits."""
