@@ -14,6 +14,7 @@ from edge_client.commands.explain import explain
 from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
+from edge_client.commands.setup import setup
 from edge_client.commands.status import status
 from edge_client.commands.store import store
 
@@ -47,6 +48,7 @@ def _root(
     pass
 
 
+app.command()(setup)
 app.command()(ask)
 app.command()(explain)
 app.command()(ingest)

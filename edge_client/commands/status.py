@@ -35,7 +35,7 @@ def status(
         config = Config.load()
         disk = posture(config.home)
         result: dict[str, Any] = {
-            "home": str(config.home), "store": "none", "documents": 0, "chunks": 0, "models": _models(config),
+            "home": str(config.home), "store": "none", "documents": 0, "chunks": 0, "models": models_there(config),
             "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
             "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
@@ -63,7 +63,7 @@ def status(
     run(work, as_json=as_json)
 
 
-def _models(config: "Config") -> dict[str, str | None]:
+def models_there(config: "Config") -> dict[str, str | None]:
     """By kind, the name or file that is used; None if it is not there."""
     from edge_client.engine.models import installed
 

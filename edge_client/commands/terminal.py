@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["JSON", "Exit", "exit_code", "note", "run", "show"]
+__all__ = ["JSON", "Exit", "exit_code", "note", "run", "show", "tell"]
 
 # By fault, as documented in the README; typer's own usage errors are 2.
 _EXIT: Final = {
@@ -41,10 +41,14 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool = False)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except Exception as error:  # the last door: whatever comes becomes a message and a code
-        raise typer.Exit(_report(error, as_json)) from None
+        told = tell(error)
+        if as_json:
+            show({"error": told})
+        raise typer.Exit(exit_code(told["fault"])) from None
 
 
-def _report(error: Exception, as_json: bool) -> int:
+def tell(error: Exception) -> dict[str, Any]:
+    """An error as one or two lines on stderr, and as the object that `--json` shows."""
     code, fault = getattr(error, "code", None), getattr(error, "fault", None)
     if isinstance(code, str) and isinstance(fault, str):
         message, hint = str(error), getattr(error, "hint", None)
@@ -56,9 +60,7 @@ def _report(error: Exception, as_json: bool) -> int:
     note(message)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
-    if as_json:
-        show({"error": {"code": code, "fault": fault, "message": message, "hint": hint}})
-    return exit_code(fault)
+    return {"code": code, "fault": fault, "message": message, "hint": hint}
 
 
 def exit_code(fault: str) -> int:
