@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_client.commands.ask import ask
+from edge_client.commands.chat import chat
 from edge_client.commands.device import join
 from edge_client.commands.documents import documents, ingest, search
 from edge_client.commands.explain import explain
@@ -50,6 +51,7 @@ def _root(
 
 app.command()(setup)
 app.command()(ask)
+app.command()(chat)
 app.command()(explain)
 app.command()(ingest)
 app.command()(search)

@@ -3,13 +3,13 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edge_client.commands.terminal import JSON, note, run, show
+from edge_client.commands.terminal import JSON, LOCAL, RELAYED, coloured, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
@@ -60,7 +60,7 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
-                    _announce(event)
+                    announce(event)
 
             def decided(decision: "Decision") -> None:
                 if explain and (not as_json or decision.route == "refuse"):
@@ -69,7 +69,7 @@ def ask(
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
             try:
                 with _link_hint():
-                    answer = await assistant.answer(asked, deliver, _say_what_leaves, decided)
+                    answer = await assistant.answer(asked, deliver, say_what_leaves, decided)
             except Queued as queued:
                 _promise(queued, as_json)
                 return
@@ -128,11 +128,12 @@ def _clock(at: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def _say_what_leaves(what: "Leaving") -> None:
+def say_what_leaves(what: "Leaving", say: Callable[[str], None] = note) -> None:
     """Before anything is sent, also with --json: a person may be at the keyboard, and can still press Ctrl-C."""
-    note(f"relay{' to ' + what.model if what.model else ''}: {'; '.join(what.decision.reasons)}")
+    to = f" to {what.model}" if what.model else ""
+    say(f"{coloured('relay', RELAYED)}{to}: {'; '.join(what.decision.reasons)}")
     for text in what.notes:
-        note(text)
+        say(text)
 
 
 def _explain(decision: "Decision") -> None:
@@ -165,13 +166,19 @@ def _explanation(decision: "Decision") -> dict[str, Any]:
     }
 
 
-def _announce(routed: "Routed") -> None:
+def announce(routed: "Routed", say: Callable[[str], None] = note) -> None:
+    """Where the answer that follows was made, and why."""
     if routed.decision.route == "relay":
-        note(f"relayed to {routed.model}")  # the rest was said before it was sent
+        say(f"{coloured('relayed', RELAYED)} to {routed.model}")  # the rest was said before it was sent
         return
-    note(f"local: {'; '.join(routed.decision.reasons)}")
+    say(f"{coloured('local', LOCAL)}: {'; '.join(routed.decision.reasons)}")
     for text in routed.notes:
-        note(text)
+        say(text)
+
+
+def cited(passage: "Passage") -> str:
+    """Where a passage stands, as people say it."""
+    return f"{passage.place} ({Path(passage.source).name})"
 
 
 def quote(text: str, wanted: str) -> str:
@@ -205,8 +212,7 @@ def _words(text: str) -> list[str]:
 def _footer(answer: "Answer", question: str) -> None:
     wanted = f"{question} {answer.text}"
     for number, passage in enumerate(answer.routed.citations, 1):
-        name = Path(passage.source).name
-        print(f"  [{number}] {passage.place} ({name}): \"{quote(passage.text, wanted)}\"", file=sys.stderr)
+        print(f"  [{number}] {cited(passage)}: \"{quote(passage.text, wanted)}\"", file=sys.stderr)
     if answer.finish_reason == "length":
         note("the answer was cut off at its limit")
     way = f", via {answer.via}" if answer.via else ""

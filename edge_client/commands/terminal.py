@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["JSON", "Exit", "exit_code", "note", "run", "show", "tell"]
+__all__ = ["JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "run", "show", "tell"]
 
 # By fault, as documented in the README; typer's own usage errors are 2.
 _EXIT: Final = {
     "user": 3, "identity": 4, "link": 5, "policy": 6, "provider": 7, "store": 8, "unknown_outcome": 9, "peer": 10,
 }
+# Colours of a terminal (ECMA-48, SGR): where an answer came from, as on the page.
+LOCAL, RELAYED, _FAINT = "32", "36", "2"
 JSON: Final = typer.Option("--json", help="Print one JSON object.")
 
 
@@ -29,8 +31,13 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool = False)
     """Runs a command's body and ends the process with its exit code. An error is two lines on stderr, no traceback."""
     import asyncio  # a third of the time that `edge --help` takes
 
+    ended(lambda: asyncio.run(work()), as_json=as_json)
+
+
+def ended(work: Callable[[], None], *, as_json: bool = False) -> None:
+    """As `run`, of a body that has no event loop around it."""
     try:
-        asyncio.run(work())
+        work()
         sys.stdout.flush()
     except Exit as end:
         raise typer.Exit(end.exit_code) from None
@@ -59,7 +66,7 @@ def tell(error: Exception) -> dict[str, Any]:
         hint = "set CAUSEWAY_DEBUG=1 to see where, and please report it"
     note(message)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"{coloured('hint:', _FAINT)} {hint}", file=sys.stderr)
     return {"code": code, "fault": fault, "message": message, "hint": hint}
 
 
@@ -70,6 +77,13 @@ def exit_code(fault: str) -> int:
 def note(message: str) -> None:
     """A message, not a result: to stderr."""
     print(f"edge: {message}", file=sys.stderr, flush=True)
+
+
+def coloured(text: str, colour: str) -> str:
+    """For standard error, where that is a terminal and nobody objects (no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def show(result: object) -> None:
