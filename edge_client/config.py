@@ -10,7 +10,7 @@
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
     model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
-    endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, best first; without it the invitation's
+    endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, the quickest first; without it the invitation's
     give_up_s = 60                  # without a way to the gateway for so long, a question is left in the outbox
     early_data = true               # a question leaves with the handshake; false waits for the gateway's welcome, a
                                     # round trip: then a gateway restored from a backup interrupts no new question
