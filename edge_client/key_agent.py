@@ -1,4 +1,4 @@
-"""A running `edge serve` holds the unlocked store, and gives its key to commands beside it, as ssh-agent does.
+"""A running `edge serve` holds the unlocked store, and gives its key to commands beside it: nobody types it again.
 
 On a Unix socket in the home's `run` folder, which both ends reach through that folder's descriptor: a socket's path has
 room for 107 bytes, a home may be longer. Each end asks the kernel who the other one is, and goes on only with its own

@@ -96,7 +96,8 @@ def test_commands_beside_it_need_no_passphrase(
         assert edge("search", "pressure", "--json").object["hits"][0]["document"] == "Pumps"
         assert edge("ingest", str(manual), "--json").object["unchanged"] == 1
         assert edge("documents", "--json").code == edge("outbox", "--json").code == 0
-        assert edge("status", "--json").object["store"] == "open"
+        status = edge("status", "--json").object
+        assert (status["store"], status["serve"]) == ("open", "open")
         asked = edge("ask", "--json", QUESTION)
         assert asked.code == 0 and asked.object["citations"][0]["source"] == str(manual)
     assert edge("search", "pressure").code == 8
@@ -134,6 +135,8 @@ def test_lock_and_unlock(edge: Edge, manual: Path, home: Path, secret: Path, tmp
         assert serve.ask("local")[0] == 200, "it needs no store"
         assert [model["id"] for model in serve.call("/v1/models")[1]["data"]] == ["local", "auto"]
         assert edge("search", "pressure").code == 8
+        status = edge("status")
+        assert "serve      running, store locked\n" in status.out and "next       `edge store unlock`" in status.out
         assert edge("search", "pressure", with_passphrase=secret).code == 0, "for itself alone"
         assert serve.call("/causeway/status")[1]["store"] == "locked"
         assert edge("store", "lock", "--json").object == {"store": "locked"}, "again changes nothing"
