@@ -90,7 +90,7 @@ def _explained(prompt: str, threshold: float | None) -> dict[str, Any]:
     if len(prompt) > _PROMPT_CHARS:
         return {"error": "the prompt is over 1 MiB"}
     features = features_of(
-        prompt, flag=None, sensitive=kinds(prompt), similarity=None, joined=True, threshold=threshold
+        prompt, flag=None, sensitive=kinds(prompt), evidence=None, joined=True, threshold=threshold
     )
     decision = decide(features)
     return {

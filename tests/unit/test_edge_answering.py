@@ -20,7 +20,7 @@ from edge_client.errors import (
     ProviderFailed,
 )
 from edge_client.retrieval import Passage, Retrieval, local_context, relayed_context
-from edge_client.router.policy import CONFIDENT
+from edge_client.router.policy import CONFIDENT, NEAR
 from store.documents import Chunk, Documents
 from store.search import Search
 from tests.support.fake_engine import FakeAnswer, FakeChat, FakeEmbedder, FakeRelay, sse
@@ -79,11 +79,13 @@ async def test_a_question_the_documents_answer_stays_here_and_is_cited(
     assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
     answer, heard = await answered(assistant, ask("the maximum working pressure of the pump is?"))
     assert answer.routed.decision.route == "local"
-    assert answer.text == "Six bar." and relay.requests == [] and relay.reported == []
+    quoted = f'From your documents (Manual 0, page 1): "{PRESSURE}"'
+    assert answer.text == f"{quoted}\n\nSix bar." and relay.requests == [] and relay.reported == []
+    assert (answer.routed.documents, answer.routed.notes) == ("held", ())
     best = answer.routed.citations[0]
     assert (best.document, best.page, best.text) == ("Manual 0", 1, PRESSURE)
     assert PRESSURE in chat.asked[0][-1].content and chat.asked[0][0].role == "system"
-    assert heard.events[0] is answer.routed and [e.text for e in heard.events[1:] if isinstance(e, Text)] == chat.words
+    assert heard.events[0] is answer.routed and heard.events[1] == Text(quoted), "before the model has said a word"
 
 
 async def test_a_question_with_passages_is_asked_for_itself_here_and_in_its_place_elsewhere(
@@ -145,7 +147,7 @@ async def test_without_documents_none_is_looked_into(retrieval: Retrieval, traci
 
 def test_only_close_passages_travel() -> None:
     def passage(similarity: float) -> Passage:
-        return Passage("Manual", "m.md", 1, None, f"text {similarity}", "internal", similarity)
+        return Passage("Manual", "m.md", 1, None, f"text {similarity}", "internal", similarity, evidence=NEAR)
 
     near, far = passage(CONFIDENT), passage(CONFIDENT - 0.01)
     assert relayed_context([near, far]) == ([near], 0)
@@ -272,7 +274,7 @@ async def test_an_answer_from_local_only_documents_keeps_its_conversation_here(
     first, _ = await answered(assistant, ask("the pump was hushed up by Wintermute?"))
     assert (first.routed.decision.route, first.routed.label) == ("local", "local-only")
 
-    turns = ("Who did it?", "Wintermute  hushed it up.\n", "Explain the reasons step by step")
+    turns = ("Who did it?", f" {first.text}\n", "Explain the reasons step by step")
     answer, _ = await answered(assistant, going_on(*turns, documents=False))
     assert (answer.routed.decision.route, answer.routed.decision.rule) == ("local", "local-only")
     assert answer.routed.label == "local-only", "what is made from such an answer is one, too"
@@ -288,22 +290,25 @@ async def test_what_was_delivered_of_an_answer_that_broke_off_is_kept(
 ) -> None:
     chat, relay = FakeChat(["Wintermute", " did it"], endless=True), FakeRelay()
     assistant = Assistant(chat=chat, retrieval=retrieval, relay=relay, tracing=tracing)
+    said: list[str] = []
 
-    async def gone_after_two(event: Routed | Text) -> None:
-        if isinstance(event, Text) and event.text == " did it":
+    async def gone(event: Routed | Text) -> None:
+        if isinstance(event, Text):
+            said.append(event.text)
             raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await assistant.answer(ask("the pump was hushed up by Wintermute?"), gone_after_two)
+        await assistant.answer(ask("the pump was hushed up by Wintermute?"), gone)
+    assert "Wintermute" in said[0], "the passage's own words come first"
     with pytest.raises(KeptLocal):
-        await answered(assistant, going_on("Who?", "Wintermute did it", "Explain", flag="relay"))
+        await answered(assistant, going_on("Who?", said[0], "Explain", flag="relay"))
 
 
 async def test_answers_from_other_documents_may_travel(retrieval: Retrieval, tracing: telemetry.Telemetry) -> None:
     relay = FakeRelay()
     assistant = Assistant(chat=FakeChat(["Six bar."]), retrieval=retrieval, relay=relay, tracing=tracing)
     first, _ = await answered(assistant, ask("the maximum working pressure of the pump is 6 bar?"))
-    assert (first.routed.decision.route, first.text) == ("local", "Six bar.")
+    assert first.routed.decision.route == "local" and "is 6 bar" in first.text
     assert first.routed.label == "internal", "the control: nothing local-only was close enough"
-    again = going_on("How much?", "Six bar.", "Explain it step by step", documents=False)
+    again = going_on("How much?", first.text, "Explain it step by step", documents=False)
     assert (await answered(assistant, again))[0].routed.decision.route == "relay"

@@ -1,0 +1,88 @@
+"""What a text holds of a question: its telling words, the sentence nearest to it, and whether a statement stands there.
+
+Words are compared by their first letters, which does without a stemmer for each language. Pure, no model.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from store.search import STOP_WORDS
+
+__all__ = ["borne_out", "extract", "sentences", "share", "telling"]
+
+_EXTRACT: Final = 240  # characters
+_STEM: Final = 5  # letters by which words are compared: "tight" is in "tightness"
+_BORNE_OUT: Final = 0.75  # of a statement's telling words; the rest may be the model's way of putting it
+_WORD: Final = re.compile(r"\w+(?:[-.]\w+)*")
+_FIGURE: Final = re.compile(r"\d+(?:[.,]\d+)*")
+# A line of a table or list is a sentence, too. Lines of a PDF break anywhere, so other line ends are none; nor is the
+# number of a heading an end.
+_SENTENCE: Final = re.compile(r"(?<=[.!?])(?<!^\d\.)\s+|\n\s*\n|\n(?=\s*[|*-])", re.MULTILINE)
+_HEADINGS: Final = re.compile(r"[^\n]* > [^\n]*\n")  # with which a piece of a document begins
+# By which people ask for a measure, a use or a doing. The document that answers has figures and units in their place.
+_ASKED = (
+    "much many long often far heavy deep high large big tight soon wide loud fast old tall one take takes put give"
+    " given go goes get gets happen happens mean means use used name kind there answer"
+)
+_ASKING: Final = frozenset(_ASKED.split())
+_COUNTED = "one two three four five six seven eight nine ten"
+_NUMBERS: Final = {word: str(number) for number, word in enumerate(_COUNTED.split(), 1)}
+
+
+def telling(text: str) -> set[str]:
+    """The words that say what a text is about, cut to five letters; figures and part numbers whole."""
+    found = set()
+    for word in _WORD.findall(text.lower().replace(",", "")):
+        if word in STOP_WORDS or word in _ASKING:
+            continue
+        word = _NUMBERS.get(word, word)
+        found.add(word[:_STEM] if word.isalpha() else word)
+    return found
+
+
+def share(words: Collection[str], text: str) -> float:
+    """The share of these telling words that the text holds; 0 for none."""
+    return len(telling(text) & set(words)) / len(words) if words else 0.0
+
+
+def sentences(text: str) -> list[str]:
+    """On one line each, without what a terminal would obey."""
+    parts = (" ".join(part.split()) for part in _SENTENCE.split(text))
+    return ["".join(filter(str.isprintable, part)) for part in parts if part]
+
+
+def extract(text: str, wanted: str) -> str:
+    """At most 240 characters of the text on one line, around the sentence that shares most with `wanted`."""
+    parts = sentences(_HEADINGS.sub("", text, count=1) if _HEADINGS.match(text) else text)
+    if not parts:
+        return ""
+    words = telling(wanted)
+    shared = [sum(map(len, words & telling(part))) for part in parts]
+    first = last = shared.index(max(shared))
+    room = _EXTRACT - 2 - len(parts[first])  # less the marks of what is left out
+    while True:  # what follows explains more often than what precedes
+        if last + 1 < len(parts) and len(parts[last + 1]) < room:
+            last += 1
+            room -= 1 + len(parts[last])
+        elif first > 0 and len(parts[first - 1]) < room:
+            first -= 1
+            room -= 1 + len(parts[first])
+        else:
+            break
+    shown = " ".join(parts[first : last + 1])
+    if room < 0:
+        return shown[: _EXTRACT - 1] + "…"
+    return ("…" if first else "") + shown + ("…" if last + 1 < len(parts) else "")
+
+
+def borne_out(statement: str, question: str, text: str) -> bool:
+    """Whether the text holds every figure and most words of the statement, which says more than the question did.
+
+    It tells made-up from copied, no more: what is put together wrongly from the text's own words passes.
+    """
+    held = f"{question}\n{text}".replace(",", "")
+    figures = set(_FIGURE.findall(statement.replace(",", "")))
+    words = telling(statement)
+    new = words - telling(question)
+    return bool(new) and figures <= telling(held) | set(_FIGURE.findall(held)) and share(words, held) >= _BORNE_OUT
