@@ -105,7 +105,7 @@ class _Api:
         id = f"chatcmpl-{secrets.token_hex(12)}"
         if parsed.stream:
             return await _Stream(request, ChatVoice(id, parsed)).run(assistant, question)
-        return web.json_response(answer_object(id, parsed.model, await assistant.answer(question, _ignore)))
+        return web.json_response(answer_object(id, parsed, await assistant.answer(question, _ignore)))
 
     async def responses(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_responses(await request.read())

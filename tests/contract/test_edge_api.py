@@ -140,6 +140,14 @@ async def test_parts_and_roles(api: Api) -> None:
     ({"messages": "hi"}, 400, "bad_use"),
     ({"n": 2}, 400, "bad_use"),
     ({"tools": [{}]}, 400, "bad_use"),
+    ({"logprobs": True}, 400, "bad_use"),
+    ({"logprobs": True, "top_logprobs": 3}, 400, "bad_use"),
+    ({"functions": [{"name": "f"}]}, 400, "bad_use"),
+    ({"function_call": "auto"}, 400, "bad_use"),
+    ({"modalities": ["text", "audio"]}, 400, "bad_use"),
+    ({"audio": {"voice": "alloy"}}, 400, "bad_use"),
+    ({"web_search_options": {"search_context_size": "low"}}, 400, "bad_use"),
+    ({"metadata": {"a": 1}}, 400, "bad_use"),
     ({"temperature": 9}, 400, "bad_use"),
     ({"max_tokens": 0}, 400, "bad_use"),
     ({"model": ""}, 400, "bad_use"),
@@ -154,6 +162,16 @@ async def test_bad_requests_are_errors_in_openais_shape(
     error = (await answer.json())["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == code
     assert error["type"] == "invalid_request_error"
+
+
+async def test_what_the_local_model_does_not_heed_is_said(api: Api) -> None:
+    given: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": 0, "logit_bias": {"1": 5}, "user": "me"}
+    note = ["the local model does not heed `frequency_penalty`, `logit_bias`"]
+    assert (await (await api.chat_with(**given)).json())["causeway"]["notes"] == note
+    streamed = await (await api.chat_with(**given, stream=True)).text()
+    told = [json.loads(line[6:])["causeway"]["notes"] for line in streamed.split("\n\n") if '"causeway"' in line]
+    assert told == [note, note]
+    assert (await (await api.chat_with()).json())["causeway"]["notes"] == []
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[1]", b"[" * 100_000])
