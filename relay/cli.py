@@ -48,9 +48,16 @@ class _LazyGroups(TyperGroup):
         finally:
             self.listing = False
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        self.listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.listing = False
+
 
 app = typer.Typer(
-    cls=_LazyGroups, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=_LazyGroups, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Causeway's relay: blind hops, and the gateway behind them.",
 )
 

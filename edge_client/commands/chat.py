@@ -1,6 +1,5 @@
 """`edge chat`: a conversation in the terminal, kept where the page keeps its own: in the encrypted store."""
 
-import secrets
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -37,7 +36,10 @@ def chat(
         bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
     ] = False,
 ) -> None:
-    """Talk with your documents and models, in the terminal; from a pipe, a question a line."""
+    """Talk with your documents and models. From a pipe, a question a line.
+
+    Answers stream, and say where they come from; /help lists what else there is.
+    """
     if local and relay:
         raise typer.BadParameter("--local and --relay exclude each other")
 
@@ -176,6 +178,8 @@ class _Talk:
         return History(Settings(self._app.database, NAMESPACE))
 
     async def _keep(self) -> None:
+        import secrets
+
         import msgspec
 
         if self._app.has_store:

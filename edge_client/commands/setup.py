@@ -62,7 +62,10 @@ def setup(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: what no option gives is left out.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Set this device up by three questions: invitation, folder, how to unlock. May be run again."""
+    """Set this device up, by three questions.
+
+    Invitation, folder, how to unlock: what is left out can follow later, for it may be run again.
+    """
 
     async def work() -> None:
         from asyncio import CancelledError

@@ -23,7 +23,8 @@ def status(
 ) -> None:
     """Show what this device has, and what to do next.
 
-    Link, identity, queue, store, models, disk. Ends with 0 if a question would be answered, else with the code of whose fault it is, as every command.
+    Link, identity, queue, store, models, disk. Ends with 0 if a question would be answered, else with the code of whose
+    fault it is, as every command.
     """
 
     async def work() -> None:

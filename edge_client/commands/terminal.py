@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "run", "show", "tell"]
+__all__ = [
+    "EXIT_CODES", "JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "run", "show", "tell",
+]
 
-# By fault, as documented in the README; typer's own usage errors are 2.
-_EXIT: Final = {
+# By fault; typer's own usage errors are 2. docs/COMMANDS.md has them, with the codes of all errors.
+EXIT_CODES: Final = {
     "user": 3, "identity": 4, "link": 5, "policy": 6, "provider": 7, "store": 8, "unknown_outcome": 9, "peer": 10,
 }
 # Colours of a terminal (ECMA-48, SGR): where an answer came from, as on the page.
@@ -71,7 +73,7 @@ def tell(error: Exception) -> dict[str, Any]:
 
 
 def exit_code(fault: str) -> int:
-    return _EXIT.get(fault, 1)
+    return EXIT_CODES.get(fault, 1)
 
 
 def note(message: str) -> None:
