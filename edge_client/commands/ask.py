@@ -1,7 +1,6 @@
 """`edge ask`."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from edge_client.offline import Queued
     from edge_client.retrieval import Passage
     from edge_client.router.policy import Decision
-
-_QUOTE = 240  # characters of a cited passage that are shown
 
 
 def ask(
@@ -60,12 +57,14 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
+                    told.extend(event.notes)
                     announce(event)
 
             def decided(decision: "Decision") -> None:
                 if explain and (not as_json or decision.route == "refuse"):
                     _explain(decision)
 
+            told: list[str] = []
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
             try:
                 with _link_hint():
@@ -77,7 +76,7 @@ def ask(
             show(_object(answer) | ({"explanation": _explanation(answer.routed.decision)} if explain else {}))
         else:
             print(flush=True)
-            _footer(answer, prompt)
+            _footer(answer, prompt, told)
 
     run(work, as_json=as_json)
 
@@ -153,7 +152,7 @@ def _explanation(decision: "Decision") -> dict[str, Any]:
     return {
         "asked_for": features.flag,
         "secret_or_personal": list(features.sensitive),
-        "similarity": None if features.similarity is None else round(features.similarity, 3),
+        "evidence": None if features.evidence is None else round(features.evidence, 3),
         "words": features.words,
         "asks_for_reasoning": "yes" if features.hard else "no",
         "difficulty": round(features.difficulty.score, 3),
@@ -181,38 +180,17 @@ def cited(passage: "Passage") -> str:
     return f"{passage.place} ({Path(passage.source).name})"
 
 
-def quote(text: str, wanted: str) -> str:
-    """At most 240 characters on one line, around the sentence that shares most words with `wanted`."""
-    sentences = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n", text) if part.strip()]
-    if not sentences:
-        return ""
-    words = set(_words(wanted))
-    shared = [sum(len(word) for word in words & set(_words(sentence))) for sentence in sentences]
-    best = shared.index(max(shared))
-    first, last, held = best, best, len(sentences[best])
-    while True:  # what follows explains more often than what precedes
-        if last + 1 < len(sentences) and held + 1 + len(sentences[last + 1]) <= _QUOTE - 2:
-            last += 1
-            held += 1 + len(sentences[last])
-        elif first > 0 and held + 1 + len(sentences[first - 1]) <= _QUOTE - 2:
-            first -= 1
-            held += 1 + len(sentences[first])
-        else:
-            break
-    shown = " ".join(sentences[first : last + 1])
-    if len(shown) > _QUOTE - 2:
-        return shown[: _QUOTE - 1] + "…"
-    return ("…" if first else "") + shown + ("…" if last + 1 < len(sentences) else "")
+def _footer(answer: "Answer", question: str, told: list[str]) -> None:
+    from edge_client.extracts import extract
 
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def _footer(answer: "Answer", question: str) -> None:
-    wanted = f"{question} {answer.text}"
     for number, passage in enumerate(answer.routed.citations, 1):
-        print(f"  [{number}] {cited(passage)}: \"{quote(passage.text, wanted)}\"", file=sys.stderr)
+        quoted = extract(passage.text, f"{question} {answer.text}")
+        # Of an answer that begins with the passage's own words the place is enough.
+        rest = "" if passage.text and extract(passage.text, question) in answer.text else f': "{quoted}"'
+        print(f"  [{number}] {cited(passage)}{rest}", file=sys.stderr)
+    for text in answer.routed.notes:
+        if text not in told:  # it came up while the model answered
+            note(text)
     if answer.finish_reason == "length":
         note("the answer was cut off at its limit")
     way = f", via {answer.via}" if answer.via else ""
@@ -228,6 +206,7 @@ def _object(answer: "Answer") -> dict[str, Any]:
         "rule": routed.decision.rule,
         "reasons": list(routed.decision.reasons),
         "notes": list(routed.notes),
+        "documents": routed.documents,
         "label": routed.label,
         "model": routed.model,
         "answer": answer.text,

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import store.keys
 from edge_client.app import App
 from edge_client.cli import app
-from edge_client.commands.ask import quote
 from edge_client.errors import GaveUp, Unreached
+from edge_client.extracts import extract
 from store.keys import Passphrase, create_key
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
 from tests.support.stores import CachedStretch
@@ -98,11 +98,19 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     assert edge("ingest", str(manual), "--json").object["unchanged"] == 1
 
     asked = edge("ask", "the maximum pressure of the pump is?")
-    assert (asked.code, asked.out) == (0, "Six bar.\n"), "stdout is the answer alone"
-    assert "edge: local: your documents hold" in asked.err and "Pumps, line 3" in asked.err and "trace " in asked.err
+    said = 'From your documents (Pumps, line 3): "The maximum pressure of the pump is 6 bar."\n\nSix bar.'
+    assert (asked.code, asked.out) == (0, f"{said}\n"), "stdout is the answer alone"
+    assert "edge: local: your documents seem to answer it" in asked.err and "trace " in asked.err
+    assert "  [1] Pumps, line 3 (manual.md)\n" in asked.err, "whose words stand above already"
+    assert "left out" not in asked.err
+    chat.words = ["It is 9 bar."]
+    asked = edge("ask", "the maximum pressure of the pump is?")
+    assert asked.out == said.partition("\n")[0] + "\n" and "do not stand in the passage" in asked.err
+    chat.words = ["Six", " bar."]
 
     answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
-    assert (answer["route"], answer["answer"], answer["via"]) == ("local", "Six bar.", "")
+    assert (answer["route"], answer["answer"], answer["via"]) == ("local", said, "")
+    assert answer["documents"] == "held"
     assert answer["citations"][0]["source"] == str(manual) and answer["citations"][0]["line"] == 3
     assert answer["label"] == "internal"
     assert len(answer["trace_id"]) == 32 and answer["timings"]["total_ms"] > 0
@@ -213,11 +221,11 @@ def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
 def test_a_citation_quotes_around_what_matters() -> None:
     filler = "Nothing of interest stands in this sentence at all. " * 12
     text = f"{filler}The maximum pressure is 6 bar. {filler}"
-    shown = quote(text, "what is the maximum pressure? 6 bar")
+    shown = extract(text, "what is the maximum pressure? 6 bar")
     assert "The maximum pressure is 6 bar." in shown and len(shown) <= 240
     assert shown.startswith("…") and shown.endswith("…")
-    assert quote("Short.", "anything") == "Short." and quote("", "x") == ""
-    assert len(quote("word " * 100, "x")) == 240
+    assert extract("Short.", "anything") == "Short." and extract("", "x") == ""
+    assert len(extract("word " * 100, "x")) == 240
 
 
 def test_a_model_that_cannot_be_loaded_is_input(home: Path) -> None:
@@ -449,10 +457,10 @@ def test_serve_as_a_process(tmp_path: Path, home: Path) -> None:
 def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: FakeRelay) -> None:
     assert edge("ingest", str(manual)).code == 0
     local = edge("ask", "--explain", "the maximum pressure of the pump is?")
-    assert local.code == 0 and local.out == "Six bar.\n", "stdout is the answer alone"
+    assert local.code == 0 and local.out.endswith('"\n\nSix bar.\n'), "stdout is the answer alone"
     lines = {line[:24].strip(): line[25:] for line in local.err.splitlines() if line.startswith("  ")}
     assert (lines["rule"], lines["route"], lines["words"], lines["asked for"]) == ("documents", "local", "7", "none")
-    assert float(lines["similarity"]) > 0.45 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
+    assert float(lines["evidence"]) >= 0.84 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
     assert "length -" in lines["difficulty by"] and "words " in lines["difficulty by"]
 
     relayed = edge("ask", "--explain", "Explain the tides")
