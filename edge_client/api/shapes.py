@@ -207,7 +207,7 @@ def usage_object(answer: Answer) -> dict[str, int] | None:
 def causeway_object(routed: Routed, notes: tuple[str, ...] = ()) -> dict[str, Any]:
     """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`,
     `citations`: passages the answer was made from, each with its document, id in the store and, if known, page or
-    line; `label`: the strictest of theirs.
+    line; `label`: the strictest of theirs; `documents`: whether they seem to hold an answer (held, silent, null).
     """
     return {
         "route": routed.decision.route, "rule": routed.decision.rule, "reasons": list(routed.decision.reasons),
@@ -216,7 +216,7 @@ def causeway_object(routed: Routed, notes: tuple[str, ...] = ()) -> dict[str, An
             {"id": p.id, "document": p.document, "page": p.page, "line": p.line, "text": p.text}
             for p in routed.citations
         ],
-        "label": routed.label, "trace_id": routed.trace_id,
+        "documents": routed.documents, "label": routed.label, "trace_id": routed.trace_id,
     }
 
 
