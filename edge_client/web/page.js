@@ -52,6 +52,13 @@ function showAbout({ how, more }, about) {
   more.hidden = false;
 }
 
+// The passage's own words, which a local answer from documents begins with, are told apart from the model's.
+function showAnswer(into, text, about) {
+  showText(into, text);
+  const first = into.querySelector("p:first-child");
+  if (about?.route === "local" && about.documents === "held" && first?.textContent.includes(': "')) first.classList.add("quoted");
+}
+
 function place(cited) {
   if (cited.page) return `, page ${cited.page}`;
   return cited.line ? `, line ${cited.line}` : "";
@@ -192,7 +199,7 @@ async function retry(queued) {
 async function hear(place, path, body) {
   const stopped = new AbortController();
   let text = "", about = null, drawn = 0, error = null;
-  const draw = (shown) => follow(() => showText(shown.text, text));
+  const draw = (shown) => follow(() => showAnswer(shown.text, text, about));
   running = stopped;
   setRunning(true);
   try {
@@ -240,7 +247,7 @@ function turnItem(turn) {
   if (turn.role === "user") return el("li", { className: "mine" }, turn.text);
   if (turn.about?.waits) return waitingItem(turn);
   const shown = answerItem();
-  showText(shown.text, turn.text);
+  showAnswer(shown.text, turn.text, turn.about);
   shown.text.classList.remove("busy");
   if (turn.about) showAbout(shown, turn.about);
   else shown.how.remove();

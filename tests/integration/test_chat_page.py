@@ -142,6 +142,8 @@ async def test_a_file_is_added_with_its_label_cited_and_opened(tab: Tab, lab: La
     await ask(tab, "At which pressure runs the pump P-7?")
     await tab.until("document.querySelector('.cites button')")
     await tab.until("document.querySelector('.text b')?.innerText === '6 bar'")
+    assert "runs at a pressure of 6 bar" in await tab.text(".text .quoted")
+    assert await tab.run("document.querySelectorAll('.quoted').length") == 1, "the model's own words are told apart"
     await tab.click(".cites button")
     await tab.until("document.querySelector('#passage .tag')?.innerText === 'local only'")
     assert "6 bar" in await tab.text("#passage .cited")
