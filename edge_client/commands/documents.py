@@ -38,9 +38,15 @@ def ingest(
     label: Annotated[
         Label | None, typer.Option(help="Who may see them; local-only never leaves this device. A folder keeps it.")
     ] = None,
+    keep_deleted: Annotated[
+        bool, typer.Option("--keep-deleted", help="Keep documents whose file is no longer in the folder.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Put documents into the encrypted store. Known content is skipped, a broken file reported."""
+    """Put documents into the encrypted store. Known content is skipped, a broken file reported.
+
+    Of a folder that was ingested before, documents whose file is gone are forgotten.
+    """
 
     async def work() -> None:
         from edge_client.app import App
@@ -50,7 +56,7 @@ def ingest(
         if not paths and not jsonl:
             raise BadUse("nothing to ingest", hint="name files or folders")
         async with App.open(Config.load(), store="create") as app:
-            taken = await take_in(app, paths or [], collection, label, jsonl=jsonl)
+            taken = await take_in(app, paths or [], collection, label, jsonl=jsonl, keep_deleted=keep_deleted)
         if as_json:
             show(taken.object())
         else:
@@ -68,6 +74,7 @@ class Taken:
     done: "list[Outcome]" = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)  # by ending
+    forgotten: list[str] = field(default_factory=list)  # whose files are gone from a folder
 
     @property
     def counts(self) -> dict[str, int]:
@@ -75,25 +82,31 @@ class Taken:
         return {
             "added": len(added), "unchanged": len(self.done) - len(added), "failed": len(self.failed),
             "chunks": sum(outcome.chunks for outcome in added), "skipped": self.skipped.total(),
+            "forgotten": len(self.forgotten),
         }
 
     def object(self) -> dict[str, Any]:
         documents = [{"source": o.source, "state": o.state, "chunks": o.chunks, "label": o.label} for o in self.done]
-        kinds = dict(self.skipped)
-        return {**self.counts, "skipped_kinds": kinds, "documents": documents, "failures": self.failed}
+        lists = {"documents": documents, "failures": self.failed, "forgotten_files": self.forgotten}
+        return {**self.counts, "skipped_kinds": dict(self.skipped), **lists}
 
     def __str__(self) -> str:
         counts, kinds = self.counts, ", ".join(kind or "no ending" for kind in sorted(self.skipped))
         return (
             f"{counts['added']} added ({counts['chunks']} passages), {counts['unchanged']} unchanged, "
             f"{counts['failed']} failed" + (f", {counts['skipped']} skipped ({kinds})" if kinds else "")
+            + (f", {counts['forgotten']} forgotten" if self.forgotten else "")
         )
 
 
 async def take_in(
-    app: "App", paths: list[Path], collection: str = "default", label: str | None = None, *, jsonl: bool = False
+    app: "App", paths: list[Path], collection: str = "default", label: str | None = None, *, jsonl: bool = False,
+    keep_deleted: bool = False,
 ) -> Taken:
-    """Reads files and folders, or lines of JSON, into the store, with progress. A broken one is told and skipped."""
+    """Reads files and folders, or lines of JSON, into the store, with progress. A broken one is told and skipped.
+
+    Documents of a folder whose files are gone are forgotten, and told, unless `keep_deleted`.
+    """
     from edge_client.errors import BadUse
     from edge_client.folders import find_files
     from edge_client.ingest import Ingest
@@ -112,7 +125,11 @@ async def take_in(
             return taken
         for folder in _folders(paths) if label is not None else []:
             await ingester.folder(folder, str(label))
-        found = list(find_files(paths, lambda path: taken.skipped.update([path.suffix.lower()])))
+        def skip(path: Path) -> None:
+            taken.skipped[path.suffix.lower()] += 1
+
+        within_each = [list(find_files([path], skip)) for path in paths]
+        found = [path for files in within_each for path in files]
         for number, path in enumerate(found):
             tell(path.name, number, len(found))
             within = partial(_tell_within, tell, path.name, number, len(found))
@@ -121,6 +138,15 @@ async def take_in(
             except BadUse as error:
                 fail(str(path), error)
         tell("done", len(found), len(found))
+        # A folder with nothing to ingest may be one whose medium is not mounted: nothing is forgotten.
+        full = [path for path, files in zip(paths, within_each, strict=True) if files and not keep_deleted]
+        for folder in _folders(full):
+            gone, unclear = await ingester.forget_gone(folder, collection=collection)
+            taken.forgotten += gone
+            for source in gone:
+                note(f"{source}: its file is gone, forgotten")
+            if unclear:
+                note(f"{folder}: {len(unclear)} kept whose files are missing; is all of it mounted?")
     return taken
 
 
