@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 __all__ = ["Activity", "lock_when_idle"]
 
+_log = logging.getLogger(__name__)
 _LOOK_S: Final = 30.0  # a machine that slept has not waited, and is to lock soon after it wakes
 
 
@@ -49,7 +51,10 @@ async def lock_when_idle(
     while True:
         left = after_s - activity.idle_s()
         if left <= 0:
-            await lock()
+            try:
+                await lock()
+            except Exception as error:  # the last door: what fails in ending a session is no end of locking when idle
+                _log.error("locking ended in %s", type(error).__name__)
             activity.touch()
             left = after_s
         await sleep(min(left, _LOOK_S))

@@ -94,11 +94,12 @@ def unlock_serve(home: Path, key: DatabaseKey) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve_key(home: Path, app: Unlockable, used: Callable[[], None]) -> AsyncIterator[None]:
-    """Answers commands beside this process until the context ends, where the system can do that.
+async def serve_key(home: Path, app: Unlockable, used: Callable[[], None]) -> AsyncIterator[bool]:
+    """Answers commands beside this process until the context ends; yields whether the system can do that.
 
     To be called by who holds `one_serve.claim`: a socket that lies there is a dead one's. `used` is told of commands.
     """
+    can = False
     async with contextlib.AsyncExitStack() as stack:
         with contextlib.suppress(AttributeError, OSError, BadUse):  # no such sockets on this system, or in this folder
             folder = stack.enter_context(run_folder(home, create=True))
@@ -106,7 +107,8 @@ async def serve_key(home: Path, app: Unlockable, used: Callable[[], None]) -> As
             stack.callback(_unlink, folder)
             task = asyncio.create_task(_Agent(app, used).accept(listener))
             stack.push_async_callback(_ended, task)
-        yield
+            can = True
+        yield can
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

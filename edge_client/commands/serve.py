@@ -31,6 +31,7 @@ def serve(
         from edge_client.app import App, StoreUse
         from edge_client.config import Config
         from edge_client.engine.registry import registered_models
+        from edge_client.errors import NoPassphrase
         from edge_client.gateway_client import GatewayClient
         from edge_client.history import NAMESPACE, History
         from edge_client.idle import Activity, lock_when_idle
@@ -44,7 +45,10 @@ def serve(
             only = stack.enter_context(claim(config.home))
             use: StoreUse = "none" if no_store else "if present"
             app = await stack.enter_async_context(App.open(config, store=use, tell=note, serving=True))
-            await stack.enter_async_context(serve_key(config.home, app, activity.touch))
+            if not await stack.enter_async_context(serve_key(config.home, app, activity.touch)):
+                if app.store == "locked":  # nobody could open it
+                    raise NoPassphrase("the store needs a passphrase", hint="set CAUSEWAY_PASSPHRASE_FILE")
+                note("commands beside it unlock the store for themselves: there is no Unix socket in this home")
             if after_s := config.store.lock_after_s:
                 idle = asyncio.create_task(lock_when_idle(activity, app.lock, after_s))
                 stack.callback(idle.cancel)

@@ -78,7 +78,9 @@ def unlock(as_json: Annotated[bool, JSON] = False) -> None:
         config = Config.load()
         state = state_of_serve(config.home)
         if state == "none":
-            raise BadUse("the running `edge serve` was told --no-store") if config.key_path.exists() else NoStore
+            if not config.key_path.exists():
+                raise NoStore
+            raise BadUse("the running `edge serve` was told --no-store", hint="end it, and start it without")
         if state == "locked":
             unlock_serve(config.home, unlocked_key(config, passphrase))
         _say("open", as_json)

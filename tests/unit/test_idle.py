@@ -47,6 +47,20 @@ async def test_it_locks_when_the_time_is_over_and_not_before() -> None:
     assert max(day.slept) <= 30, "a machine that wakes after a night is looked at soon"
 
 
+async def test_a_lock_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    day = Day()
+    lock = day.lock
+
+    async def fails_once() -> None:
+        await lock()
+        if len(day.locked) == 1:
+            raise OSError("secret")
+
+    day.lock = fails_once  # type: ignore[method-assign]
+    assert await day.pass_by(Activity(day.clock), 100, 250) == [100, 200]
+    assert "locking ended in OSError" in caplog.text and "secret" not in caplog.text
+
+
 async def test_use_begins_the_time_anew() -> None:
     day = Day()
     activity = Activity(day.clock)

@@ -65,8 +65,8 @@ async def beside(work: Callable[..., Any], *arguments: Any) -> Any:
 
 async def test_commands_get_the_key_while_it_is_open_and_not_after(home: Path) -> None:
     app = FakeApp()
-    async with serve_key(home, app, app.touch):
-        assert await beside(state_of_serve, home) == "open" and app.used == 0, "to ask for the state is no use"
+    async with serve_key(home, app, app.touch) as can:
+        assert can and await beside(state_of_serve, home) == "open" and app.used == 0, "to ask for the state is no use"
         key = await beside(key_from_serve, home)
         assert key.expose() == SECRET and app.used == 1
         await beside(lock_serve, home)
@@ -241,8 +241,8 @@ async def test_one_that_says_nothing_does_not_stay(home: Path, monkeypatch: pyte
 async def test_a_system_without_such_sockets_goes_without(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(key_agent.socket, "SO_PEERCRED")
     app = FakeApp()
-    async with serve_key(home, app, app.touch):
-        assert await beside(key_from_serve, home) is None and app.used == 0
+    async with serve_key(home, app, app.touch) as can:
+        assert not can and await beside(key_from_serve, home) is None and app.used == 0
 
 
 def test_messages_do_not_show_the_key() -> None:
