@@ -97,6 +97,9 @@ def _print_error(error: Any, *, as_json: bool = False) -> int:
             raise error
         code, fault, message = "internal", "local", f"unexpected error: {type(error).__name__}"
         hint = "this is a defect; CAUSEWAY_DEBUG=1 shows where it happened"
+        if isinstance(error, OSError) and error.strerror:  # a full disk, say
+            message = f"unexpected error: {error.strerror.lower()}"
+            hint = "look after this machine; if that is not it, CAUSEWAY_DEBUG=1 shows where it happened"
     else:
         code, message, hint = error.code, str(error), error.hint
     typer.echo(f"relay: {message}", err=True)
