@@ -4,7 +4,9 @@ On a Unix socket in the home's `run` folder, which both ends reach through that 
 room for 107 bytes, a home may be longer. Each end asks the kernel who the other one is, and goes on only with its own
 user. One connection is one request and one reply, each `length (2 bytes, big-endian) || MessagePack`.
 
-Where a system has none of this (Linux has), there is no agent, and every command unlocks the store for itself.
+It is the key that is given, and no question answered for another process: several may have the database open, and a
+command is the same program with and without a server. Where a system has none of this (Linux has), there is no agent,
+and every command unlocks the store for itself.
 """
 
 import asyncio
@@ -30,7 +32,6 @@ __all__ = ["StoreState", "Unlockable", "key_from_serve", "lock_serve", "serve_ke
 StoreState = Literal["none", "locked", "open"]
 
 _SOCKET: Final = "key"
-_MESSAGE_MAX: Final = 1024  # bytes; a key has 48, the rest is words
 _READ_S: Final = 10.0  # for a request, and for what is answered at once
 _CHANGE_S: Final = 90.0  # sessions are ended in an orderly way before the store is closed
 _AT_ONCE: Final = 32  # connections
@@ -144,8 +145,6 @@ class _Agent:
                     return
                 async with asyncio.timeout(_READ_S):
                     length = int.from_bytes(await _received(connection, 2))
-                    if length > _MESSAGE_MAX:
-                        return
                     request = msgspec.msgpack.decode(await _received(connection, length), type=_Request)
                 reply = _framed(await self._reply(request))
                 async with asyncio.timeout(_READ_S):
@@ -184,12 +183,12 @@ def _ask(home: Path, request: _Request, limit_s: float) -> _Reply:
                 raise NotServing
             connection.sendall(_framed(request))
             length = int.from_bytes(_exactly(connection, 2, ends))
-            if length > _MESSAGE_MAX:
-                raise NotServing
             return msgspec.msgpack.decode(_exactly(connection, length, ends), type=_Reply)
     except TimeoutError:
         raise NotServing("the running `edge serve` does not answer", hint="end it, and start it again") from None
-    except (AttributeError, OSError, EOFError, BadUse, msgspec.MsgspecError):
+    except BadUse as error:  # one may run, and hold the store open
+        raise NotServing(str(error), hint=error.hint) from None
+    except (AttributeError, OSError, EOFError, msgspec.MsgspecError):
         raise NotServing from None
 
 

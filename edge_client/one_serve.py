@@ -40,11 +40,11 @@ def claim(home: Path) -> Iterator[Claim]:
     if sys.platform == "win32":  # two may run; the second finds its port taken
         yield Claim(None)
         return
-    with run_folder(home, create=True) as folder:
-        try:
+    try:
+        with run_folder(home, create=True) as folder:
             lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-        except OSError as error:
-            raise _unusable(home, error) from None
+    except OSError as error:
+        raise _unusable(home, error) from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,16 +60,12 @@ def claim(home: Path) -> Iterator[Claim]:
 
 @contextlib.contextmanager
 def run_folder(home: Path, *, create: bool) -> Iterator[int]:
-    """A descriptor of the folder, mode 0700 and ours. Raises BadUse if it is not, or is not there and not to be made.
-    """
+    """A descriptor of the folder. Raises BadUse unless it is ours and of mode 0700, OSError if it is not there."""
     path = home / "run"
-    try:
-        if create:
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.mkdir(exist_ok=True, mode=0o700)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise _unusable(home, error) from None
+    if create:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = os.fstat(folder)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:

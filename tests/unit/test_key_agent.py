@@ -114,6 +114,8 @@ async def test_only_the_user_may_enter(home: Path) -> None:
         assert modes == [0o700, 0o700, 0o600]
         (home / "run").chmod(0o750)
         assert await beside(key_from_serve, home) is None, "others could have put a socket there"
+        with pytest.raises(NotServing, match="others may enter"):
+            await beside(lock_serve, home)
         (home / "run").chmod(0o700)
         assert await beside(key_from_serve, home) is not None
     (home / "run").chmod(0o750)
