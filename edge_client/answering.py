@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
-from edge_client.extracts import borne_out, extract, sentences
+from edge_client.extracts import borne_out, extract, sentences, unnumbered
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import HELD, Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
@@ -232,7 +232,7 @@ class Assistant:
             sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
         begins = ""
         if quoting:
-            quoted = f'({context[0].place}): "{extract(context[0].text, asked)}"'
+            quoted = f'({context[0].place}): "{extract(context[0].text, asked, question.messages[-1].content)}"'
             begins = f"{SILENT} The closest passage {quoted}" if abstains else f"{QUOTED} {quoted}"
         pieces: list[str] = []
 
@@ -386,7 +386,7 @@ def _state(passages: Sequence[Passage]) -> Literal["held", "silent"] | None:
 
 def _borne_out(text: str, question: str, context: Sequence[Passage]) -> str:
     """The first sentences that stand in the passages, up to one that does not or says the same again."""
-    whole = "\n".join(f"{passage.document}\n{passage.text}" for passage in context)
+    whole = "\n".join(f"{passage.document}\n{unnumbered(passage.text)}" for passage in context)
     kept: list[str] = []
     for sentence in sentences(text):
         if sentence in kept or not borne_out(sentence, question, whole):

@@ -9,17 +9,17 @@ from typing import Final
 
 from store.search import STOP_WORDS
 
-__all__ = ["borne_out", "extract", "sentences", "share", "telling"]
+__all__ = ["borne_out", "extract", "sentences", "share", "telling", "unnumbered"]
 
 _EXTRACT: Final = 240  # characters
 _STEM: Final = 5  # letters by which words are compared: "tight" is in "tightness"
 _BORNE_OUT: Final = 0.75  # of a statement's telling words; the rest may be the model's way of putting it
 _WORD: Final = re.compile(r"\w+(?:[-.]\w+)*")
 _FIGURE: Final = re.compile(r"\d+(?:[.,]\d+)*")
-# A line of a table or list is a sentence, too. Lines of a PDF break anywhere, so other line ends are none; nor is the
-# number of a heading an end.
-_SENTENCE: Final = re.compile(r"(?<=[.!?])(?<!^\d\.)\s+|\n\s*\n|\n(?=\s*[|*-])", re.MULTILINE)
+# A line of a table or list is a sentence, too. Lines of a PDF break anywhere, so other line ends are none.
+_SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n(?=\s*[|*-])")
 _HEADINGS: Final = re.compile(r"[^\n]* > [^\n]*\n")  # with which a piece of a document begins
+_HEADING_NUMBER: Final = re.compile(r"(?:^|(?<= > ))\d+(?:\.\d+)*\.?\s+(?=[A-Z])", re.MULTILINE)
 # By which people ask for a measure, a use or a doing. The document that answers has figures and units in their place.
 _ASKED = (
     "much many long often far heavy deep high large big tight soon wide loud fast old tall one take takes put give"
@@ -52,13 +52,19 @@ def sentences(text: str) -> list[str]:
     return ["".join(filter(str.isprintable, part)) for part in parts if part]
 
 
-def extract(text: str, wanted: str) -> str:
-    """At most 240 characters of the text on one line, around the sentence that shares most with `wanted`."""
-    parts = sentences(_HEADINGS.sub("", text, count=1) if _HEADINGS.match(text) else text)
+def unnumbered(text: str) -> str:
+    """Without the numbers of headings, which a small model takes for the figures that it is asked for."""
+    return _HEADING_NUMBER.sub("", text)
+
+
+def extract(text: str, *wanted: str) -> str:
+    """At most 240 characters of the text on one line, around the sentence that shares most with all of `wanted`."""
+    found = _HEADINGS.match(text)
+    parts = sentences(unnumbered(text[found.end() :] if found else text))
     if not parts:
         return ""
-    words = telling(wanted)
-    shared = [sum(map(len, words & telling(part))) for part in parts]
+    words = [telling(want) for want in wanted]
+    shared = [sum(len(word) for want in words for word in want & telling(part)) for part in parts]
     first = last = shared.index(max(shared))
     room = _EXTRACT - 2 - len(parts[first])  # less the marks of what is left out
     while True:  # what follows explains more often than what precedes

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.extracts import borne_out, extract, sentences, share, telling
+from edge_client.extracts import borne_out, extract, sentences, share, telling, unnumbered
 
 MANUAL = "The P-101 weighs 92 kilograms without its motor and 168 with it. The log is kept for five years."
 
@@ -44,7 +44,17 @@ def test_rows_of_a_table_are_sentences_and_lines_of_a_page_are_not() -> None:
 def test_an_extract_leaves_out_the_headings_before_a_piece() -> None:
     text = "Radios > 3. The HV-3 > 3.1 What it is\nThe HV-3 weighs 310 grams with its battery,\nand floats."
     assert extract(text, "How much does the HV-3 weigh?") == "The HV-3 weighs 310 grams with its battery, and floats."
-    assert extract("3. The HV-3\nIt floats.", "float?") == "3. The HV-3 It floats.", "of a page they cannot be told"
+    assert extract("3. The HV-3\n3.1 What it is\nIt floats.", "float?") == "The HV-3 What it is It floats."
+    assert unnumbered("1.5 Limits\n6 bar, 2.5 at\n2. Order") == "Limits\n6 bar, 2.5 at\nOrder", "and no others"
+
+
+def test_what_is_wanted_twice_counts_twice() -> None:
+    text = "The pressure of the P-101 is 6 bar. The P-205 has 10 bar. " + "Other things follow at great length. " * 8
+    both = "the pressure of the P-101, and of the P-205?"
+    assert extract(text, both).startswith("The pressure of the P-101 is 6 bar.")
+    filler = text.replace("6 bar. ", "6 bar. " + "Nothing is said here about any of it at all. " * 6)
+    assert "P-205 has" in extract(filler, "what is the P-101?", "and the P-205?", "and the P-205?")
+    assert "P-205 has" not in extract(filler, both), "the control"
 
 
 @given(st.text(max_size=2000), st.text(max_size=50))
