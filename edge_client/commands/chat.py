@@ -56,8 +56,8 @@ def chat(
         with Beside(app) as beside:
             past = beside.run(talk.past()) if typed else []
             if typed:
-                kept = "kept in the encrypted store" if app.has_store else "kept nowhere: there is no store"
-                _aside(f"/help lists the rest, Ctrl-D leaves. What is said is {kept}.")
+                where = "in the encrypted store" if app.has_store else "nowhere: there is no store"
+                _aside(f"/help lists the rest, Ctrl-D leaves. All of it is kept {where}.")
             for text in prompts(reader(past)):
                 try:
                     if text == "/quit":
@@ -73,7 +73,7 @@ def chat(
                 except KeyboardInterrupt:
                     if not typed:
                         raise
-                    _aside(" (stopped)")
+                    _aside("(stopped)")
                 except Exception as error:
                     if hint := getattr(error, "hint", None):
                         error.hint = hint.replace("`--local`", "/local")  # type: ignore[attr-defined]

@@ -147,6 +147,8 @@ def _next(result: dict[str, Any]) -> list[str]:
     if result["link"]["state"] == "down":
         steps.append(result["link"]["error"]["hint"] or "is the hop on, and in reach?")
         steps.append("`edge ask --local` needs no gateway, `edge ask --queue` leaves a question for later")
+    if result["store"] == "none":
+        steps.append("`edge setup` asks three questions and does the rest")
     if not result["documents"]:
         steps.append("`edge ingest FOLDER` adds documents")
     if result["identity"] is None:
