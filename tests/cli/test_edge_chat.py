@@ -160,7 +160,7 @@ def test_where_each_answer_comes_from_is_said_and_may_be_chosen(
     assert code == 0 and out.endswith("Six bar.\nIt stands.\nSix bar.\nIt stands.\n")
     told = iter(err.splitlines())
     for line in (  # in this order, whatever stands between
-        "local: your documents hold", "  [1] Pumps, line 3 (manual.md)", "[1] Pumps, line 3", "    The maximum",
+        "local: your documents seem", "  [1] Pumps, line 3 (manual.md)", "[1] Pumps, line 3", "    The maximum",
         "by the gateway from now on", "relay to m-1: you asked to relay", "relayed to m-1", "via spiffe://",
         "on this device from now on", "local: you asked", "the router decides from now on", "relay to m-1: the prompt",
         "the last answer is made from no document",
