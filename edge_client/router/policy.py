@@ -139,7 +139,7 @@ def _by_threshold(features: Features, threshold: float) -> Decision:
 def _by_rules(features: Features) -> Decision:
     evidence, hard = features.evidence, features.hard or features.difficulty.score >= HARD
     if evidence is not None and evidence >= HELD and not hard:
-        return Decision("local", "documents", (f"your documents seem to answer it (evidence {evidence:.2f})",))
+        return Decision("local", "documents", (f"your documents hold a close passage (evidence {evidence:.2f})",))
     plain = features.words <= EASY_WORDS and not hard and not features.figures
     if plain and (evidence is None or evidence < NEAR):
         return Decision("local", "easy", ("the prompt is short and simple",))

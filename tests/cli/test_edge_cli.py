@@ -100,7 +100,7 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     asked = edge("ask", "the maximum pressure of the pump is?")
     said = 'From your documents (Pumps, line 3): "The maximum pressure of the pump is 6 bar."\n\nSix bar.'
     assert (asked.code, asked.out) == (0, f"{said}\n"), "stdout is the answer alone"
-    assert "edge: local: your documents seem to answer it" in asked.err and "trace " in asked.err
+    assert "edge: local: your documents hold a close passage" in asked.err and "trace " in asked.err
     assert "  [1] Pumps, line 3 (manual.md)\n" in asked.err, "whose words stand above already"
     assert "left out" not in asked.err
     chat.words = ["It is 9 bar."]

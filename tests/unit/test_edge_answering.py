@@ -403,6 +403,10 @@ async def test_a_follow_up_is_searched_for_with_the_question_before_it(
     assert (answer.routed.decision.route, answer.routed.documents) == ("local", "held")
     assert f"Question: {first} and how much at most?" in chat.asked[0][-1].content
 
+    await answered(assistant, going_on("How high is the working pressure?", "6 bar.", "and of the pump?"))
+    asked = "Question: How high is the working pressure? and of the pump?"
+    assert asked in chat.asked[1][-1].content, "one word is found anywhere, and says too little"
+
     alone, _ = await answered(assistant, going_on("What is a poem?", "Verse.", "and how much at most?"))
     assert alone.routed.documents == "silent", "the control: it finds nothing by itself"
 
