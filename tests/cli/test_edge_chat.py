@@ -184,6 +184,18 @@ def test_what_fails_is_told_and_the_rest_is_answered(chat: Engine, relay: FakeRe
     assert "/sources" in piped("/help")[2] and piped("/help")[0] == 0
 
 
+def test_an_answer_from_local_only_documents_keeps_the_conversation_here(
+    chat: Engine, manual: Path, relay: FakeRelay
+) -> None:
+    assert CliRunner().invoke(app, ["documents", "label", str(manual), "local-only"]).exit_code == 0
+    code, out, err = piped(
+        "the maximum pressure of the pump is?", "/relay", "and in short?", "/auto", "Explain the tides", "/new",
+        "Explain the tides",
+    )
+    assert code == 6 and "made from local-only documents" in err and out.endswith("Six bar.\nIt stands.\n")
+    assert len(relay.requests) == 1 and b"6 bar" not in relay.requests[0][2] and b"Six bar" not in relay.requests[0][2]
+
+
 def test_half_an_answer_is_carried_along(chat: Engine) -> None:
     chat.error = EngineFailed("the engine stopped")
     assert piped("one", "two")[:2] == (1, "Six bar.\nSix bar.\n")
