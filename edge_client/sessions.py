@@ -124,7 +124,12 @@ class Sessions:
         """A session without a request for it. Raises like `attach`."""
         async with self._lock:
             identity = await self._fresh_identity()
-            return self._usable(identity) or (await self._connect(identity, None))[0]
+            try:
+                return self._usable(identity) or (await self._connect(identity, None))[0]
+            except TransportError as error:
+                if self.current is None or not self.current.alive:
+                    self._failure, self._failures = error, self._failures + 1
+                raise
 
     @property
     def endpoint(self) -> str:
