@@ -41,7 +41,7 @@ from transport.identity.tls import server_context, unverified_context
 from transport.links.base import Endpoint, Link, connect
 
 CACHED = CachedStretch()
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 @pytest.fixture(autouse=True)
