@@ -39,7 +39,7 @@ from transport.links.websocket import connect_websocket
 from transport.messages import RequestHeader, SpanRecord, encode_header
 from transport.primitives import SigningKey, random_bytes
 
-LIMIT = 20.0
+LIMIT = 60.0
 CONFIG = """
 trust_domain = "field.example"
 [listen]
