@@ -2,7 +2,7 @@
 
 On a Unix socket in the home's `run` folder, which both ends reach through that folder's descriptor: a socket's path has
 room for 107 bytes, a home may be longer. Each end asks the kernel who the other one is, and goes on only with its own
-user. One connection is one request and one reply, each `length (2 bytes, big-endian) || MessagePack`.
+user. One connection is one request and one reply, each a packet of MessagePack.
 
 It is the key that is given, and no question answered for another process: several may have the database open, and a
 command is the same program with and without a server. Where a system has none of this (Linux has), there is no agent,
@@ -15,7 +15,6 @@ import logging
 import os
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol
@@ -35,6 +34,7 @@ _SOCKET: Final = "key"
 _READ_S: Final = 10.0  # for a request, and for what is answered at once
 _CHANGE_S: Final = 90.0  # sessions are ended in an orderly way before the store is closed
 _AT_ONCE: Final = 32  # connections
+_MESSAGE_MAX: Final = 4096  # bytes; a key has 48, the rest is words
 _log = logging.getLogger(__name__)
 _Key = Annotated[bytes, msgspec.Meta(min_length=48, max_length=48)]
 
@@ -137,19 +137,16 @@ class _Agent:
 
     async def _serve(self, connection: socket.socket) -> None:
         """One connection. Whoever says something else than a request hears nothing."""
-        loop = asyncio.get_running_loop()
         try:
             with connection:
                 connection.setblocking(False)
                 if not _is_ours(connection):
                     return
                 async with asyncio.timeout(_READ_S):
-                    length = int.from_bytes(await _received(connection, 2))
-                    request = msgspec.msgpack.decode(await _received(connection, length), type=_Request)
-                reply = _framed(await self._reply(request))
-                async with asyncio.timeout(_READ_S):
-                    await loop.sock_sendall(connection, reply)
-        except (OSError, EOFError, TimeoutError, msgspec.MsgspecError):
+                    said = await asyncio.get_running_loop().sock_recv(connection, _MESSAGE_MAX)
+                reply = await self._reply(msgspec.msgpack.decode(said, type=_Request))
+                connection.send(msgspec.msgpack.encode(reply))  # a packet fits whole
+        except (OSError, TimeoutError, msgspec.MsgspecError):
             pass
         except Exception as error:  # the last door: one command's trouble is not the others'
             _log.error("a command's request ended in %s", type(error).__name__)
@@ -173,54 +170,27 @@ class _Agent:
 
 
 def _ask(home: Path, request: _Request, limit_s: float) -> _Reply:
-    """Blocks for at most `limit_s` seconds. Raises NotServing, also for whoever is not of this user."""
-    ends = time.monotonic() + limit_s
+    """Blocks, for at most `limit_s` seconds each, to connect, send and receive. Raises NotServing, also for whoever is
+    not of this user.
+    """
     try:
-        with run_folder(home, create=False) as folder, socket.socket(socket.AF_UNIX) as connection:
+        with run_folder(home, create=False) as folder, _socket() as connection:
             connection.settimeout(limit_s)
             connection.connect(_address(folder))
             if not _is_ours(connection):
                 raise NotServing
-            connection.sendall(_framed(request))
-            length = int.from_bytes(_exactly(connection, 2, ends))
-            return msgspec.msgpack.decode(_exactly(connection, length, ends), type=_Reply)
+            connection.send(msgspec.msgpack.encode(request))
+            return msgspec.msgpack.decode(connection.recv(_MESSAGE_MAX), type=_Reply)
     except TimeoutError:
         raise NotServing("the running `edge serve` does not answer", hint="end it, and start it again") from None
     except BadUse as error:  # one may run, and hold the store open
         raise NotServing(str(error), hint=error.hint) from None
-    except (AttributeError, OSError, EOFError, msgspec.MsgspecError):
+    except (AttributeError, OSError, msgspec.MsgspecError):
         raise NotServing from None
 
 
-def _exactly(connection: socket.socket, wanted: int, ends: float) -> bytes:
-    data = b""
-    while len(data) < wanted:
-        left = ends - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
-        if not (piece := connection.recv(wanted - len(data))):
-            raise EOFError
-        data += piece
-    return data
-
-
-async def _received(connection: socket.socket, wanted: int) -> bytes:
-    data = b""
-    while len(data) < wanted:
-        if not (piece := await asyncio.get_running_loop().sock_recv(connection, wanted - len(data))):
-            raise EOFError
-        data += piece
-    return data
-
-
-def _framed(message: _Request | _Reply) -> bytes:
-    data = msgspec.msgpack.encode(message)
-    return len(data).to_bytes(2) + data
-
-
 def _listen(folder: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
+    listener = _socket()
     try:
         _is_ours(listener)  # AttributeError where the kernel does not tell
         _unlink(folder)
@@ -232,6 +202,10 @@ def _listen(folder: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps messages apart
 
 
 def _unlink(folder: int) -> None:
