@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_client.config import Config
-from edge_client.engine import conversations
+from edge_client.engine import conversations, llama
 from edge_client.engine.base import EMBEDDER_TOKENS, Finished, Message, Sampling, Text
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.loading import Brake
@@ -72,6 +73,38 @@ async def test_closing_stops_the_model_and_frees_it(chat: LlamaChat) -> None:
                 break
     async with asyncio.timeout(60):  # 900 tokens of story would be in the way otherwise
         await said(chat, Message("user", "hello"), max_tokens=2)
+
+
+async def test_closing_ends_with_the_token_under_way(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth token is held up until the answer is being closed: no sixth one is begun."""
+    await chat.load()
+    loop, under_way, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    begun, runs, whole = 0, list[llama._Run](), chat._llama.eval
+
+    def evaluated(tokens: list[int]) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 5:
+            loop.call_soon_threadsafe(under_way.set)
+            assert go_on.wait(60)
+        whole(tokens)
+
+    class Run(llama._Run):
+        def __init__(self) -> None:
+            super().__init__()
+            runs.append(self)
+
+    monkeypatch.setattr(chat._llama, "eval", evaluated)
+    monkeypatch.setattr(llama, "_Run", Run)
+    events = chat.generate([Message("user", "Tell me a long story.")], Sampling())
+    assert await anext(events) == Text("")
+    await under_way.wait()
+    closing = asyncio.ensure_future(events.aclose())
+    while not runs[0].stopped.is_set():  # noqa: ASYNC110 - it is the thread that is told, by no event of the loop
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert begun == 5
 
 
 async def test_the_brake_stops_the_reading_of_a_prompt(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
