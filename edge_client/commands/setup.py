@@ -37,6 +37,7 @@ _UNLOCK: Final = (
     "keyring can do it as well, so that you are not asked while you are logged in.",
     "passphrase or keyring [passphrase]: ",
 )
+_INGEST: Final = ("edge ingest FOLDER", "adds documents")
 _NEXT: Final = (
     ('edge ask "..."', "asks one question"),
     ("edge chat", "talks with you in the terminal"),
@@ -143,7 +144,7 @@ def setup(
         if as_json:
             show(state | {
                 "store": "created" if new else "kept", "ingested": ingested.object() if ingested else None,
-                "failures": failures, "next": [command for command, _ in _NEXT],
+                "failures": failures, "next": [command for command, _ in _next(state)],
             })
         else:
             _print(state, failed=bool(failures))
@@ -245,5 +246,9 @@ def _print(state: dict[str, Any], *, failed: bool) -> None:
     print(f"documents  {state['documents']}, {state['chunks']} passages")
     if failed:
         print("next       `edge setup` once more, when what failed is mended; what is done stays")
-    for command, does in _NEXT:
-        print(f"next       {command:<15} {does}")
+    for command, does in _next(state):
+        print(f"next       {command:<18} {does}")
+
+
+def _next(state: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return _NEXT if state["documents"] else (_INGEST, *_NEXT)

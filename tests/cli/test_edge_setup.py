@@ -167,6 +167,7 @@ def test_a_script_is_told_which_option_is_missing(
     assert f"give {missing}, or --yes" in err and not (tmp_path / "home").exists()
     code, told, _ = script(*options, "--yes")
     assert (code, told["store"], told["identity"], told["unlock"]) == (0, "created", None, "passphrase")
+    assert ("edge ingest FOLDER" in told["next"]) == (told["documents"] == 0)
 
 
 def test_an_invitation_from_a_pipe(invitation: Path, gateway: FakeGateway) -> None:
