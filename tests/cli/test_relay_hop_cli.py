@@ -16,6 +16,7 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.joining_gateway import JoiningGateway
 from transport.links.base import Endpoint, connect
+from transport.links.virtual_join import serve_radio
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-c", "from relay.cli import main; main()"]
@@ -120,6 +121,30 @@ async def test_status_tells_how_a_hop_does_and_nothing_of_an_edge(files: dict[st
                                        (f"virtual:{home}/none", 5, "cannot reach")):
             code, _, err = await run("serve", "--listen", "ble", "--radio", radio, *common)
             assert (code, words in err, "hint: " in err) == (expected, True, True), err
+
+
+async def test_a_hop_that_has_lost_its_radio_does_not_look_as_if_it_served(files: dict[str, Any]) -> None:
+    common = ["--home", files["home"], "--passphrase-file", files["pass"]]
+    where = str(files["dir"] / "radio")
+    ble = ["--listen", "ble", "--radio", f"virtual:{where}"]
+    async with JoiningGateway(Ca()).running() as gateway:
+        Path(files["invitation"]).write_text(gateway.invitation().encode() + "\n")
+        assert (await run("join", "--invitation-file", files["invitation"], *common))[0] == 0
+        for others in ([], ["--listen", "tcp:127.0.0.1:0"]):
+            air = await serve_radio(where)
+            process = await start("serve", *ble, *others, *common)
+            assert process.stderr is not None
+            ready = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert ready.startswith("relay: hop ready"), ready
+            await air.close()
+            told = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert "the Bluetooth radio is gone" in told
+            if others:
+                assert "go on" in told
+                await (await connect(Endpoint.parse(ready.split()[-1]))).close()
+                process.send_signal(signal.SIGTERM)
+            _, rest = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, b"hint: " in rest) == ((0, False) if others else (5, True)), rest
 
 
 async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) -> None:
