@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
-from edge_client.extracts import borne_out, extract, sentences, unnumbered
+from edge_client.extracts import borne_out, extract, sentences
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import HELD, Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
@@ -208,7 +208,7 @@ class Assistant:
         self, question: Question, asked: str, decision: Decision, passages: Sequence[Passage], trace_id: str,
         deliver: Deliver, *, kept: bool = False,
     ) -> Answer:
-        """By the local model; with passages their words come first, and of the model's only what they bear out.
+        """By the local model; with a passage its words come first, and of the model's only what these bear out.
 
         Where the documents are about the question without seeming to answer it, a model this small would make
         something up: the answer then says so. Who asks for more than looking something up, for JSON or for an end at a
@@ -230,10 +230,10 @@ class Assistant:
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
-        begins = ""
+        quoted = begins = ""
         if quoting:
-            quoted = f'({context[0].place}): "{extract(context[0].text, asked, question.messages[-1].content)}"'
-            begins = f"{SILENT} The closest passage {quoted}" if abstains else f"{QUOTED} {quoted}"
+            quoted = extract(context[0].text, asked, question.messages[-1].content)
+            begins = f'{f"{SILENT} The closest passage" if abstains else QUOTED} ({context[0].place}): "{quoted}"'
         pieces: list[str] = []
 
         async def say(text: str) -> None:
@@ -268,11 +268,11 @@ class Assistant:
                 span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
                 span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
             if quoting:
-                # Told apart from the passages' own words by the empty line. A sentence cut off is none.
-                if stated := _borne_out(held_back, asked, context):
+                # Told apart from the passage's own words by the empty line.
+                if stated := _borne_out(held_back, asked, quoted):
                     await say(f"\n\n{stated}")
                 else:
-                    note = "the local model's own words do not stand in the passage and were left out"
+                    note = "the local model's own words do not stand in the quoted ones and were left out"
                     routed = replace(routed, notes=(*routed.notes, note))
         finally:  # what was delivered is known to somebody, also where it ended early
             if label == LOCAL_ONLY and self._retrieval is not None:
@@ -384,12 +384,11 @@ def _state(passages: Sequence[Passage]) -> Literal["held", "silent"] | None:
     return "held" if max(passage.evidence for passage in passages) >= HELD else "silent"
 
 
-def _borne_out(text: str, question: str, context: Sequence[Passage]) -> str:
-    """The first sentences that stand in the passages, up to one that does not or says the same again."""
-    whole = "\n".join(f"{passage.document}\n{unnumbered(passage.text)}" for passage in context)
+def _borne_out(text: str, question: str, quoted: str) -> str:
+    """The first sentences that stand in what is quoted, up to one that does not or says the same again."""
     kept: list[str] = []
     for sentence in sentences(text):
-        if sentence in kept or not borne_out(sentence, question, whole):
+        if sentence in kept or not borne_out(sentence, question, quoted):
             break
         kept.append(sentence)
     return " ".join(kept)

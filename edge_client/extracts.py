@@ -13,7 +13,7 @@ __all__ = ["borne_out", "extract", "sentences", "share", "telling", "unnumbered"
 
 _EXTRACT: Final = 240  # characters
 _STEM: Final = 5  # letters by which words are compared: "tight" is in "tightness"
-_BORNE_OUT: Final = 0.75  # of a statement's telling words; the rest may be the model's way of putting it
+_BORNE_OUT: Final = 0.75  # of the words that a statement adds; the rest may be its way of putting it
 _WORD: Final = re.compile(r"\w+(?:[-.]\w+)*")
 _FIGURE: Final = re.compile(r"\d+(?:[.,]\d+)*")
 # A line of a table or list is a sentence, too. Lines of a PDF break anywhere, so other line ends are none.
@@ -83,12 +83,14 @@ def extract(text: str, *wanted: str) -> str:
 
 
 def borne_out(statement: str, question: str, text: str) -> bool:
-    """Whether the text holds every figure and most words of the statement, which says more than the question did.
+    """Whether the text holds all figures and most words that the statement adds to the question; it has to add some.
 
     It tells made-up from copied, no more: what is put together wrongly from the text's own words passes.
     """
-    held = f"{question}\n{text}".replace(",", "")
-    figures = set(_FIGURE.findall(statement.replace(",", "")))
-    words = telling(statement)
-    new = words - telling(question)
-    return bool(new) and figures <= telling(held) | set(_FIGURE.findall(held)) and share(words, held) >= _BORNE_OUT
+    known = set().union(*(telling(held) | _figures(held) for held in (question, text)))
+    added = telling(statement) - telling(question)
+    return bool(added) and _figures(statement) <= known and share(added, text) >= _BORNE_OUT
+
+
+def _figures(text: str) -> set[str]:
+    return set(_FIGURE.findall(text.replace(",", "")))

@@ -105,7 +105,7 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     assert "left out" not in asked.err
     chat.words = ["It is 9 bar."]
     asked = edge("ask", "the maximum pressure of the pump is?")
-    assert asked.out == said.partition("\n")[0] + "\n" and "do not stand in the passage" in asked.err
+    assert asked.out == said.partition("\n")[0] + "\n" and "do not stand in the quoted ones" in asked.err
     chat.words = ["Six", " bar."]
 
     answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
