@@ -33,7 +33,10 @@ def ask(
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Answer a question from your documents, or relay it; says which, and why."""
+    """Answer a question, here or by the gateway.
+
+    Says which, and why, before the answer; and what leaves this device before it leaves.
+    """
     if local and relay:
         raise typer.BadParameter("--local and --relay exclude each other")
     if local and queue:

@@ -24,9 +24,10 @@ def explain(
         bool, typer.Option("--jsonl", help='Read a {"prompt"} a line, write {"difficulty", "route", "reasons"} a line.')
     ] = False,
 ) -> None:
-    """Say, as JSON, where a prompt would go on a joined device without documents, and why; nothing is asked or sent.
+    """Say where prompts would go, and why.
 
-    A line that cannot be read is answered by {"error"} in its place; an "id" comes back as it was.
+    As JSON, of a joined device without documents; nothing is asked or sent. A line that cannot be read is answered
+    by {"error"} in its place; an "id" comes back as it was.
     """
 
     async def work() -> None:

@@ -16,9 +16,10 @@ def serve(
     model_id: Annotated[str | None, typer.Option(help="A further name the local model answers to.")] = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Serve the model alone, without documents.")] = False,
 ) -> None:
-    """Serve the OpenAI-compatible API and the chat page on this machine, behind a token.
+    """Serve the OpenAI API and a chat page here.
 
-    The store is unlocked for commands beside it, too, until it is locked or was not used for [store] lock_after_s.
+    On this machine alone, behind a token. The store is unlocked for commands beside it, too, until it is
+    locked or was not used for [store] lock_after_s.
     """
 
     async def work() -> None:
