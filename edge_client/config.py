@@ -18,7 +18,7 @@
     discover = false                # true: after the endpoints, try hops that announce themselves on this network
     wss_trust = "bundle"            # or "webpki": whose certificate a wss endpoint shows; no secret depends on it
     [router]
-    share_relayed = 0.3             # pay for about this share of questions (measured on exam questions)
+    share_relayed = 0.3             # pay for about this share of exam questions; of short everyday ones it is far less
     quality = 0.8                   # or: keep this share of what relaying everything gains over relaying nothing
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [store]
