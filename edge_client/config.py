@@ -145,7 +145,9 @@ class Config:
         except FileNotFoundError:
             return cls(home)
         except OSError as error:
-            raise BadUse(f"cannot read {path}: {error.strerror}") from None
+            raise BadUse(
+                f"cannot read {path}: {(error.strerror or '').lower()}", hint="CAUSEWAY_HOME names its folder"
+            ) from None
         try:
             settings = msgspec.toml.decode(raw, type=_File)
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError

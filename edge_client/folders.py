@@ -41,10 +41,18 @@ def find_files(paths: Iterable[Path], skip: Callable[[Path], None] = lambda path
     that cannot be read.
     """
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             yield from _below(path, skip)
         else:
             yield path
+
+
+def is_folder(path: Path) -> bool:
+    """Not if it cannot be had: a name that is too long, say, of which whoever reads it tells."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def whereabouts(source: str) -> Literal["there", "gone", "unclear"]:

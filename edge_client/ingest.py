@@ -201,7 +201,7 @@ def _read(path: Path) -> tuple[str, bytes]:
         if path.is_dir():
             raise BadDocument("it is a folder that cannot be read")
         if not path.is_file():  # opening a pipe or a device could block for ever
-            raise BadDocument("there is no such file")
+            raise BadDocument("it is no file to read" if path.exists() else "there is no such file")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:

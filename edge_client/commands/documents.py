@@ -157,7 +157,9 @@ def _tell_within(
 
 
 def _folders(paths: "list[Path]") -> list[str]:
-    return [str(path.resolve()) for path in paths if path.is_dir()]
+    from edge_client.folders import is_folder
+
+    return [str(path.resolve()) for path in paths if is_folder(path)]
 
 
 async def _records(

@@ -66,6 +66,9 @@ def tell(error: Exception) -> dict[str, Any]:
             raise error
         code, fault, message = "internal", "local", f"something unexpected went wrong ({type(error).__name__})"
         hint = "set CAUSEWAY_DEBUG=1 to see where, and please report it"
+        if isinstance(error, OSError) and error.strerror:  # a full disk, a name that is too long
+            message = f"this machine cannot do that: {error.strerror.lower()}"
+            hint = "CAUSEWAY_DEBUG=1 shows what was tried"
     note(message)
     if hint:
         print(f"{coloured('hint:', _FAINT)} {hint}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The command `edge`: what it prints where, its exit codes, and that nothing bad ends in a traceback."""
 
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import store.keys
 from edge_client.app import App
 from edge_client.cli import app
+from edge_client.commands import terminal
 from edge_client.errors import GaveUp, Unreached
 from edge_client.extracts import extract
 from store.keys import Passphrase, create_key
@@ -207,6 +209,21 @@ def test_links_round_in_circles_are_an_error_like_others(edge: Edge, manual: Pat
     done = edge("ingest", str(loop), str(manual))
     assert done.code == 3 and "loop.md: there is no such file" in done.err and done.out.startswith("1 added")
     assert edge("documents", "forget", str(loop)).code == 3
+
+
+def test_names_that_no_file_can_have_and_what_is_no_file(edge: Edge, manual: Path) -> None:
+    done = edge("ingest", "x" * 5_000, "/dev/null", str(manual))
+    assert done.code == 3 and done.out.startswith("1 added")
+    assert "File name too long" in done.err and "/dev/null: it is no file to read" in done.err
+
+
+def test_what_the_machine_cannot_do_is_told(edge: Edge, capsys: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    assert terminal.tell(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))["code"] == "internal"
+    assert "no space left on device" in capsys.readouterr().err
+    monkeypatch.setenv("CAUSEWAY_HOME", "x" * 5_000)
+    done = edge("status")
+    assert done.code == 3 and "file name too long" in done.err and "hint: " in done.err
 
 
 def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
