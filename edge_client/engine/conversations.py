@@ -12,7 +12,7 @@ from edge_client.engine.loading import free_memory
 
 __all__ = ["Conversations"]
 
-_SHARE: Final = 3  # what is kept aside has at most a third of the context's tokens, and so of its memory
+_SHARE: Final = 4  # what is kept aside has at most a quarter of the context's tokens, and so of its memory
 _WORTH: Final = 16  # tokens that must be saved, or nothing is moved
 _SPARE_BYTES: Final = 128 << 20  # memory that stays free for others
 
