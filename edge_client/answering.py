@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
-from edge_client.extracts import borne_out, extract, sentences
+from edge_client.extracts import borne_out, extract, nearest, sentences
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import HELD, Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
@@ -230,10 +230,11 @@ class Assistant:
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
-        quoted = begins = ""
+        begins = ""
+        wanted = asked, question.messages[-1].content  # the latter counts twice where it leans on the one before
         if quoting:
-            quoted = extract(context[0].text, asked, question.messages[-1].content)
-            begins = f'{f"{SILENT} The closest passage" if abstains else QUOTED} ({context[0].place}): "{quoted}"'
+            quoted = f'({context[0].place}): "{extract(context[0].text, *wanted)}"'
+            begins = f"{SILENT} The closest passage {quoted}" if abstains else f"{QUOTED} {quoted}"
         pieces: list[str] = []
 
         async def say(text: str) -> None:
@@ -269,7 +270,7 @@ class Assistant:
                 span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
             if quoting:
                 # Told apart from the passage's own words by the empty line.
-                if stated := _borne_out(held_back, asked, quoted):
+                if stated := _borne_out(held_back, asked, *nearest(context[0].text, *wanted)):
                     await say(f"\n\n{stated}")
                 else:
                     note = "the local model's own words do not stand in the quoted ones and were left out"
@@ -384,11 +385,11 @@ def _state(passages: Sequence[Passage]) -> Literal["held", "silent"] | None:
     return "held" if max(passage.evidence for passage in passages) >= HELD else "silent"
 
 
-def _borne_out(text: str, question: str, quoted: str) -> str:
-    """The first sentences that stand in what is quoted, up to one that does not or says the same again."""
+def _borne_out(text: str, question: str, passage: Sequence[str], best: int) -> str:
+    """The first sentences that stand in the passage's best, up to one that does not or says the same again."""
     kept: list[str] = []
     for sentence in sentences(text):
-        if sentence in kept or not borne_out(sentence, question, quoted):
+        if sentence in kept or not borne_out(sentence, question, passage[best]):
             break
         kept.append(sentence)
     return " ".join(kept)

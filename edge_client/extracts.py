@@ -9,7 +9,7 @@ from typing import Final
 
 from store.search import STOP_WORDS
 
-__all__ = ["borne_out", "extract", "sentences", "share", "telling", "unnumbered"]
+__all__ = ["borne_out", "extract", "nearest", "sentences", "share", "telling", "unnumbered"]
 
 _EXTRACT: Final = 240  # characters
 _STEM: Final = 5  # letters by which words are compared: "tight" is in "tightness"
@@ -57,15 +57,21 @@ def unnumbered(text: str) -> str:
     return _HEADING_NUMBER.sub("", text)
 
 
-def extract(text: str, *wanted: str) -> str:
-    """At most 240 characters of the text on one line, around the sentence that shares most with all of `wanted`."""
+def nearest(text: str, *wanted: str) -> tuple[list[str], int]:
+    """Sentences, without the headings before them, and which of them shares most with all of `wanted`."""
     found = _HEADINGS.match(text)
     parts = sentences(unnumbered(text[found.end() :] if found else text))
-    if not parts:
-        return ""
     words = [telling(want) for want in wanted]
     shared = [sum(len(word) for want in words for word in want & telling(part)) for part in parts]
-    first = last = shared.index(max(shared))
+    return parts, shared.index(max(shared)) if parts else 0
+
+
+def extract(text: str, *wanted: str) -> str:
+    """At most 240 characters of the text on one line, around the sentence nearest to `wanted`."""
+    parts, first = nearest(text, *wanted)
+    if not parts:
+        return ""
+    last = first
     room = _EXTRACT - 2 - len(parts[first])  # less the marks of what is left out
     while True:  # what follows explains more often than what precedes
         if last + 1 < len(parts) and len(parts[last + 1]) < room:
