@@ -160,7 +160,7 @@ def test_where_each_answer_comes_from_is_said_and_may_be_chosen(
     assert code == 0 and out.endswith("Six bar.\nIt stands.\nSix bar.\nIt stands.\n")
     told = iter(err.splitlines())
     for line in (  # in this order, whatever stands between
-        "local: your documents seem", "  [1] Pumps, line 3 (manual.md)", "[1] Pumps, line 3", "    The maximum",
+        "local: your documents hold", "  [1] Pumps, line 3 (manual.md)", "[1] Pumps, line 3", "    The maximum",
         "by the gateway from now on", "relay to m-1: you asked to relay", "relayed to m-1", "via spiffe://",
         "on this device from now on", "local: you asked", "the router decides from now on", "relay to m-1: the prompt",
         "the last answer is made from no document",
@@ -218,9 +218,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
         if chat.said == 6:
             chat.endless = False  # the next answer ends by itself
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.wait(60)  # nothing more is said until the main thread has taken the signal
+            stopped.append(stop.wait(60))  # nothing more is said until the main thread has taken the signal
 
-    stop = threading.Event()
+    stop, stopped = threading.Event(), list[bool]()
     real = asyncio.BaseEventLoop.call_soon_threadsafe
 
     def cancelled(self: asyncio.BaseEventLoop, callback: Any, *arguments: Any, **options: Any) -> asyncio.Handle:
@@ -232,7 +232,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon_threadsafe", cancelled)
     monkeypatch.setattr(Engine, "meets", staticmethod(interrupt))
     code, out, err = typed(monkeypatch, capsys, "tell me", "hello")
-    assert code == 0 and "(stopped)" in err and out.endswith("Six bar.\n> ")
+    assert stopped == [True] and code == 0 and "(stopped)" in err and out.endswith("Six bar.\n> ")
     assert chat.said == 8 and said(chat.asked[1])[1] == ("assistant", "Six bar." * 3), "it goes on from there"
     assert len(kept()[0]) == 4
 
@@ -381,6 +381,7 @@ def screen(chat: Engine, manual: Path) -> Iterator[Callable[[], Screen]]:
     def begin() -> Screen:
         screens.append(Screen())
         screens[-1].until("\n")
+        screens[-1].until("\x1b[?2004h")  # pastes are wanted in brackets
         screens[-1].until("> ")
         return screens[-1]
 
