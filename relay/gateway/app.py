@@ -133,9 +133,9 @@ class Ready:
 
 async def serve(
     config: Config, passphrase: Passphrase, *, ready: Callable[[Ready], None], stop: asyncio.Event,
-    clock: Callable[[], float] = time.time,
+    hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time,
 ) -> None:
-    """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`.
+    """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
 
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
@@ -207,7 +207,7 @@ async def serve(
         await audit.append("gateway.started", id=own_id)
         ready(Ready(own_id, session, https, health))
         await stop.wait()
-        await sessions.drain(limits.drain_s)
+        await sessions.drain(limits.drain_s, hurry)
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)

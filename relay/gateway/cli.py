@@ -139,20 +139,23 @@ def trace(
 
 @app.command()
 def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None) -> None:
-    """Run the gateway until SIGTERM or SIGINT."""
+    """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well."""
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await run(settings, passphrase, ready=_say_ready, stop=stop)
+            loop.add_signal_handler(number, end)
+        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry)
 
     asyncio.run(main())
 
