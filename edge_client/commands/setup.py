@@ -134,8 +134,8 @@ def setup(
                 if invitation is not None:
                     await step(join())
                 if None in models_there(config).values():
-                    await step(_install())
-                if chosen is not None:
+                    await step(_no_models())
+                elif chosen is not None:
                     await step(ingest())
             except CancelledError:
                 note("what is done stays; `edge setup` goes on from there")
@@ -220,11 +220,11 @@ async def _keyring_on(config: "Config", secret: "Passphrase | None") -> None:
     note("the login keyring unlocks the store")
 
 
-async def _install() -> None:
-    from edge_client.engine.models import install
+async def _no_models() -> None:
+    """Nothing is fetched here: that is a command of its own, so that whoever pays for the link decides."""
+    from edge_client.errors import ModelMissing
 
-    note("the local models are missing (190 MB)")
-    install(note)
+    raise ModelMissing("the local models are missing (190 MB)", hint="`edge models install`, then `edge setup` again")
 
 
 async def _state(config: "Config", app: "App") -> dict[str, Any]:

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import store.keys
 from edge_client.app import App
 from edge_client.cli import app
-from edge_client.errors import EdgeError
 from store.keys import held_for
 from tests.support.ca import Ca
 from tests.support.edge_lab import ENDPOINT
@@ -220,21 +219,16 @@ def test_a_step_that_fails_is_told_and_takes_no_other_along(
     assert (code, told["identity"], told["failures"]) == (0, "spiffe://field.example/edge/lap-1", [])
 
 
-def test_missing_models_are_installed_and_a_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    have, asked = {"model": True, "embedder": False}, 0
-
-    def install(report: Callable[[str], None]) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            raise EdgeError("pip could not install the models", hint="its messages are above")
-        have["embedder"] = True
-
+def test_missing_models_are_told_and_fetched_by_a_command_of_their_own(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have = {"model": True, "embedder": False}
     monkeypatch.setattr("edge_client.engine.models.installed", lambda: have)
-    monkeypatch.setattr("edge_client.engine.models.install", install)
-    code, told, err = script("--yes")
-    assert code == 1 and told["failures"][0]["message"].startswith("pip") and "190 MB" in err
-    assert script("--yes")[0] == 0 and script("--yes")[0] == 0 and asked == 2
+    code, told, _ = script("--yes", "--folder", str(docs))
+    assert code == 3 and [failure["code"] for failure in told["failures"]] == ["model_missing"]
+    assert "edge models install" in told["failures"][0]["hint"] and told["documents"] == 0
+    have["embedder"] = True
+    assert script("--yes", "--folder", str(docs))[0] == 0
 
 
 def test_a_broken_document_is_told_by_the_exit_code(docs: Path) -> None:
