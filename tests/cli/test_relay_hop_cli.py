@@ -118,7 +118,7 @@ async def test_status_tells_how_a_hop_does_and_nothing_of_an_edge(files: dict[st
         await link.close()
         assert list(control.iterdir()) == []
         for radio, expected, words in (("system", 3, "radio"), ("cable:1", 3, "not a radio"),
-                                       (f"virtual:{home}/none", 5, "cannot reach")):
+                                       (f"virtual:{home}/none", 5, "relay sim radio")):
             code, _, err = await run("serve", "--listen", "ble", "--radio", radio, *common)
             assert (code, words in err, "hint: " in err) == (expected, True, True), err
 
