@@ -88,6 +88,7 @@ async def test_a_whole_answer(api: Api) -> None:
     }]
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
     assert body["causeway"]["route"] == "local" and len(body["causeway"]["trace_id"]) == 32
+    assert body["causeway"]["documents"] is None, "none were looked into"
     sampling = api.chat.sampled[0]
     assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.5, 9, ("END",))
 
