@@ -48,13 +48,16 @@ def _write(prompt: str | None, *, jsonl: bool) -> None:
             try:
                 source = stack.enter_context(Path(str(prompt)).open("rb"))
             except OSError as error:
-                raise BadUse(f"cannot read {prompt}: {error.strerror}") from None
+                reason = (error.strerror or "").lower()
+                raise BadUse(f"cannot read {prompt}: {reason}", hint="name a file, or - for standard input") from None
         if jsonl:
             for line in _lines(source):
                 print(json.dumps(_answer(line, threshold)), flush=True)
             return
         text = str(prompt) if named else source.read(_LINE_BYTES).decode("utf-8", "replace")
-        print(json.dumps(_explained(text, threshold)))
+        print(json.dumps(told := _explained(text, threshold)))
+        if "error" in told:
+            raise BadUse(told["error"], hint="give it as an argument or on standard input")
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
