@@ -114,9 +114,13 @@ class Assistant:
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
         relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
-        if_reachable: Relay | None = None,
+        if_reachable: Relay | None = None, quotes: bool = True,
     ) -> None:
-        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached."""
+        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached.
+
+        `quotes`: the local model is too small to be believed on documents, whose own words come first.
+        """
+        self._quotes = quotes
         self._if_reachable = if_reachable
         self._chat = chat
         self._retrieval = retrieval
@@ -217,7 +221,7 @@ class Assistant:
         context, state = local_context(passages), _state(passages)
         assert decision.features is not None
         quoting = (
-            bool(context) and not decision.features.hard and question.sampling.json_schema is None
+            self._quotes and bool(context) and not decision.features.hard and question.sampling.json_schema is None
             and not question.sampling.stop
         )
         abstains = quoting and state == "silent"
@@ -225,11 +229,12 @@ class Assistant:
         label = strictest(*(passage.label for passage in context), LOCAL_ONLY if kept else None)
         routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id, label, state)
         sampling = question.sampling
-        if context and sampling.json_schema is None:
+        small = self._quotes and bool(context)
+        if small and sampling.json_schema is None:
             # A new paragraph or a second list item is where this model begins to make things up.
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
-            sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
+            sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if small else _FREE_TOKENS)
         begins = ""
         wanted = asked, question.messages[-1].content  # the latter counts twice where it leans on the one before
         if quoting:

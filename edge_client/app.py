@@ -56,6 +56,7 @@ class App:
         self._changing = asyncio.Lock()  # locking and unlocking
         self._while_open = WhileOpen()
         self._drains = False
+        self._quotes = config.model.path is None  # a person's own choice of model may do better than the small one
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
@@ -199,7 +200,9 @@ class App:
         return self._embedder
 
     def chat(self, path: Path | None = None, *, name: str = "local") -> LlamaChat:
-        """The local model: `path`, or what the configuration says."""
+        """The local model: `path`, or what the configuration says; one of `name` besides."""
+        if path is not None and name == "local":
+            self._quotes = False
         locate = partial(chat_model, self.config) if path is None else lambda: path
         settings = self.config.model
         return LlamaChat(
@@ -258,6 +261,7 @@ class App:
             tracing=self.tracing,
             relay_model=self.config.relay.model,
             threshold=self.config.router.limit(),
+            quotes=self._quotes,
         )
         assistant.while_open = while_open
         return assistant

@@ -365,6 +365,18 @@ async def test_who_wants_another_form_gets_the_models_text_alone(
         assert (answer.routed.notes == ()) is held
 
 
+async def test_another_model_than_the_small_one_speaks_for_itself(
+    retrieval: Retrieval, tracing: telemetry.Telemetry
+) -> None:
+    chat = FakeChat(["It was\n\n", "set by Acme."])
+    assistant = Assistant(chat=chat, retrieval=retrieval, relay=None, tracing=tracing, quotes=False)
+    for prompt, held in (("the maximum working pressure of the pump is?", True), (ABOUT_THE_PUMP, False)):
+        answer, _ = await answered(assistant, ask(prompt))
+        assert answer.text == "It was\n\nset by Acme." and answer.routed.citations
+        assert (answer.routed.notes == ()) is held, "that the documents seem silent is still told"
+    assert PRESSURE in chat.asked[0][-1].content
+
+
 @pytest.mark.parametrize(("words", "stated"), [
     (["The pressure is 6 bar. It was", " set by Acme in 1987."], "The pressure is 6 bar."),
     (["The pressure is 6 bar. The pressure is 6 bar."], "The pressure is 6 bar."),
