@@ -40,7 +40,7 @@ def test_every_row_of_the_engine_benchmark_has_its_numbers() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == 8 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["unit"] for row in rows)
+    assert len(rows) == 9 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["unit"] for row in rows)
 
 
 @pytest.mark.parametrize("early_data", ["on", "off"])
