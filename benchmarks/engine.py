@@ -95,18 +95,21 @@ async def speed(chat: LlamaChat, rounds: int, count: int) -> list[Row]:
     return rows
 
 
-async def turns(chat: LlamaChat, rounds: int) -> Row:
-    """The next question of a conversation, with and without what the context holds of the turns before."""
-    warm, cold = [], []
+async def turns(chat: LlamaChat, rounds: int) -> list[Row]:
+    """The next question of a conversation: at once, after another conversation, and with nothing of it read before."""
+    warm, after, cold = [], [], []
     for number in range(rounds):
         talk = question(1000 + number, 8)
         answer = [event.text async for event in chat.generate(talk, Sampling(max_tokens=16)) if isinstance(event, Text)]
-        talk += [Message("assistant", "".join(answer)), Message("user", "Why?")]
-        warm.append((await seconds(chat, talk, 2))[0])
-        await seconds(chat, [Message("user", "something else")], 2)
-        cold.append((await seconds(chat, talk, 2))[0])
-    mine, theirs = 1000 * median(warm), 1000 * median(cold)
-    return Row("first token of a next turn", mine, "ms", theirs, "the same without the cache", theirs / mine)
+        more = [Message("assistant", "".join(answer)), Message("user", "Why?")]
+        warm.append((await seconds(chat, [*talk, *more], 2))[0])
+        cold.append((await seconds(chat, [*question(1500 + number, 8), *more], 2))[0])
+        after.append((await seconds(chat, [*talk, more[0], Message("user", "How?")], 2))[0])
+    theirs = 1000 * median(cold)
+    return [
+        Row(what, 1000 * median(mine), "ms", theirs, "the same without the cache", theirs / (1000 * median(mine)))
+        for what, mine in (("first token of a next turn", warm), ("the same after another conversation", after))
+    ]
 
 
 async def lag(chat: LlamaChat, embedder: LlamaEmbedder, count: int) -> list[Row]:
@@ -165,7 +168,7 @@ async def run(smoke: bool) -> list[Row]:
     note(f"speed, {rounds} rounds of {count} tokens each")
     rows = await speed(chat, rounds, count)
     note("the cache across turns")
-    rows.append(await turns(chat, 2 if smoke else 5))
+    rows += await turns(chat, 2 if smoke else 5)
     note("the event loop under load")
     rows += await lag(chat, embedder, 8 if smoke else 48)
     return [*rows, memory()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.support.memory_link import MemoryLink
-from transport.errors import LinkLost
+from transport.errors import CloseReason, LinkLost
 
 # Bytes of one direction after which a fault strikes: frame 1 or 2, record 0, the request, early and late in the answer.
 CLASSES: Final = ((1, 1_252), (1_253, 2_300), (2_301, 3_500), (3_501, 6_000), (6_001, 20_000))
@@ -54,8 +54,8 @@ class FaultyLink:
             if bent := b"".join(await self._bend("down", data)):
                 return bent
 
-    async def close(self) -> None:
-        await self._link.close()
+    async def close(self, reason: CloseReason = "done") -> None:
+        await self._link.close(reason)
 
     async def abort(self) -> None:
         await self._link.abort()

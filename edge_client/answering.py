@@ -10,16 +10,22 @@ from typing import Any, Final, Literal, Protocol
 from edge_client.completions import ROUTE, AnswerReader, failure, request_body, whole_calls
 from edge_client.engine.base import ChatEngine, Finished, Message, Sampling, Text
 from edge_client.errors import BadUse, EmptyPrompt, KeptLocal, NotJoined, PromptTooLong, ProviderFailed, Unreached
+from edge_client.extracts import borne_out, extract, nearest, sentences
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
-from edge_client.router.policy import Decision, decide, features_of, need
+from edge_client.router.policy import HELD, Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
 from store.documents import strictest
 from transport import telemetry
 
-__all__ = ["Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "RelayedAnswer", "Routed"]
+__all__ = [
+    "QUOTED", "SILENT", "Answer", "Assistant", "Deliver", "Leaving", "Question", "Relay", "RelayedAnswer", "Routed",
+]
 
 PROMPT_MAX_CHARS: Final = 1 << 20  # of all messages; finer limits follow once it is known where the prompt goes
-_GROUNDED_TOKENS: Final = 160  # an answer from a passage is a sentence or two
+# How local answers begin that are made from documents, and where these hold none.
+QUOTED: Final = "From your documents"
+SILENT: Final = "Your documents do not seem to answer this."
+_GROUNDED_TOKENS: Final = 96  # an answer from a passage is a sentence or two
 _FREE_TOKENS: Final = 512
 _log = logging.getLogger(__name__)
 
@@ -70,6 +76,7 @@ class Routed:
     notes: tuple[str, ...]
     trace_id: str
     label: str | None = None  # the strictest of what the answer is made from; None without documents
+    documents: Literal["held", "silent"] | None = None  # whether they seem to hold an answer; None if not looked into
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,13 @@ class Assistant:
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
         relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
-        if_reachable: Relay | None = None,
+        if_reachable: Relay | None = None, quotes: bool = True,
     ) -> None:
-        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached."""
+        """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached.
+
+        `quotes`: the local model is too small to be believed on documents, whose own words come first.
+        """
+        self._quotes = quotes
         self._if_reachable = if_reachable
         self._chat = chat
         self._retrieval = retrieval
@@ -120,9 +131,11 @@ class Assistant:
         self._threshold = threshold
 
     async def answer(
-        self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None
+        self, question: Question, deliver: Deliver, leaving: Callable[[Leaving], None] = lambda what: None,
+        decided: Callable[[Decision], None] = lambda decision: None,
     ) -> Answer:
-        """Delivers Routed, then the text in pieces, and returns the whole. `leaving` hears of a relay beforehand.
+        """Delivers Routed, then the text in pieces, and returns the whole. `leaving` hears of a relay beforehand,
+        `decided` of each decision at once: also of a refusal, and of one more where no gateway can be found.
 
         Raises EmptyPrompt, PromptTooLong, KeptLocal (a secret was to be relayed), NotJoined, ProviderFailed, and what
         the engine, the store and the gateway client raise. What `deliver` raises stops the answer.
@@ -143,7 +156,7 @@ class Assistant:
         try:
             with self._tracing.span("edge.ask") as span:
                 trace_id = telemetry.trace_id_of(span)
-                passages = await self._retrieve(question, timings)
+                passages, asked = await self._retrieve(question, timings)
                 decision = _for_tools(question, self._decide(question, passages), joined=self._relay is not None)
                 kept = self._retrieval is not None and await self._retrieval.keeps(m.content for m in question.messages)
                 decision = _for_kept(question, decision) if kept else decision
@@ -151,7 +164,9 @@ class Assistant:
                 assert decision.features is not None  # decide() never leaves them out
                 figure = need(decision.features)
                 span.set_attribute("causeway.need", round(figure, 4))
+                span.set_attribute(telemetry.RULE, decision.rule)
                 _log.info("%s by rule %s, need %.3f, trace %s", decision.route, decision.rule, figure, trace_id)
+                decided(decision)
                 if decision.route == "refuse":
                     raise _refusal(decision)
                 relayed = decision.route == "relay"
@@ -160,9 +175,11 @@ class Assistant:
                         answer = await self._answer_by_relay(question, decision, passages, trace_id, timed, leaving)
                     except Unreached:
                         relayed, decision = False, _without_a_way(decision)
+                        decided(decision)
                         span.set_attribute(telemetry.ROUTE, decision.route)
+                        span.set_attribute(telemetry.RULE, decision.rule)
                 if not relayed:
-                    answer = await self._answer_here(question, decision, passages, trace_id, timed, kept=kept)
+                    answer = await self._answer_here(question, asked, decision, passages, trace_id, timed, kept=kept)
         finally:
             # The gateway joins our spans, all ended now, with its own. What stayed here is no business of its.
             if relayed and self._relay is not None:
@@ -170,14 +187,15 @@ class Assistant:
         timings["total_ms"] = _ms(begun, time.monotonic())
         return replace(answer, timings=timings)
 
-    async def _retrieve(self, question: Question, timings: dict[str, float]) -> list[Passage]:
+    async def _retrieve(self, question: Question, timings: dict[str, float]) -> tuple[list[Passage], str]:
+        """Passages, and the question in full (see Retrieval.for_conversation)."""
         if self._retrieval is None or not question.documents or question.messages[-1].role != "user":
-            return []
+            return [], question.messages[-1].content
         begun = time.monotonic()
         with self._tracing.span("edge.retrieve"):
-            passages = await self._retrieval.passages(question.messages[-1].content, collection=self._collection)
+            found = await self._retrieval.for_conversation(question.messages, collection=self._collection)
         timings["retrieve_ms"] = _ms(begun, time.monotonic())
-        return passages
+        return found
 
     def _decide(self, question: Question, passages: Sequence[Passage]) -> Decision:
         found: dict[str, None] = {}
@@ -186,52 +204,90 @@ class Assistant:
         found.update(dict.fromkeys(kinds("\n".join(_texts(question.options)))))
         return decide(features_of(
             question.messages[-1].content, flag=question.flag, sensitive=tuple(found),
-            similarity=max((passage.similarity for passage in passages), default=None),
+            evidence=max((passage.evidence for passage in passages), default=None),
             joined=self._relay is not None, threshold=self._threshold,
         ))
 
     async def _answer_here(
-        self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
-        *, kept: bool = False,
+        self, question: Question, asked: str, decision: Decision, passages: Sequence[Passage], trace_id: str,
+        deliver: Deliver, *, kept: bool = False,
     ) -> Answer:
-        context = local_context(passages)
-        notes = () if context or not passages else ("the documents hold nothing on this",)
+        """By the local model; with a passage its words come first, and of the model's only what these bear out.
+
+        Where the documents are about the question without seeming to answer it, a model this small would make
+        something up: the answer then says so. Who asks for more than looking something up, for JSON or for an end at a
+        word gets the model's text alone.
+        """
+        context, state = local_context(passages), _state(passages)
+        assert decision.features is not None
+        quoting = (
+            self._quotes and bool(context) and not decision.features.hard and question.sampling.json_schema is None
+            and not question.sampling.stop
+        )
+        abstains = quoting and state == "silent"
+        notes = ("the documents do not seem to answer this",) if state == "silent" and not abstains else ()
         label = strictest(*(passage.label for passage in context), LOCAL_ONLY if kept else None)
-        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id, label)
+        routed = Routed(decision, self._chat.name, tuple(context), notes, trace_id, label, state)
         sampling = question.sampling
-        if context and sampling.json_schema is None:
+        small = self._quotes and bool(context)
+        if small and sampling.json_schema is None:
             # A new paragraph or a second list item is where this model begins to make things up.
             sampling = replace(sampling, repeat_penalty=1.0, stop=(*sampling.stop, "\n\n", "\n2."))
         if sampling.max_tokens is None:
-            sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if context else _FREE_TOKENS)
+            sampling = replace(sampling, max_tokens=_GROUNDED_TOKENS if small else _FREE_TOKENS)
+        begins = ""
+        wanted = asked, question.messages[-1].content  # the latter counts twice where it leans on the one before
+        if quoting:
+            quoted = f'({context[0].place}): "{extract(context[0].text, *wanted)}"'
+            begins = f"{SILENT} The closest passage {quoted}" if abstains else f"{QUOTED} {quoted}"
         pieces: list[str] = []
+
+        async def say(text: str) -> None:
+            if not pieces:
+                await deliver(routed)  # not before: what the engine does not take is no answer
+            pieces.append(text)
+            if text:
+                await deliver(Text(text))
+
         finished: Finished | None = None
-        with self._tracing.span("edge.generate", attributes={
-            telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
-        }) as span:
-            messages = prompt_with([_plain(message) for message in question.messages], context, relayed=False)
-            try:
+        try:
+            if abstains:
+                await say(begins)
+                return Answer(routed, begins, "", "stop", 0, 0, {})
+            with self._tracing.span("edge.generate", attributes={
+                telemetry.GEN_AI_OPERATION: "chat", telemetry.GEN_AI_REQUEST_MODEL: self._chat.name,
+            }) as span:
+                messages = [_plain(message) for message in question.messages]
+                messages = prompt_with(messages, context, relayed=False, asked=asked)
+                held_back = ""
                 async with contextlib.aclosing(self._chat.generate(messages, sampling)) as events:
                     async for event in events:
-                        if not pieces and finished is None:
-                            await deliver(routed)  # not before: what the engine does not take is no answer
+                        if not pieces:
+                            await say(begins)
                         if isinstance(event, Finished):
                             finished = event
-                            continue
-                        pieces.append(event.text)
-                        if event.text:
-                            await deliver(event)
-            finally:  # what was delivered is known to somebody, also where it ended early
-                if label == LOCAL_ONLY and self._retrieval is not None:
-                    await self._retrieval.keep("".join(pieces))
-            assert finished is not None  # an engine's last event
-            span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
-            span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
-        text = "".join(pieces)
+                        elif quoting:
+                            held_back += event.text
+                        elif event.text:
+                            await say(event.text)
+                assert finished is not None  # an engine's last event
+                span.set_attribute(telemetry.GEN_AI_INPUT_TOKENS, finished.prompt_tokens)
+                span.set_attribute(telemetry.GEN_AI_OUTPUT_TOKENS, finished.answer_tokens)
+            if quoting:
+                # Told apart from the passage's own words by the empty line.
+                if stated := _borne_out(held_back, asked, *nearest(context[0].text, *wanted)):
+                    await say(f"\n\n{stated}")
+                else:
+                    note = "the local model's own words do not stand in the quoted ones and were left out"
+                    routed = replace(routed, notes=(*routed.notes, note))
+        finally:  # what was delivered is known to somebody, also where it ended early
+            if label == LOCAL_ONLY and self._retrieval is not None:
+                await self._retrieval.keep("".join(pieces))
         if finished.dropped:
             note = f"the {finished.dropped} oldest messages did not fit into the local model and were left out"
             routed = replace(routed, notes=(*routed.notes, note))
-        return Answer(routed, text, "", finished.reason, finished.prompt_tokens, finished.answer_tokens, {})
+        reason = "stop" if quoting and question.sampling.max_tokens is None else finished.reason
+        return Answer(routed, "".join(pieces), "", reason, finished.prompt_tokens, finished.answer_tokens, {})
 
     async def _answer_by_relay(
         self, question: Question, decision: Decision, passages: Sequence[Passage], trace_id: str, deliver: Deliver,
@@ -262,7 +318,7 @@ class Assistant:
             if remote.status != 200:
                 raise await failure(remote.status, remote.chunks())
             label = strictest(*(passage.label for passage in context))
-            routed = Routed(decision, model, tuple(context), notes, trace_id, label)
+            routed = Routed(decision, model, tuple(context), notes, trace_id, label, _state(passages))
             await deliver(routed)
             reader = AnswerReader(remote.content_type)
             pieces: list[Text] = []
@@ -326,6 +382,22 @@ def _plain(message: Message) -> Message:
         called = [str((call.get("function") or {}).get("name")) for call in message.extras.get("tool_calls", ())]
         return Message(message.role, message.content or f"I call {', '.join(called)}.")
     return message
+
+
+def _state(passages: Sequence[Passage]) -> Literal["held", "silent"] | None:
+    if not passages:
+        return None
+    return "held" if max(passage.evidence for passage in passages) >= HELD else "silent"
+
+
+def _borne_out(text: str, question: str, passage: Sequence[str], best: int) -> str:
+    """The first sentences that stand in the passage's best, up to one that does not or says the same again."""
+    kept: list[str] = []
+    for sentence in sentences(text):
+        if sentence in kept or not borne_out(sentence, question, passage[best]):
+            break
+        kept.append(sentence)
+    return " ".join(kept)
 
 
 def _passages(context: Sequence[Passage]) -> str:

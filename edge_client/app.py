@@ -1,5 +1,6 @@
 """Composition of the edge: the only place that builds the object graph. Everything is made when it is first needed."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable
@@ -15,14 +16,16 @@ from edge_client.dialing import Dialer, nearby, nobody
 from edge_client.draining import Drain
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
-from edge_client.errors import NoKeyring, NoPassphrase, NoStore
+from edge_client.errors import NoKeyring, NoPassphrase, NoStore, NotServing
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity
+from edge_client.key_agent import StoreState, key_from_serve, unlock_serve
 from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
 from edge_client.passphrase import given, passphrase
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
+from edge_client.while_open import AssistantWhileOpen, WhileOpen, store_is_locked
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
 from store.errors import StoreError, WrongKey
@@ -33,7 +36,7 @@ from store.settings import Settings
 from transport import telemetry
 from transport.links.base import Endpoint
 
-__all__ = ["App", "StoreUse", "open_store"]
+__all__ = ["App", "StoreUse", "unlocked_key"]
 
 StoreUse = Literal["none", "if present", "create"]
 
@@ -42,13 +45,18 @@ class App:
     """One edge. An async context manager: leaving it ends sessions, closes the store and flushes traces."""
 
     def __init__(
-        self, config: Config, database: Database | None, tracing: telemetry.Telemetry, tell: Callable[[str], None]
+        self, config: Config, use: StoreUse, database: Database | None, key: DatabaseKey | None,
+        tracing: telemetry.Telemetry, tell: Callable[[str], None],
     ) -> None:
-        """Use `open`."""
+        """Use `open`. `key` is kept to be given to other processes."""
         self.config = config
         self.tracing = tracing
         self._tell = tell
-        self._database = database
+        self._use, self._database, self._key = use, database, key
+        self._changing = asyncio.Lock()  # locking and unlocking
+        self._while_open = WhileOpen()
+        self._drains = False
+        self._quotes = config.model.path is None  # a person's own choice of model may do better than the small one
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
@@ -57,15 +65,27 @@ class App:
     @classmethod
     def open(
         cls, config: Config, *, store: StoreUse, ask: Callable[..., Passphrase] = passphrase,
-        tell: Callable[[str], None] = lambda text: None,
+        tell: Callable[[str], None] = lambda text: None, serving: bool = False,
     ) -> "App":
-        """Opens the store as `store` says, asking for the passphrase. `tell` shows a person what the link does.
+        """Opens the store as `store` says, asking for the passphrase if no `edge serve` holds its key. `tell` shows a
+        person what the link does.
 
+        `serving` is for `edge serve` itself: the key is kept, and where nobody can be asked the store stays locked.
         Raises StoreError, NoPassphrase or BadUse.
         """
-        database = open_store(config, store, ask)
-        home_exists = config.home.is_dir()
-        return cls(config, database, telemetry.start("edge", file=config.traces_path if home_exists else None), tell)
+        key = None
+        try:
+            if config.key_path.exists() and store != "none":
+                key = (None if serving or given() else key_from_serve(config.home)) or unlocked_key(config, ask)
+            elif store == "create":
+                key = _new_key(config, ask)
+        except (NoPassphrase, NoKeyring) as error:
+            if not serving:
+                raise
+            tell(f"the store is locked ({error}); `edge store unlock` opens it")
+        database = None if key is None else Database.open(config.store_path, key, schema=STORE_SCHEMA)
+        tracing = telemetry.start("edge", file=config.traces_path if config.home.is_dir() else None)
+        return cls(config, store, database, key if serving else None, tracing, tell)
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,29 +93,79 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if self._drain is not None:
-                self._drain.stop()
-            if self._client is not None:
-                await self._client.close()
-            if self._drain is not None:
-                await self._drain.ended()
-            if self._dialer is not None:
-                await self._dialer.close()
-        finally:
-            if self._database is not None:
-                self._database.close()
-            self.tracing.close()
+        async with self._changing:
+            try:
+                await self._hang_up()
+            finally:
+                if self._database is not None:
+                    self._database.close()
+                self.tracing.close()
+
+    async def _hang_up(self) -> None:
+        drain, client, dialer = self._drain, self._client, self._dialer
+        self._drain = self._client = self._dialer = None
+        if drain is not None:
+            drain.stop()
+        if client is not None:
+            await client.close()
+        if drain is not None:
+            await drain.ended()
+        if dialer is not None:
+            await dialer.close()
+
+    async def lock(self) -> bool:
+        """Forgets the key: ends sessions and answers, closes the store. False if it was not open.
+
+        Takes as long as an orderly end of the sessions, some seconds. Until `unlock`, what needs the store raises
+        StoreLocked.
+        """
+        async with self._changing:
+            database, self._database, self._key = self._database, None, None
+            if database is None:
+                return False
+            ending, self._while_open = self._while_open, WhileOpen()
+            ending.locking()
+            try:
+                await self._hang_up()
+                await ending.end()
+            finally:
+                await asyncio.to_thread(database.close, store_is_locked)
+        self._tell("the store is locked")
+        return True
+
+    async def unlock(self, key: DatabaseKey) -> None:
+        """Opens the store that was locked; does nothing if it is open. Raises NoStore, and as Database.open."""
+        async with self._changing:
+            if self.store == "open":
+                return
+            if self.store == "none":
+                raise NoStore
+            self._database = await asyncio.to_thread(Database.open, self.config.store_path, key, schema=STORE_SCHEMA)
+            self._key = key
+            if self._drains:
+                self.drain()
+        self._tell("the store is open")
+
+    @property
+    def store(self) -> StoreState:
+        if self._database is not None:
+            return "open"
+        return "locked" if self._use != "none" and self.config.key_path.exists() else "none"
+
+    @property
+    def key(self) -> DatabaseKey | None:
+        """What `edge serve` gives to commands beside it; None while the store is locked."""
+        return self._key
 
     @property
     def has_store(self) -> bool:
-        return self._database is not None
+        return self.store != "none"
 
     @property
     def database(self) -> Database:
-        """Raises NoStore where there is none yet."""
+        """Raises NoStore where there is none yet, StoreLocked."""
         if self._database is None:
-            raise NoStore
+            raise NoStore if self.store == "none" else store_is_locked()
         return self._database
 
     @property
@@ -116,7 +186,8 @@ class App:
         return Promises(Settings(self.database, PROMISES), Settings(self.database, ANSWERS))
 
     def drain(self) -> None:
-        """Sends what is queued whenever a gateway can be reached, until this edge closes; not without a store."""
+        """Sends what is queued whenever a gateway can be reached, while the store is open; not without one."""
+        self._drains = True
         if self._database is not None and self._drain is None:
             self._drain = Drain(self.client, self.promises, tell=self._tell)
             self._drain.start()
@@ -129,7 +200,9 @@ class App:
         return self._embedder
 
     def chat(self, path: Path | None = None, *, name: str = "local") -> LlamaChat:
-        """The local model: `path`, or what the configuration says."""
+        """The local model: `path`, or what the configuration says; one of `name` besides."""
+        if path is not None and name == "local":
+            self._quotes = False
         locate = partial(chat_model, self.config) if path is None else lambda: path
         settings = self.config.model
         return LlamaChat(
@@ -162,8 +235,8 @@ class App:
         return self._client
 
     async def relay(self) -> Relay | None:
-        """The way to the gateway, or None before joining."""
-        if self._database is None or await DeviceIdentity.load(self.settings) is None:
+        """The way to the gateway, or None before joining. Raises StoreLocked."""
+        if not self.has_store or await DeviceIdentity.load(self.settings) is None:
             return None
         return self.client
 
@@ -174,12 +247,13 @@ class App:
 
         With `later` nothing is sent: what would be goes into the outbox, and Queued is raised.
         """
+        while_open = self._while_open
         way = await self.relay() if relay else None
         client = way if isinstance(way, GatewayClient) else None
         if client is not None and later:
             way = Later(client, self.promises, int(time.time()))
-        has_documents = self._database is not None and (await self.documents.count())[1] > 0
-        return Assistant(
+        has_documents = self.has_store and (await self.documents.count())[1] > 0
+        assistant = AssistantWhileOpen(
             chat=chat or self.chat(),
             retrieval=self.retrieval() if has_documents else None,
             relay=way,
@@ -187,25 +261,24 @@ class App:
             tracing=self.tracing,
             relay_model=self.config.relay.model,
             threshold=self.config.router.limit(),
+            quotes=self._quotes,
         )
+        assistant.while_open = while_open
+        return assistant
 
 
-def open_store(config: Config, use: StoreUse, ask: Callable[..., Passphrase]) -> Database | None:
-    """The store, created on "create" if there is none; None if there is none or none is wanted."""
-    if use == "none" or (use == "if present" and not config.key_path.exists()):
-        return None
-    if config.key_path.exists():
-        key = _unlocked(config.key_path, ask)
-    else:
-        secret = ask(new=True)
-        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = create_key(config.key_path, secret)
-    return Database.open(config.store_path, key, schema=STORE_SCHEMA)
+def _new_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
+    secret = ask(new=True)
+    config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = create_key(config.key_path, secret)
+    with contextlib.suppress(NotServing, StoreError):  # one that runs already, and had no store
+        unlock_serve(config.home, key)
+    return key
 
 
-def _unlocked(path: Path, ask: Callable[..., Passphrase]) -> DatabaseKey:
+def unlocked_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
     """By the login keyring if that was switched on and no passphrase is given; the passphrase opens it in any case."""
-    store_id = None
+    path, store_id = config.key_path, None
     if not given():
         with contextlib.suppress(StoreError):  # a damaged key file is told by who is to open it
             store_id = held_for(path)

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from edge_client.commands.ask import ask
+from edge_client.commands.chat import chat
 from edge_client.commands.device import join
 from edge_client.commands.documents import documents, ingest, search
+from edge_client.commands.examples import add_examples
 from edge_client.commands.explain import explain
 from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
 from edge_client.commands.serve import serve
+from edge_client.commands.setup import setup
 from edge_client.commands.status import status
 from edge_client.commands.store import store
 
@@ -24,7 +27,6 @@ app = typer.Typer(
     name="edge",
     help="Ask your documents and, through hops you need not trust, your gateway's models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -47,7 +49,9 @@ def _root(
     pass
 
 
+app.command()(setup)
 app.command()(ask)
+app.command()(chat)
 app.command()(explain)
 app.command()(ingest)
 app.command()(search)
@@ -58,6 +62,7 @@ app.add_typer(documents, name="documents")
 app.add_typer(store, name="store")
 app.add_typer(outbox, name="outbox")
 app.add_typer(models, name="models")
+add_examples(app)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@
     path = "/models/minilm.gguf"    # any GGUF embedding model of 384 dimensions
     [relay]
     model = "gpt-4o-mini"           # what a relayed prompt asks for; without it the gateway's first
-    endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, best first; without it the invitation's
+    endpoints = ["tcp:10.0.0.1:7443"]   # hops and gateways, the quickest first; without it the invitation's
     give_up_s = 60                  # without a way to the gateway for so long, a question is left in the outbox
     early_data = true               # a question leaves with the handshake; false waits for the gateway's welcome, a
                                     # round trip: then a gateway restored from a backup interrupts no new question
@@ -18,9 +18,11 @@
     discover = false                # true: after the endpoints, try hops that announce themselves on this network
     wss_trust = "bundle"            # or "webpki": whose certificate a wss endpoint shows; no secret depends on it
     [router]
-    share_relayed = 0.3             # pay for about this share of questions (measured on exam questions)
+    share_relayed = 0.3             # pay for about this share of exam questions; of short everyday ones it is far less
     quality = 0.8                   # or: keep this share of what relaying everything gains over relaying nothing
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
+    [store]
+    lock_after_s = 28800            # `edge serve` locks the store after so long without a request; 0: never
     [bluetooth]
     radio = "system"                # for ble endpoints; or "system:hci1", "hci:TRANSPORT" (a dongle), "virtual:PATH"
 """
@@ -38,7 +40,8 @@ from edge_client.errors import BadUse
 from transport.messages import Padding
 
 __all__ = [
-    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings", "home_path",
+    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings",
+    "StoreSettings", "home_path",
 ]
 
 
@@ -93,12 +96,17 @@ class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
 
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    lock_after_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 28_800.0
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelSettings = ModelSettings()
     embedder: EmbedderSettings = EmbedderSettings()
     relay: RelaySettings = RelaySettings()
     router: RouterSettings = RouterSettings()
     bluetooth: BluetoothSettings = BluetoothSettings()
+    store: StoreSettings = StoreSettings()
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Config:
     relay: RelaySettings = field(default_factory=RelaySettings)
     router: RouterSettings = field(default_factory=RouterSettings)
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
 
     @property
     def store_path(self) -> Path:
@@ -136,19 +145,23 @@ class Config:
         except FileNotFoundError:
             return cls(home)
         except OSError as error:
-            raise BadUse(f"cannot read {path}: {error.strerror}") from None
+            raise BadUse(
+                f"cannot read {path}: {(error.strerror or '').lower()}", hint="CAUSEWAY_HOME names its folder"
+            ) from None
         try:
             settings = msgspec.toml.decode(raw, type=_File)
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
-        return cls(home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth)
+        return cls(
+            home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth, settings.store
+        )
 
 
 def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
         "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
-        "bluetooth": BluetoothSettings,
+        "bluetooth": BluetoothSettings, "store": StoreSettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

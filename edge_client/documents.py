@@ -91,8 +91,13 @@ def _pdf(stem: str, data: bytes) -> Content:
             raise BadDocument("it is protected by a password")
         if len(reader.pages) > _MAX_PAGES:
             raise BadDocument(f"it has {len(reader.pages)} pages, the limit is {_MAX_PAGES}")
+        size = 0
         for page in reader.pages:
-            pages.append(page.extract_text()[:_MAX_PAGE_TEXT].replace("\0", "").splitlines())
+            text = page.extract_text()[:_MAX_PAGE_TEXT].replace("\0", "")
+            size += len(text)
+            if size > MAX_BYTES:  # thousands of pages may all show the same megabyte
+                raise BadDocument(f"it holds more text than {MAX_BYTES >> 20} MiB")
+            pages.append(text.splitlines())
         title = str((reader.metadata.title if reader.metadata else None) or stem)[:200]
     except BadDocument:
         raise

@@ -54,12 +54,15 @@ class Drain:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        while not self._stopping:
+        while True:
             try:
                 wait = await self.step()
             except StoreError as error:  # such as a full disk
-                self._say(f"the queue stands still: {error}")
                 wait = SELDOM_S
+                if not self._stopping:
+                    self._say(f"the queue stands still: {error}")
+            if self._stopping:
+                return
             await self._clock.sleep(wait)
 
     async def step(self) -> float:

@@ -15,6 +15,8 @@
      +-- EngineFailed        local     the engine stopped in the middle of its work
      +-- EngineBusy          local     too many prompts wait for the local model
      +-- CannotListen        link      the port is taken, or may not be used
+     +-- AlreadyServing      user      an `edge serve` runs for this home
+     +-- NotServing          user      none runs, or none that answers
      +-- NotJoined           identity  a relayed prompt without an identity
      +-- KeptLocal           policy    privacy forbids to relay this prompt
      +-- GatewayRefused      policy    the gateway said no, with a code
@@ -96,6 +98,32 @@ class ModelUnusable(EdgeError):
 class CannotListen(EdgeError):
     code = "cannot_listen"
     fault = "link"
+
+
+class AlreadyServing(EdgeError):
+    """`port` is None while the other one is starting."""
+
+    code = "already_serving"
+    fault = "user"
+
+    def __init__(self, port: int | None) -> None:
+        where = "is starting" if port is None else f"runs on port {port}"
+        super().__init__(
+            f"an `edge serve` for this home {where}",
+            hint="use that one, or end it first; with another CAUSEWAY_HOME a second may run beside it",
+        )
+        self.port = port
+
+
+class NotServing(EdgeError):
+    code = "not_serving"
+    fault = "user"
+
+    def __init__(
+        self, message: str = "no `edge serve` runs here, which would hold the store open",
+        *, hint: str | None = "start `edge serve`; without it every command unlocks the store for itself",
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class MemoryShort(EdgeError):

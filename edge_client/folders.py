@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from edge_client.documents import KINDS
 
-__all__ = ["IGNORE_FILE", "find_files"]
+__all__ = ["IGNORE_FILE", "find_files", "whereabouts"]
 
 IGNORE_FILE: Final = ".causewayignore"
+_SPELT_OUT: Final = re.compile(r"\\ud[c-f][0-9a-f]{2}")  # a name that is not UTF-8, as the store keeps it
 _IGNORE_MAX: Final = 1 << 16  # bytes of such a file
 # What programs leave beside what people write. A `!` line brings any of it back; hidden files it does not.
 _DEFAULTS: Final = (
@@ -40,10 +41,45 @@ def find_files(paths: Iterable[Path], skip: Callable[[Path], None] = lambda path
     that cannot be read.
     """
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             yield from _below(path, skip)
         else:
             yield path
+
+
+def is_folder(path: Path) -> bool:
+    """Not if it cannot be had: a name that is too long, say, of which whoever reads it tells."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def whereabouts(source: str) -> Literal["there", "gone", "unclear"]:
+    """Of the file of that absolute path; other sources are unclear.
+
+    A file is gone where the nearest folder above it that is left holds anything else. One that is empty may be a medium
+    that is not mounted, and one that cannot be read tells nothing: that is unclear, too.
+    """
+    path = Path(source)
+    if not path.is_absolute() or _SPELT_OUT.search(source):
+        return "unclear"
+    try:
+        path.lstat()
+        return "there"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return "unclear"
+    for parent in path.parents:
+        try:
+            with os.scandir(parent) as entries:
+                return "gone" if any(entries) else "unclear"
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            break
+    return "unclear"
 
 
 def _below(root: Path, skip: Callable[[Path], None]) -> Iterator[Path]:

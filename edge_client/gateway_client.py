@@ -19,6 +19,7 @@ from edge_client.errors import BadUse, GaveUp, PromptTooLong, ProviderFailed
 from edge_client.outbox import Entry, Outbox
 from edge_client.remote_answer import RemoteAnswer
 from edge_client.sessions import Clock, Dial, Find, Sessions
+from edge_client.ways import LinkPicture
 from store.settings import Settings
 from transport.edge_session import EdgeSession
 from transport.errors import RequestRefused, TransportError
@@ -223,6 +224,14 @@ class GatewayClient:
         if session is not None and session.alive:
             return "up", session.welcome.via
         return ("down" if self._sessions.failed else "idle"), ""
+
+    def picture(self) -> LinkPicture:
+        """The link as it stands now."""
+        (state, via), sessions = self.link, self._sessions
+        return LinkPicture(
+            state, via, sessions.endpoint if state == "up" else "", sessions.traffic.round_trip_s,
+            sessions.traffic.sent, sessions.traffic.received, sessions.known(),
+        )
 
     async def close(self) -> None:
         """Ends the session in an orderly way. What is under way stays in the outbox, to be taken up."""

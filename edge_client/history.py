@@ -81,6 +81,13 @@ class History:
                 })
         return found
 
+    async def waiting(self, request_id: str) -> str:
+        """The conversation with a turn whose `about` says that it `waits` for this request; empty if there is none."""
+        for id, kept in await self._all():
+            if any((turn.about or {}).get("waits") == request_id for turn in kept.turns):
+                return id
+        return ""
+
     async def _all(self) -> list[tuple[str, _Kept]]:
         """Newest first."""
         kept = [(id, _decoder.decode(value)) for id, value in await self._settings.items()]

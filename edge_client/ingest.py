@@ -13,6 +13,7 @@ from edge_client.chunking import Block, Content, Piece, chunks
 from edge_client.documents import MAX_BYTES, parse
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder
 from edge_client.errors import BadDocument, BadUse
+from edge_client.folders import whereabouts
 from store.documents import LABELS, Chunk, Document, Documents, strictest
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class Ingest:
         digest = hashlib.sha256(data).digest()
         known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
         if known is not None:
+            if known.source != source and await asyncio.to_thread(whereabouts, known.source) == "gone":
+                named = known.title == Path(known.source).stem
+                await self._documents.rename(known.id, source, path.stem if named else known.title)
             return Outcome(source, "unchanged", known.chunks, known.label)
         content = await asyncio.to_thread(parse, path.name, data)
         return await self._add(collection, source, digest, content, label, progress)
@@ -113,6 +117,18 @@ class Ingest:
         known = (await self._documents.folder_labels()).get(folder)
         await self._documents.label_folder(folder, strictest(label, known))
 
+    async def forget_gone(self, folder: str, *, collection: str) -> tuple[list[str], list[str]]:
+        """Removes the documents of files that were in the folder (its absolute path without links) and are gone.
+
+        Sources of what was removed, and of what may be gone: see `whereabouts`.
+        """
+        held = [d for d in await self._documents.list(collection) if PurePath(folder) in PurePath(d.source).parents]
+        found = await asyncio.to_thread(lambda: [(document, whereabouts(document.source)) for document in held])
+        gone = [document for document, where in found if where == "gone"]
+        for document in gone:
+            await self._documents.delete(document.id)
+        return [document.source for document in gone], [d.source for d, where in found if where == "unclear"]
+
     async def _add(
         self, collection: str, source: str, digest: bytes, content: Content, label: str | None,
         progress: Progress = lambda done, total: None,
@@ -120,12 +136,7 @@ class Ingest:
         pieces: list[Piece] = await asyncio.to_thread(
             lambda: list(chunks(content.blocks, self._embedder.count, EMBEDDER_TOKENS))
         )
-        embedded = [await self._embedder.embed([])]
-        for start in range(0, len(pieces), _EMBEDDED_AT_ONCE):
-            progress(start, len(pieces))
-            part = pieces[start : start + _EMBEDDED_AT_ONCE]
-            embedded.append(await self._embedder.embed([piece.text for piece in part]))
-        vectors = await asyncio.to_thread(_joined, embedded)
+        vectors = await self._vectors(digest, [piece.text for piece in pieces], progress)
         added = await self._documents.add(
             collection=collection, source=source, title=content.title, sha256=digest, label=label,
             chunks=[Chunk(piece.text, piece.page, piece.line) for piece in pieces], vectors=vectors,
@@ -133,11 +144,28 @@ class Ingest:
         )
         return Outcome(source, "added", added.chunks, added.label)
 
+    async def _vectors(self, digest: bytes, texts: list[str], progress: Progress) -> "NDArray[np.float32]":
+        """A row for each text. Of a long document each part is kept at once, and found when this is called again."""
+        drafts = self._documents.drafts(self._embedder.model_id)
+        is_long = len(texts) > _EMBEDDED_AT_ONCE
+        passages = [drafts.passage(text) for text in texts]
+        known = await drafts.known(digest) if is_long else {}
+        for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
+            progress(start, len(texts))
+            at = slice(start, start + _EMBEDDED_AT_ONCE)
+            part = {name: text for name, text in zip(passages[at], texts[at], strict=True) if name not in known}
+            if part:
+                vectors = await self._embedder.embed(list(part.values()))
+                known.update(zip(part, vectors, strict=True))
+                if is_long:
+                    await drafts.keep(digest, list(part), vectors)
+        return await asyncio.to_thread(_joined, [known[passage] for passage in passages])
 
-def _joined(parts: "list[NDArray[np.float32]]") -> "NDArray[np.float32]":
+
+def _joined(rows: "list[NDArray[np.float32]]") -> "NDArray[np.float32]":
     import numpy as np
 
-    return np.concatenate(parts)
+    return np.stack(rows)
 
 
 def label_of_folders(source: str, folders: Mapping[str, str]) -> str | None:
@@ -173,7 +201,7 @@ def _read(path: Path) -> tuple[str, bytes]:
         if path.is_dir():
             raise BadDocument("it is a folder that cannot be read")
         if not path.is_file():  # opening a pipe or a device could block for ever
-            raise BadDocument("there is no such file")
+            raise BadDocument("it is no file to read" if path.exists() else "there is no such file")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:

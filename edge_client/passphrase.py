@@ -1,18 +1,19 @@
 """Where the store's passphrase comes from: a file, the environment (for tests), or the terminal. Never argv."""
 
+import contextlib
 import getpass
 import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edge_client.errors import BadUse, NoPassphrase
 from store.errors import StoreMissing
 from store.keys import Passphrase
 
-__all__ = ["given", "hidden", "passphrase"]
+__all__ = ["given", "hidden", "line", "passphrase"]
 
 
 def given(environ: Mapping[str, str] = os.environ) -> bool:
@@ -45,12 +46,29 @@ def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphr
 
 def hidden(prompt: str) -> str:
     """A line from the terminal, not shown. Ctrl-C is a KeyboardInterrupt at once; EOFError as getpass."""
-    if threading.current_thread() is not threading.main_thread():
+    with _interruptible():
         return getpass.getpass(prompt)
+
+
+def line(prompt: str) -> str:
+    """A line from standard input, asked for on standard error. Ctrl-C as in `hidden`; EOFError."""
+    with _interruptible():
+        print(prompt, end="", file=sys.stderr, flush=True)
+        text = sys.stdin.readline()
+    if not text:
+        raise EOFError
+    return text.rstrip("\n")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     # A running event loop takes SIGINT as a wish to be granted when control returns to it, which a read keeps away.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return getpass.getpass(prompt)
+        yield
     except KeyboardInterrupt:
         print(file=sys.stderr)
         raise

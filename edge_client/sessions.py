@@ -1,8 +1,7 @@
 """The one session that carries this edge's requests: opened when needed, resumed by ticket, renewed at half-life.
 
-Endpoints are tried best first, the one that last worked before the others, hops found nearby after them. When the SVID
-has been renewed, a new session is opened before the old one is closed; whoever reads an answer on the old one finds the
-new one here.
+Endpoints are tried best first, as `ways` has it, hops found nearby after them. When the SVID has been renewed, a new
+session is opened before the old one is closed; whoever reads an answer on the old one finds the new one here.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
 from edge_client.identity import DeviceIdentity, renew
+from edge_client.ways import CountedLink, Traffic, Way, Ways
 from store.settings import Settings
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
@@ -77,7 +77,8 @@ class Sessions:
         self._find, self._reached = find, worked
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
-        self._worked: Endpoint | None = None
+        self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
+        self.traffic = Traffic()
         self._wallet = Wallet()
         self._lock = asyncio.Lock()
         self._identity: DeviceIdentity | None = None
@@ -123,12 +124,21 @@ class Sessions:
         """A session without a request for it. Raises like `attach`."""
         async with self._lock:
             identity = await self._fresh_identity()
-            return self._usable(identity) or (await self._connect(identity, None))[0]
+            try:
+                return self._usable(identity) or (await self._connect(identity, None))[0]
+            except TransportError as error:
+                if self.current is None or not self.current.alive:
+                    self._failure, self._failures = error, self._failures + 1
+                raise
 
     @property
     def endpoint(self) -> str:
         """Where the gateway was last reached; empty if it was not."""
-        return "" if self._worked is None else str(self._worked)
+        return "" if self._ways.worked is None else str(self._ways.worked)
+
+    def known(self) -> list[Way]:
+        """What is known of each way that was tried, given or found, best first."""
+        return [self._ways.told(endpoint) for endpoint in self._ways.order(self._seen, self._clock.now())]
 
     @property
     def failed(self) -> bool:
@@ -188,7 +198,7 @@ class Sessions:
 
     async def _renewed(self, identity: DeviceIdentity) -> DeviceIdentity:
         failures: list[TransportError] = []
-        async for endpoint in self._ways(identity):
+        async for endpoint in self._in_order(identity):
             try:
                 link = await self._dial(endpoint)
                 return await renew(self._settings, identity, link, clock=self._clock.of_session())
@@ -204,7 +214,7 @@ class Sessions:
         failures: list[TransportError] = []
         if self._epoch is None:
             self._epoch = await self._settings.get(_EPOCH)
-        async for endpoint in self._ways(identity):
+        async for endpoint in self._in_order(identity):
             ticket = self._wallet.take(self._clock.now())
             try:
                 try:
@@ -217,19 +227,21 @@ class Sessions:
                 failures.append(error)
                 if is_final(error):
                     break
+                self._ways.failed(endpoint, self._clock.now())
         raise _telling(failures)
 
     async def _open(
         self, endpoint: Endpoint, identity: DeviceIdentity, ticket: Ticket | None, asker: Asker | None
     ) -> tuple[EdgeSession, RemoteAnswer | None]:
+        begun = self._clock.now()
         link = await self._dial(endpoint)
         answer: RemoteAnswer | None = None
         try:
             login = SvidLogin(identity.svid.chain, identity.svid.not_after)
             purpose = Resumption(ticket, self._early_data) if ticket else login
             session = EdgeSession(
-                link, purpose, identity.svid.key, identity.verify_gateway, self._padding,
-                clock=self._clock.of_session(),
+                CountedLink(link, self.traffic, self._clock.now), purpose, identity.svid.key, identity.verify_gateway,
+                self._padding, clock=self._clock.of_session(),
             )
             if asker is not None and self._epoch is not None and self._early_data:
                 answer = await asker.ask(session, self._epoch)
@@ -241,20 +253,21 @@ class Sessions:
             raise
         try:
             self._reached(link)
-            await self._stands(session, endpoint, identity)
+            self._ways.succeeded(endpoint, self._clock.now() - begun)
+            await self._stands(session, identity)
         except BaseException:
             await session.close()
             raise
         return session, answer
 
-    async def _stands(self, session: EdgeSession, endpoint: Endpoint, identity: DeviceIdentity) -> None:
+    async def _stands(self, session: EdgeSession, identity: DeviceIdentity) -> None:
         if session.welcome.epoch != self._epoch:
             await self._settings.put(_EPOCH, session.welcome.epoch)
             self._epoch = session.welcome.epoch
         self._failure = None
         self._wallet.put(session.tickets)
         old, self.current = self.current, session
-        self._chain, self._worked = identity.svid.chain, endpoint
+        self._chain = identity.svid.chain
         if old is not None and old.alive:  # its answers go on here
             self._closing.add(task := asyncio.create_task(old.close()))
             task.add_done_callback(self._closing.discard)
@@ -275,14 +288,16 @@ class Sessions:
             with contextlib.suppress(TransportError, NotJoined):
                 await self.stand()
 
-    async def _ways(self, identity: DeviceIdentity) -> AsyncIterator[Endpoint]:
+    async def _in_order(self, identity: DeviceIdentity) -> AsyncIterator[Endpoint]:
         known = self._endpoints or tuple(Endpoint.parse(text) for text in identity.endpoints)
-        if self._worked is not None:
-            known = (self._worked, *known)
-        for endpoint in dict.fromkeys(known):
+        self._seen = self._seen or known
+        tried = self._ways.order(known, self._clock.now())
+        for endpoint in tried:
             yield endpoint
-        for endpoint in await self._find():
-            if endpoint not in known:
+        found = [endpoint for endpoint in await self._find() if endpoint not in tried]
+        self._seen = (*known, *(endpoint for endpoint in found if endpoint not in known))
+        for endpoint in self._ways.order(found, self._clock.now()):
+            if endpoint not in tried:
                 yield endpoint
 
 

@@ -11,7 +11,7 @@ from edge_client.errors import BadDocument
 
 __all__ = ["paragraphs", "read_code", "read_csv", "read_markdown"]
 
-_HEADING: Final = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*")
+_HEADING: Final = re.compile(r"(#{1,6})\s+(.*)")
 _FENCE: Final = ("```", "~~~")
 _DELIMITERS: Final = ",;\t|"
 _OF_NUMBERS: Final = frozenset("0123456789.,:/ %+-")
@@ -56,10 +56,11 @@ def read_markdown(stem: str, text: str) -> Content:
                 fence = ""
             continue
         heading = _HEADING.fullmatch(stripped)
-        if heading is not None and heading[2]:
+        said = heading[2].rstrip("#").rstrip() if heading is not None else ""
+        if heading is not None and said:
             flush()
-            title = title or (heading[2] if len(heading[1]) == 1 else "")
-            blocks.append(Block(heading[2], None, number, len(heading[1])))
+            title = title or (said if len(heading[1]) == 1 else "")
+            blocks.append(Block(said, None, number, len(heading[1])))
         elif not stripped:
             flush()
         else:

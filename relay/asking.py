@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from store.errors import PassphraseRefused, StoreMissing
+from store.errors import PassphraseRefused, StoreCorrupt, StoreMissing
 from store.keys import Passphrase
 
 
@@ -40,3 +40,7 @@ def passphrase_from_file(file: Path, option: str) -> Passphrase:
         return Passphrase.from_file(file)
     except StoreMissing:
         raise StoreMissing(f"there is no passphrase file {file}", hint=f"{option} names it") from None
+    except StoreCorrupt:
+        raise PassphraseRefused(f"{file} is too large to be a passphrase file", hint=f"{option} names it") from None
+    except PassphraseRefused as error:
+        raise PassphraseRefused(f"{error}: {file}", hint="it holds one line of at most 1,024 bytes") from None

@@ -48,9 +48,16 @@ class _LazyGroups(TyperGroup):
         finally:
             self.listing = False
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        self.listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.listing = False
+
 
 app = typer.Typer(
-    cls=_LazyGroups, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=_LazyGroups, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Causeway's relay: blind hops, and the gateway behind them.",
 )
 
@@ -90,6 +97,9 @@ def _print_error(error: Any, *, as_json: bool = False) -> int:
             raise error
         code, fault, message = "internal", "local", f"unexpected error: {type(error).__name__}"
         hint = "this is a defect; CAUSEWAY_DEBUG=1 shows where it happened"
+        if isinstance(error, OSError) and error.strerror:  # a full disk, say
+            message = f"unexpected error: {error.strerror.lower()}"
+            hint = "look after this machine; if that is not it, CAUSEWAY_DEBUG=1 shows where it happened"
     else:
         code, message, hint = error.code, str(error), error.hint
     typer.echo(f"relay: {message}", err=True)

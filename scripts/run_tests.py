@@ -76,14 +76,14 @@ def quick() -> list[Stage]:
         Stage("types", [str(BIN / "mypy")], 120),  # 10 s once its cache is warm
         Stage("import contracts", [str(BIN / "lint-imports")], 30),
         Stage("source budget", [python, "scripts/budget.py"], 20),
-        pytest_stage("fast tests", QUICK_TESTS, 180, "-n", "auto", "-m", "not model and not demo", profile="quick"),
+        pytest_stage("fast tests", QUICK_TESTS, 300, "-n", "auto", "-m", "not model and not demo", profile="quick"),
     ]
 
 
 def full() -> list[Stage]:
     return [
         *quick(),
-        pytest_stage("whole processes", FULL_TESTS, 360, "-n", "auto", "-m", "not model and not demo"),
+        pytest_stage("whole processes", FULL_TESTS, 600, "-n", "auto", "-m", "not model and not demo"),
         pytest_stage("local model", [*QUICK_TESTS, *FULL_TESTS], 300, "-m", "model and not demo"),
     ]
 

@@ -63,6 +63,10 @@ class Connection(Protocol):
     def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Cursor: ...
 
 
+def _is_closed() -> StoreError:
+    return StoreMisuse("the database is closed")
+
+
 class Database:
     """An open database. Made by `open`; `run` and `run_sync` work in it; `close` at the end."""
 
@@ -72,7 +76,7 @@ class Database:
         self._connection: Any = None
         self._owner = 0
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"store {path.name}")
-        self._closed = False
+        self._closed: Callable[[], StoreError] | None = None
         try:
             self._executor.submit(self._start, key, schema).result()
         except BaseException:
@@ -107,11 +111,14 @@ class Database:
             raise StoreMisuse("work must not start other work and wait for it")
         return self._accepted(lambda: self._executor.submit(self._transaction, work, read_only)).result()
 
-    def close(self) -> None:
-        """Waits for work begun, folds the log into the database and closes it. Idempotent."""
-        if self._closed:
+    def close(self, why: Callable[[], StoreError] = _is_closed) -> None:
+        """Waits for work begun, folds the log into the database and closes it. Idempotent.
+
+        `why` makes the error of whoever comes later, such as StoreLocked where it may be opened anew.
+        """
+        if self._closed is not None:
             return
-        self._closed = True
+        self._closed = why
         self._executor.submit(self._stop)
         self._executor.shutdown(wait=True)
 
@@ -122,12 +129,12 @@ class Database:
         self.close()
 
     def _accepted(self, submit: Callable[[], T]) -> T:
-        if self._closed:
-            raise StoreMisuse("the database is closed")
+        if self._closed is not None:
+            raise self._closed()
         try:
             return submit()
         except RuntimeError:  # closed by another thread in between
-            raise StoreMisuse("the database is closed") from None
+            raise (self._closed or _is_closed)() from None
 
     # From here on everything runs on the owner thread.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from store.database import Connection, Database
+from store.drafts import Drafts
 from store.errors import ModelMismatch, StoreMisuse
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Documents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def drafts(self, model_id: str) -> Drafts:
+        """Vectors by this embedder of documents that are not added yet."""
+        return Drafts(self._database, model_id)
+
     async def add(
         self, *, collection: str, source: str, title: str, sha256: bytes, label: str | None = None,
         chunks: Sequence[Chunk], vectors: "FloatArray", model_id: str,
@@ -69,6 +74,7 @@ class Documents:
         def work(connection: Connection) -> Document:
             collection_id = _collection(connection, collection, model_id, rows.shape[1])
             same, tightened = _replaced(connection, collection, source, sha256, label)
+            connection.execute("DELETE FROM drafts WHERE document = ?", (sha256,))
             if same is not None:
                 return same
             document_id = connection.execute(
@@ -128,6 +134,12 @@ class Documents:
         _check_label(label)
         statement = "UPDATE documents SET label = ? WHERE id = ?"
         return await self._database.run(lambda c: c.execute(statement, (label, document_id)).rowcount > 0)
+
+    async def rename(self, document_id: int, source: str, title: str) -> None:
+        """Says where a document is now; nothing happens where another one of its collection has that source."""
+        statement = "UPDATE OR IGNORE documents SET source = ?, title = ? WHERE id = ?"
+        row = _storable(source), _storable(title), document_id
+        await self._database.run(lambda c: c.execute(statement, row).rowcount)
 
     async def label_folder(self, folder: str, label: str | None) -> None:
         """Remembers a label for what a folder will hold; None forgets it. Documents in it are relabelled by the caller.

@@ -67,7 +67,7 @@ def open_file(path: Path, passphrase: Passphrase, *, purpose: str) -> bytes:
         commitment = file.read(_COMMITMENT_LEN)
         key, derived = _derive(passphrase, settings)
         if not hmac.compare_digest(commitment, derived):
-            raise WrongKey("the passphrase is wrong", hint="or the sealed file's header was altered")
+            raise WrongKey("the passphrase is wrong", hint="or the file was altered: then restore it from a backup")
         return b"".join(_open(AESGCM(key), settings + commitment, file))
 
 

@@ -16,7 +16,7 @@ from store.database import Connection, Database
 from store.errors import ModelMismatch, StoreMisuse
 from store.vectors import CodeIndex, FloatArray, checked_rows, fetch_rows, mixed
 
-__all__ = ["Hit", "Search", "fts_words", "fuse"]
+__all__ = ["STOP_WORDS", "Hit", "Search", "fts_words", "fuse"]
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -38,7 +38,7 @@ _STOPPED: Final = (
     " their then there these they this those to too us very was we were what when where which who whom whose why will"
     " with would you your"
 )
-_STOP_WORDS: Final = frozenset(_STOPPED.split())
+STOP_WORDS: Final = frozenset(_STOPPED.split())
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def fts_words(text: str) -> list[str]:
     for match in _WORD.findall(text.lower()):
         words.append(match)
         words += re.split(r"[-./]", match)
-    telling = [word for word in words if word not in _STOP_WORDS]
+    telling = [word for word in words if word not in STOP_WORDS]
     return [f'"{word}"' for word in dict.fromkeys(telling or words) if word][:_MAX_WORDS]
 
 

@@ -51,12 +51,13 @@ VIA: Final = "causeway.via"  # SPIFFE ID of the hop
 LINK_ID: Final = "causeway.link.id"  # 16 hex digits
 REQUEST_ID: Final = "causeway.request.id"  # 32 hex digits
 ROUTE: Final = "causeway.route"  # edge: where the prompt went, and the route a request took in the gateway
+RULE: Final = "causeway.rule"  # edge: the router's rule that decided, a stable word of router/policy.py
 BYTES_IN: Final = "causeway.bytes.in"
 BYTES_OUT: Final = "causeway.bytes.out"
 
 _TEXT_NAMES: Final = frozenset({
     GEN_AI_OPERATION, GEN_AI_PROVIDER, GEN_AI_REQUEST_MODEL, GEN_AI_RESPONSE_MODEL, ERROR_TYPE, SERVER_ADDRESS,
-    ROLE, NODE, DEVICE, VIA, LINK_ID, REQUEST_ID, ROUTE,
+    ROLE, NODE, DEVICE, VIA, LINK_ID, REQUEST_ID, ROUTE, RULE,
 })
 _NUMBER_PREFIXES: Final = ("causeway.", "gen_ai.usage.", "http.response.")
 _MAX_TEXT: Final = 128  # characters of a text attribute; this and the next as the wire has them (messages.SpanRecord)

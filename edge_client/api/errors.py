@@ -18,6 +18,7 @@ _STATUS: Final = {
 # The server's doing, not the request's.
 _OWN: Final = {
     "model_not_found": 404, "model_missing": 503, "model_unusable": 503, "memory_short": 503, "engine_busy": 429,
+    "store_locked": 423,  # RFC 4918 section 11.3; clients of this API do not repeat it
 }
 _RETRY: Final = "x-should-retry"
 _REASON: Final = re.compile(r"[a-z][a-z0-9_]{1,47}", re.ASCII)

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from edge_client.answering import Assistant, Question
 from edge_client.engine.base import Embedder
 from edge_client.errors import EdgeError, UnknownModel
+from store.errors import StoreLocked
 from transport.errors import TransportError
 
 __all__ = ["Models", "Names"]
@@ -61,7 +62,10 @@ class Names:
         self._asked: float | None = None
 
     async def names(self) -> list[str]:
-        return list(dict.fromkeys([*self._order, *await self._relayed()]))
+        relayed = self._last
+        with contextlib.suppress(StoreLocked):  # what answers without the store goes on being listed
+            relayed = await self._relayed()
+        return list(dict.fromkeys([*self._order, *relayed]))
 
     async def assistant(self, model: str) -> tuple[Assistant, Question]:
         if model in self._local:

@@ -5,30 +5,36 @@ code is in the fragment, which no browser sends to a server or in a Referer, and
 in the terminal's scrollback, nor in the browser's history.
 """
 
+import asyncio
+import contextlib
 import hmac
 import importlib.resources
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
+import msgspec
 from aiohttp import web
 
 from edge_client.answering import Assistant, Question, RelayedAnswer, Routed
-from edge_client.api.errors import error_response
+from edge_client.api.errors import error_response, failure_object
 from edge_client.api.shapes import parse_request
 from edge_client.api.shapes import question_of as asked
 from edge_client.completions import ROUTE, AnswerReader, failure
 from edge_client.documents import MAX_BYTES
 from edge_client.engine.base import Text
-from edge_client.errors import BadUse, NotJoined
+from edge_client.errors import BadUse, EdgeError, NotJoined
 from edge_client.history import History
-from edge_client.ingest import Ingest
+from edge_client.ingest import Ingest, relabel
 from edge_client.offline import Queued
 from edge_client.outbox import Entry, Outbox, question_of
 from edge_client.promises import Promises
-from store.documents import Document, Documents
+from edge_client.ways import LinkPicture
+from store.documents import LABELS, Document, Documents
+from store.errors import StoreError
+from transport.errors import TransportError
 from transport.messages import decode_header
 
 __all__ = ["Behind", "Page", "Way"]
@@ -49,6 +55,7 @@ _HEADERS: Final = {
 }
 _SESSION: Final = "/causeway/session"
 _COLLECTION: Final = "default"
+_LOOK_S: Final = 15.0  # between attempts to find a way to the gateway while somebody looks at the picture of the link
 
 
 class _Retried(RelayedAnswer, Protocol):
@@ -59,8 +66,8 @@ class _Retried(RelayedAnswer, Protocol):
 class Way(Protocol):
     """What the page needs of gateway_client.GatewayClient."""
 
-    @property
-    def link(self) -> tuple[str, str]: ...
+    def picture(self) -> LinkPicture: ...
+    async def reach(self) -> str: ...
     async def retry(self, request_id: bytes) -> _Retried: ...
     async def cancel(self, request_id: bytes) -> bool: ...
 
@@ -73,6 +80,7 @@ async def _no_way() -> Way | None:
 class Behind:
     """What the page looks into. Each raises NoStore where there is no store yet; `relay` gives None before joining.
 
+    `store` says whether there is one, and whether it is open: where it is locked, all the others raise StoreLocked.
     `later` is an assistant that puts into the outbox what it would relay, and raises Queued.
     """
 
@@ -82,7 +90,7 @@ class Behind:
     history: Callable[[], History]
     later: Callable[[], Awaitable[Assistant]]
     ingest: Callable[[], Awaitable[Ingest]]
-    has_store: bool = True
+    store: Callable[[], Literal["none", "locked", "open"]] = lambda: "open"
     relay: Callable[[], Awaitable[Way | None]] = _no_way
 
 
@@ -92,6 +100,8 @@ class Page:
     def __init__(self, behind: Behind, token: str, tell: Callable[[str], None] = lambda fragment: None) -> None:
         self._behind, self._token, self._tell = behind, token, tell
         self._code = secrets.token_urlsafe(32)
+        self._looking: asyncio.Task[None] | None = None
+        self._look_at = 0.0  # the next time, by the monotonic clock
         self._files: dict[str, tuple[bytes, str]] = {}
         for file in (importlib.resources.files("edge_client") / "web").iterdir():
             kind = _TYPES.get(file.name.rpartition(".")[2])
@@ -119,8 +129,10 @@ class Page:
         add.add_get("/causeway/documents", self._documents)
         add.add_post("/causeway/documents", self._ingest)
         add.add_delete("/causeway/documents/{id:[0-9]{1,18}}", self._forget)
+        add.add_put("/causeway/documents/{id:[0-9]{1,18}}/label", self._label)
         add.add_get("/causeway/outbox", self._outbox)
-        add.add_post("/causeway/outbox/{id:[0-9a-f]{8,32}}/{act:retry|cancel}", self._act)
+        add.add_post("/causeway/outbox/{id:[0-9a-f]{8,32}}/retry", self._retry)
+        add.add_post("/causeway/outbox/{id:[0-9a-f]{8,32}}/cancel", self._cancel)
         add.add_post("/causeway/later", self._later)
         add.add_get("/causeway/answers/{id:[0-9a-f]{32}}", self._answer)
         add.add_delete("/causeway/answers/{id:[0-9a-f]{32}}", self._drop_answer)
@@ -128,6 +140,7 @@ class Page:
         add.add_get("/causeway/history/{id:[0-9a-f]{32}}", self._get_history)
         add.add_put("/causeway/history/{id:[0-9a-f]{32}}", self._put_history)
         add.add_delete("/causeway/history/{id:[0-9a-f]{32}}", self._delete_history)
+        app.on_shutdown.append(self._look_no_more)
 
     async def _file(self, request: web.Request) -> web.Response:
         body, kind = self._files[request.path]
@@ -144,18 +157,40 @@ class Page:
         return web.json_response({"token": self._token}, headers={"Cache-Control": "no-store"})
 
     async def _status(self, request: web.Request) -> web.Response:
-        relay = await self._behind.relay()
-        state, via = ("none", "") if relay is None else relay.link
+        store = self._behind.store()
+        relay = None if store == "locked" else await self._behind.relay()
+        picture = None if relay is None else relay.picture()
+        if relay is not None and picture is not None and picture.state != "up":
+            self._look(relay)
         count: tuple[int, int] = (0, 0)
         queue: Mapping[str, int] = {}
-        answers = 0
-        if self._behind.has_store:
+        answers: list[str] = []
+        if store == "open":
             count, queue = await self._behind.documents().count(), await self._behind.outbox().counts()
-            answers = len(await self._behind.promises().answers())
+            answers = [one.id.hex() for one in await self._behind.promises().answers()]
         return _json({
-            "link": {"state": state, "via": via}, "queue": queue, "answers": answers, "documents": count[0],
-            "passages": count[1], "store": self._behind.has_store,
+            "link": {"state": "none", "via": ""} if picture is None else asdict(picture), "queue": queue,
+            "answers": answers, "documents": count[0], "passages": count[1], "store": store,
         })
+
+    def _look(self, relay: Way) -> None:
+        """Finds out, from time to time, how the link is now, so that the picture is of no earlier attempt."""
+        now = time.monotonic()
+        if now < self._look_at or (self._looking is not None and not self._looking.done()):
+            return
+
+        async def reach() -> None:
+            with contextlib.suppress(EdgeError, TransportError, StoreError):
+                await relay.reach()
+
+        self._look_at = now + _LOOK_S
+        self._looking = asyncio.create_task(reach())
+
+    async def _look_no_more(self, app: web.Application) -> None:
+        self._look_at = float("inf")
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
 
     async def _passage(self, request: web.Request) -> web.Response:
         found = await self._behind.documents().around(int(request.match_info["id"]))
@@ -167,7 +202,7 @@ class Page:
         })
 
     async def _documents(self, request: web.Request) -> web.Response:
-        found = await self._behind.documents().list() if self._behind.has_store else []
+        found = await self._behind.documents().list() if self._behind.store() != "none" else []
         return _json({"documents": [_document(document) for document in found]})
 
     async def _ingest(self, request: web.Request) -> web.Response:
@@ -186,8 +221,19 @@ class Page:
     async def _forget(self, request: web.Request) -> web.Response:
         return _json({"forgotten": await self._behind.documents().delete(int(request.match_info["id"]))})
 
+    async def _label(self, request: web.Request) -> web.Response:
+        """Sets the label, looser or stricter, as `edge documents label` does."""
+        label, documents = (await request.read())[:32].decode("ascii", "replace"), self._behind.documents()
+        if label not in LABELS:
+            raise BadUse("a label is public, internal or local-only")
+        found = [one for one in await documents.list() if one.id == int(request.match_info["id"])]
+        if not found:
+            return error_response(404, "no_document", "this document is no longer in the store")
+        await relabel(documents, found, label)
+        return _json({"label": label})
+
     async def _outbox(self, request: web.Request) -> web.Response:
-        if not self._behind.has_store:
+        if self._behind.store() == "none":
             return _json({"outbox": [], "answers": []})
         await self._behind.outbox().expire(now=int(time.time()))
         promised = await self._behind.promises().promised()
@@ -216,32 +262,47 @@ class Page:
         kept = found.kept
         return _json({
             "question": kept.question, "answer": kept.text, "via": kept.via, "trace_id": kept.trace_id,
-            "failure": kept.failure,
+            "failure": kept.failure, "talk": await self._behind.history().waiting(found.id.hex()),
         })
 
     async def _drop_answer(self, request: web.Request) -> web.Response:
         await self._behind.promises().drop(bytes.fromhex(request.match_info["id"]))
         return _json({})
 
-    async def _act(self, request: web.Request) -> web.Response:
-        relay = await self._behind.relay()
-        if relay is None:
-            raise NotJoined
-        entry = await self._behind.outbox().find(request.match_info["id"])
-        if request.match_info["act"] == "cancel":
-            return _json({"id": entry.id.hex(), "gateway_told": await relay.cancel(entry.id)})
+    async def _cancel(self, request: web.Request) -> web.Response:
+        relay, entry = await self._queued(request)
+        return _json({"id": entry.id.hex(), "gateway_told": await relay.cancel(entry.id)})
+
+    async def _retry(self, request: web.Request) -> web.StreamResponse:
+        """Streams the answer in chunks as of a chat completion; the first has `question` and `causeway`."""
+        relay, entry = await self._queued(request)
         if entry.header is not None and decode_header(entry.header).route != ROUTE:
             raise BadUse("this is not a question", hint="it can be cancelled")
         answer = await relay.retry(entry.id)
         if answer.status != 200:
             raise await failure(answer.status, answer.chunks())
-        reader = AnswerReader(answer.content_type)
-        text = "".join([text async for text in reader.texts(answer.chunks())])
-        return _json({"question": question_of(entry), "answer": text, "via": answer.via, "trace_id": answer.trace_id})
+        about = {
+            "route": "relay", "rule": "retried", "reasons": ["it waited in the queue"], "citations": [], "notes": [],
+            "model": answer.via.rpartition("/")[2] or "direct", "trace_id": answer.trace_id,
+        }
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await stream.prepare(request)
+        await stream.write(_event({"question": question_of(entry), "causeway": about, "choices": []}))
+        with contextlib.suppress(ConnectionError):  # the page has gone; leaving the chunks cancels the request
+            async for event in _events(answer):
+                await stream.write(event)
+        return stream
+
+    async def _queued(self, request: web.Request) -> tuple[Way, Entry]:
+        relay = await self._behind.relay()
+        if relay is None:
+            raise NotJoined
+        return relay, await self._behind.outbox().find(request.match_info["id"])
 
     async def _list_history(self, request: web.Request) -> web.Response:
-        found = await self._behind.history().search(request.query.get("q", "")) if self._behind.has_store else []
-        return _json({"history": found})
+        if self._behind.store() == "none":
+            return _json({"history": []})
+        return _json({"history": await self._behind.history().search(request.query.get("q", ""))})
 
     async def _get_history(self, request: web.Request) -> web.Response:
         talk = await self._behind.history().get(request.match_info["id"])
@@ -260,6 +321,22 @@ class Page:
 
 async def _ignore(event: Routed | Text) -> None:
     """Nothing is said of what waits."""
+
+
+async def _events(answer: RelayedAnswer) -> AsyncIterator[bytes]:
+    """The text as chunks of a chat completion; then [DONE], or what went wrong."""
+    try:
+        async with contextlib.aclosing(answer.chunks()) as chunks:
+            async for text in AnswerReader(answer.content_type).texts(chunks):
+                yield _event({"choices": [{"index": 0, "delta": {"content": text}}]})
+    except Exception as error:  # whatever comes becomes an event
+        yield _event(failure_object(error)[1])
+        return
+    yield b"data: [DONE]\n\n"
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def _json(value: Mapping[str, Any]) -> web.Response:

@@ -1,7 +1,8 @@
 """`/v1/responses`, a subset of OpenAI's: text in, text out, whole or streamed.
 
 Taken: `input` (a text, or messages of text), `instructions`, `model`, `stream`, `max_output_tokens`, `temperature`,
-`top_p`, `text.format` (text, json_object, json_schema). Nothing is kept between requests, whatever `store` says; so
+`top_p`, `text.format` (text, json_object, json_schema); on a relay also `reasoning.effort`, `text.verbosity`, `user`,
+`safety_identifier` and `service_tier`. Nothing is kept between requests, whatever `store` says; so
 `previous_response_id` and `conversation` are refused, and so are tools, which `/v1/chat/completions` relays.
 Streamed: response.created, .in_progress, .output_item.added, .content_part.added, .output_text.delta,
 .output_text.done, .content_part.done, .output_item.done, then .completed or .incomplete; an error on the way is the
@@ -24,9 +25,10 @@ from edge_client.api.shapes import (
     content_of,
     decoded,
     json_schema_of,
+    refuse,
+    unheeded,
 )
 from edge_client.engine.base import Message, Sampling, Text
-from edge_client.errors import BadUse
 
 __all__ = ["ResponsesRequest", "ResponsesVoice", "parse_responses", "response_object", "responses_question"]
 
@@ -41,6 +43,11 @@ class _Item(msgspec.Struct):
 
 class _TextSettings(msgspec.Struct):
     format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class _Reasoning(msgspec.Struct):
+    effort: str | None = None
 
 
 class ResponsesRequest(msgspec.Struct):
@@ -56,6 +63,12 @@ class ResponsesRequest(msgspec.Struct):
     previous_response_id: str | None = None
     conversation: Any = None
     background: bool | None = None
+    prompt: Any = None
+    top_logprobs: int | None = None
+    reasoning: _Reasoning | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
 
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
@@ -64,10 +77,17 @@ _decoder = msgspec.json.Decoder(ResponsesRequest)
 def parse_responses(body: bytes) -> ResponsesRequest:
     """Raises BadUse, naming the field."""
     request = decoded(_decoder, body)
-    for name in ("tools", "previous_response_id", "conversation", "background"):
-        if getattr(request, name):
-            raise BadUse(f"`{name}` is not supported here")
+    refuse(request, ("tools", "previous_response_id", "conversation", "background", "prompt", "top_logprobs"))
     return request
+
+
+def _only_relayed(request: ResponsesRequest) -> dict[str, Any]:
+    """What is the client's word on a relay alone, as chat completions spell it."""
+    return {
+        "reasoning_effort": request.reasoning.effort if request.reasoning else None,
+        "verbosity": request.text.verbosity if request.text else None,
+        "user": request.user, "safety_identifier": request.safety_identifier, "service_tier": request.service_tier,
+    }
 
 
 def responses_question(request: ResponsesRequest, pattern: Question) -> Question:
@@ -85,7 +105,7 @@ def responses_question(request: ResponsesRequest, pattern: Question) -> Question
     )
     given = {
         "max_completion_tokens": request.max_output_tokens, "temperature": request.temperature, "top_p": request.top_p,
-        "response_format": None if schema is None else _chat_format(format),
+        "response_format": None if schema is None else _chat_format(format), **_only_relayed(request),
     }
     options = {name: value for name, value in given.items() if value is not None}
     options["stream_options"] = {"include_usage": True}
@@ -114,7 +134,7 @@ def response_object(id: str, request: ResponsesRequest, created: int, answer: An
         "tool_choice": "none", "tools": [], "top_p": request.top_p, "usage": None,
     }
     if answer is not None:
-        response["causeway"] = causeway_object(answer.routed)
+        response["causeway"] = causeway_object(answer.routed, unheeded(answer.routed, _only_relayed(request)))
         if answer.prompt_tokens is not None and answer.answer_tokens is not None:
             response["usage"] = {
                 "input_tokens": answer.prompt_tokens, "input_tokens_details": {"cached_tokens": 0},
@@ -146,7 +166,7 @@ class ResponsesVoice:
 
     def begin(self, routed: Routed) -> Iterator[bytes]:
         response = response_object(self._id, self._request, self._created, None)
-        response["causeway"] = causeway_object(routed)
+        response["causeway"] = causeway_object(routed, unheeded(routed, _only_relayed(self._request)))
         yield self._event("response.created", response=response)
         yield self._event("response.in_progress", response=response)
         yield self._event("response.output_item.added", output_index=0, item=_item(self._id, None, "in_progress"))

@@ -1,16 +1,18 @@
 """The HTTP server on 127.0.0.1: its routes, and how one question to the assistant becomes one answer."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from edge_client.answering import Answer, Assistant, Question, Routed
 from edge_client.api.embeddings import embeddings_object, parse_embeddings
@@ -22,6 +24,7 @@ from edge_client.api.responses import ResponsesVoice, parse_responses, response_
 from edge_client.api.shapes import ChatVoice, answer_object, parse_request, question_of
 from edge_client.engine.base import Text
 from edge_client.errors import CannotListen
+from edge_client.idle import Activity
 
 __all__ = ["Models", "Names", "make_runner", "serve_until_stopped"]
 
@@ -29,10 +32,17 @@ _BODY_MAX: Final = 2 << 20
 _log = logging.getLogger(__name__)
 
 
-def make_runner(models: Models, token: str, page: Page | None = None) -> web.AppRunner:
-    """The application, to be bound to an address. A client that goes cancels its request, which stops the model."""
-    guarded = guard(token, page.open_paths if page else ())
-    app = web.Application(middlewares=[guarded, _errors], client_max_size=_BODY_MAX)
+def make_runner(
+    models: Models, token: str, page: Page | None = None, activity: Activity | None = None
+) -> web.AppRunner:
+    """The application, to be bound to an address. A client that goes cancels its request, which stops the model.
+
+    `activity` hears of every request that shows the token, but for those that an open page makes by itself.
+    """
+    open_paths = page.open_paths if page else ()
+    quiet = frozenset({"/healthz", "/causeway/status", *open_paths})
+    counted = [_counted(activity, quiet)] if activity else []
+    app = web.Application(middlewares=[guard(token, open_paths), *counted, _errors], client_max_size=_BODY_MAX)
     api = _Api(models)
     app.router.add_get("/healthz", api.healthz)
     app.router.add_get("/v1/models", api.models)
@@ -43,6 +53,15 @@ def make_runner(models: Models, token: str, page: Page | None = None) -> web.App
     if page is not None:
         page.add_routes(app)
     return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
+
+
+def _counted(activity: Activity, quiet: Collection[str]) -> Middleware:
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with contextlib.nullcontext() if request.path in quiet else activity.lasting():
+            return await handler(request)
+
+    return count
 
 
 @web.middleware
@@ -86,7 +105,7 @@ class _Api:
         id = f"chatcmpl-{secrets.token_hex(12)}"
         if parsed.stream:
             return await _Stream(request, ChatVoice(id, parsed)).run(assistant, question)
-        return web.json_response(answer_object(id, parsed.model, await assistant.answer(question, _ignore)))
+        return web.json_response(answer_object(id, parsed, await assistant.answer(question, _ignore)))
 
     async def responses(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_responses(await request.read())
@@ -157,12 +176,16 @@ class _Stream:
 
 
 async def serve_until_stopped(
-    models: Models, token_path: Path, port: int, note: Callable[[str], None], behind: Behind | None = None
+    models: Models, token_path: Path, port: int, note: Callable[[str], None], behind: Behind | None = None,
+    activity: Activity | None = None, listens: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serves on 127.0.0.1 until SIGINT or SIGTERM. Raises CannotListen, or BadUse if the token is not private."""
+    """Serves on 127.0.0.1 until SIGINT or SIGTERM. `listens` is told the port.
+
+    Raises CannotListen, or BadUse if the token is not private.
+    """
     token, address = load_token(token_path), ""
     page = Page(behind, token, lambda fragment: note(f"for another tab: {address}{fragment}")) if behind else None
-    runner = make_runner(models, token, page)
+    runner = make_runner(models, token, page, activity)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", port)
@@ -175,6 +198,7 @@ async def serve_until_stopped(
                 f"cannot listen on port {port}: {reason}",
                 hint="another --port, or 0 for any; `edge serve` may run already",
             ) from None
+        listens(runner.addresses[0][1])
         address = f"http://127.0.0.1:{runner.addresses[0][1]}"
         note(f"ready, serving {address}/v1 (token in {token_path})")
         if page is not None:

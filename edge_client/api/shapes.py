@@ -1,14 +1,14 @@
 """`/v1/chat/completions`: what a request may hold, and how its answer looks, whole and streamed.
 
-The rule for fields not named here: they are accepted and have no effect, as with other servers of this API; but what
-would change the meaning of the answer (`n`, pictures) is refused rather than ignored. A relayed request holds what the
-client gave; the local model heeds what `sampling_of` takes.
+What would change the answer is never ignored in silence: a relayed request holds what the client gave, the local model
+heeds what `sampling_of` takes and says in a note what it did not, and what nobody here can do (`n`, pictures, logprobs)
+is refused. Fields not named here have no effect.
 
 Everything that no other server has is under one name, `causeway`: see `causeway_object`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from edge_client.errors import BadUse
 
 __all__ = [
     "ChatRequest", "ChatVoice", "answer_object", "causeway_object", "content_of", "decoded", "json_schema_of",
-    "parse_request", "question_of", "usage_object",
+    "parse_request", "question_of", "refuse", "unheeded", "usage_object",
 ]
 
 _ROLES: Final[dict[str, Literal["system", "user", "assistant", "tool"]]] = {
@@ -72,9 +72,27 @@ class ChatRequest(msgspec.Struct):
     logit_bias: dict[str, float] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prediction: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    audio: Any = None
+    web_search_options: Any = None
 
 
-_HERE: Final = frozenset({"model", "messages", "stream", "stream_options", "n"})  # not the client's word on a relay
+_REFUSED: Final = ("logprobs", "top_logprobs", "functions", "function_call", "audio", "web_search_options")
+_HERE: Final = frozenset({  # not the client's word on a relay
+    "model", "messages", "stream", "stream_options", "n", "modalities", *_REFUSED,
+})
+# They would change the answer, and the local model knows nothing of them.
+_NOT_LOCAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "reasoning_effort", "verbosity")
 _decoder = msgspec.json.Decoder(ChatRequest)
 
 
@@ -93,7 +111,25 @@ def parse_request(body: bytes) -> ChatRequest:
     request = decoded(_decoder, body)
     if request.n not in (None, 1):
         raise BadUse("`n` other than 1 is not supported")
+    if request.modalities not in (None, ["text"]):
+        raise BadUse("only text is answered")
+    refuse(request, _REFUSED)
     return request
+
+
+def refuse(request: msgspec.Struct, names: Iterable[str]) -> None:
+    """Raises BadUse if the client wants one of these."""
+    for name in names:
+        if getattr(request, name):
+            raise BadUse(f"`{name}` is not supported here")
+
+
+def unheeded(routed: Routed, given: Mapping[str, object]) -> tuple[str, ...]:
+    """A note on those of the `given` fields that the local model does not know, if it answers."""
+    names = [f"`{name}`" for name in _NOT_LOCAL if given.get(name)]
+    if routed.decision.route != "local" or not names:
+        return ()
+    return (f"the local model does not heed {', '.join(names)}",)
 
 
 def question_of(request: ChatRequest, pattern: Question) -> Question:
@@ -168,32 +204,32 @@ def usage_object(answer: Answer) -> dict[str, int] | None:
     }
 
 
-def causeway_object(routed: Routed) -> dict[str, Any]:
+def causeway_object(routed: Routed, notes: tuple[str, ...] = ()) -> dict[str, Any]:
     """`route` (local, relay), the `rule` and `reasons` for it, `model`, `notes` for the person, `trace_id`,
     `citations`: passages the answer was made from, each with its document, id in the store and, if known, page or
-    line; `label`: the strictest of theirs.
+    line; `label`: the strictest of theirs; `documents`: whether they seem to hold an answer (held, silent, null).
     """
     return {
         "route": routed.decision.route, "rule": routed.decision.rule, "reasons": list(routed.decision.reasons),
-        "model": routed.model, "notes": list(routed.notes),
+        "model": routed.model, "notes": [*routed.notes, *notes],
         "citations": [
             {"id": p.id, "document": p.document, "page": p.page, "line": p.line, "text": p.text}
             for p in routed.citations
         ],
-        "label": routed.label, "trace_id": routed.trace_id,
+        "documents": routed.documents, "label": routed.label, "trace_id": routed.trace_id,
     }
 
 
-def answer_object(id: str, model: str, answer: Answer) -> dict[str, Any]:
+def answer_object(id: str, request: ChatRequest, answer: Answer) -> dict[str, Any]:
     """`chat.completion`."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.tool_calls:
         message |= {"content": answer.text or None, "tool_calls": answer.tool_calls}
     return {
-        "id": id, "object": "chat.completion", "created": int(time.time()), "model": model,
+        "id": id, "object": "chat.completion", "created": int(time.time()), "model": request.model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
         "usage": usage_object(answer),
-        "causeway": causeway_object(answer.routed),
+        "causeway": causeway_object(answer.routed, unheeded(answer.routed, msgspec.structs.asdict(request))),
     }
 
 
@@ -206,23 +242,27 @@ class ChatVoice:
         self._frame = {
             "id": id, "object": "chat.completion.chunk", "created": int(time.time()), "model": request.model
         }
+        self._given = msgspec.structs.asdict(request)
         self._usage = request.stream_options is not None and request.stream_options.include_usage
 
     def begin(self, routed: Routed) -> Iterator[bytes]:
-        yield self._chunk({"role": "assistant", "content": ""}, causeway=causeway_object(routed))
+        yield self._chunk({"role": "assistant", "content": ""}, causeway=self._causeway(routed))
 
     def piece(self, text: Text) -> Iterator[bytes]:
         calls = {"tool_calls": text.calls} if text.calls else {}
         yield self._chunk(({"content": text.text} if text.text else {}) | calls)
 
     def end(self, answer: Answer) -> Iterator[bytes]:
-        yield self._chunk({}, answer.finish_reason, causeway=causeway_object(answer.routed))
+        yield self._chunk({}, answer.finish_reason, causeway=self._causeway(answer.routed))
         if self._usage:
             yield _event(self._frame | {"choices": [], "usage": usage_object(answer)})
         yield b"data: [DONE]\n\n"
 
     def fail(self, body: dict[str, Any]) -> Iterator[bytes]:
         yield _event(body)
+
+    def _causeway(self, routed: Routed) -> dict[str, Any]:
+        return causeway_object(routed, unheeded(routed, self._given))
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

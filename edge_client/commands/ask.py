@@ -1,23 +1,20 @@
 """`edge ask`."""
 
 import contextlib
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edge_client.commands.terminal import JSON, note, run, show
+from edge_client.commands.terminal import JSON, LOCAL, RELAYED, coloured, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
     from edge_client.offline import Queued
     from edge_client.retrieval import Passage
     from edge_client.router.policy import Decision
-
-_QUOTE = 240  # characters of a cited passage that are shown
 
 
 def ask(
@@ -36,14 +33,17 @@ def ask(
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Answer a question from your documents, or relay it; says which, and why."""
+    """Answer a question, here or by the gateway.
+
+    Says which, and why, before the answer; and what leaves this device before it leaves.
+    """
     if local and relay:
         raise typer.BadParameter("--local and --relay exclude each other")
     if local and queue:
         raise typer.BadParameter("--local and --queue exclude each other")
 
     async def work() -> None:
-        from edge_client.answering import Leaving, Question, Routed
+        from edge_client.answering import Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
@@ -60,19 +60,18 @@ def ask(
                 if isinstance(event, Text):
                     print(event.text, end="", flush=True)
                 else:
-                    if explain and event.decision.route == "local":
-                        _explain(event.decision)
-                    _announce(event)
+                    told.extend(event.notes)
+                    announce(event)
 
-            def leaving(what: Leaving) -> None:
-                if explain and not as_json:
-                    _explain(what.decision)
-                _say_what_leaves(what)
+            def decided(decision: "Decision") -> None:
+                if explain and (not as_json or decision.route == "refuse"):
+                    _explain(decision)
 
+            told: list[str] = []
             asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
             try:
                 with _link_hint():
-                    answer = await assistant.answer(asked, deliver, leaving)
+                    answer = await assistant.answer(asked, deliver, say_what_leaves, decided)
             except Queued as queued:
                 _promise(queued, as_json)
                 return
@@ -80,7 +79,7 @@ def ask(
             show(_object(answer) | ({"explanation": _explanation(answer.routed.decision)} if explain else {}))
         else:
             print(flush=True)
-            _footer(answer, prompt)
+            _footer(answer, prompt, told)
 
     run(work, as_json=as_json)
 
@@ -131,11 +130,12 @@ def _clock(at: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def _say_what_leaves(what: "Leaving") -> None:
+def say_what_leaves(what: "Leaving", say: Callable[[str], None] = note) -> None:
     """Before anything is sent, also with --json: a person may be at the keyboard, and can still press Ctrl-C."""
-    note(f"relay{' to ' + what.model if what.model else ''}: {'; '.join(what.decision.reasons)}")
+    to = f" to {what.model}" if what.model else ""
+    say(f"{coloured('relay', RELAYED)}{to}: {'; '.join(what.decision.reasons)}")
     for text in what.notes:
-        note(text)
+        say(text)
 
 
 def _explain(decision: "Decision") -> None:
@@ -155,7 +155,7 @@ def _explanation(decision: "Decision") -> dict[str, Any]:
     return {
         "asked_for": features.flag,
         "secret_or_personal": list(features.sensitive),
-        "similarity": None if features.similarity is None else round(features.similarity, 3),
+        "evidence": None if features.evidence is None else round(features.evidence, 3),
         "words": features.words,
         "asks_for_reasoning": "yes" if features.hard else "no",
         "difficulty": round(features.difficulty.score, 3),
@@ -168,48 +168,32 @@ def _explanation(decision: "Decision") -> dict[str, Any]:
     }
 
 
-def _announce(routed: "Routed") -> None:
+def announce(routed: "Routed", say: Callable[[str], None] = note) -> None:
+    """Where the answer that follows was made, and why."""
     if routed.decision.route == "relay":
-        note(f"relayed to {routed.model}")  # the rest was said before it was sent
+        say(f"{coloured('relayed', RELAYED)} to {routed.model}")  # the rest was said before it was sent
         return
-    note(f"local: {'; '.join(routed.decision.reasons)}")
+    say(f"{coloured('local', LOCAL)}: {'; '.join(routed.decision.reasons)}")
     for text in routed.notes:
-        note(text)
+        say(text)
 
 
-def quote(text: str, wanted: str) -> str:
-    """At most 240 characters on one line, around the sentence that shares most words with `wanted`."""
-    sentences = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n", text) if part.strip()]
-    if not sentences:
-        return ""
-    words = set(_words(wanted))
-    shared = [sum(len(word) for word in words & set(_words(sentence))) for sentence in sentences]
-    best = shared.index(max(shared))
-    first, last, held = best, best, len(sentences[best])
-    while True:  # what follows explains more often than what precedes
-        if last + 1 < len(sentences) and held + 1 + len(sentences[last + 1]) <= _QUOTE - 2:
-            last += 1
-            held += 1 + len(sentences[last])
-        elif first > 0 and held + 1 + len(sentences[first - 1]) <= _QUOTE - 2:
-            first -= 1
-            held += 1 + len(sentences[first])
-        else:
-            break
-    shown = " ".join(sentences[first : last + 1])
-    if len(shown) > _QUOTE - 2:
-        return shown[: _QUOTE - 1] + "…"
-    return ("…" if first else "") + shown + ("…" if last + 1 < len(sentences) else "")
+def cited(passage: "Passage") -> str:
+    """Where a passage stands, as people say it."""
+    return f"{passage.place} ({Path(passage.source).name})"
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _footer(answer: "Answer", question: str, told: list[str]) -> None:
+    from edge_client.extracts import extract
 
-
-def _footer(answer: "Answer", question: str) -> None:
-    wanted = f"{question} {answer.text}"
     for number, passage in enumerate(answer.routed.citations, 1):
-        name = Path(passage.source).name
-        print(f"  [{number}] {passage.place} ({name}): \"{quote(passage.text, wanted)}\"", file=sys.stderr)
+        quoted = extract(passage.text, f"{question} {answer.text}")
+        # Of an answer that begins with the passage's own words the place is enough.
+        rest = "" if passage.text and extract(passage.text, question) in answer.text else f': "{quoted}"'
+        print(f"  [{number}] {cited(passage)}{rest}", file=sys.stderr)
+    for text in answer.routed.notes:
+        if text not in told:  # it came up while the model answered
+            note(text)
     if answer.finish_reason == "length":
         note("the answer was cut off at its limit")
     way = f", via {answer.via}" if answer.via else ""
@@ -225,6 +209,7 @@ def _object(answer: "Answer") -> dict[str, Any]:
         "rule": routed.decision.rule,
         "reasons": list(routed.decision.reasons),
         "notes": list(routed.notes),
+        "documents": routed.documents,
         "label": routed.label,
         "model": routed.model,
         "answer": answer.text,

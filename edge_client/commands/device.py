@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -10,19 +10,22 @@ from edge_client.commands.terminal import JSON, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.app import App
+    from edge_client.config import Config
     from edge_client.identity import DeviceIdentity
     from transport.identity.join import Invitation
     from transport.links.base import Endpoint
 
 
+HOP: Final = typer.Option(
+    "--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge or ble:; else the invitation's."
+)
+
+
 def join(
     invitation_file: Annotated[
-        Path | None, typer.Option("--invitation-file", help="Where the invitation is; else it is asked for.")
+        Path | None, typer.Option("--invitation-file", help="Where the invitation is, - for stdin; else it is asked.")
     ] = None,
-    hop: Annotated[
-        str | None,
-        typer.Option("--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge or ble:; else the invitation's."),
-    ] = None,
+    hop: Annotated[str | None, HOP] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Join a gateway with an invitation, through any hop."""
@@ -30,19 +33,13 @@ def join(
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
-        from edge_client.dialing import nearby
-        from edge_client.errors import BadUse
         from transport.identity.join import Invitation
-        from transport.links.base import Endpoint
 
-        invitation = Invitation.parse(_invitation(invitation_file))
-        endpoints = list(dict.fromkeys([*([Endpoint.parse(hop)] if hop else []), *_ways(invitation)]))
+        invitation = Invitation.parse(read_invitation(invitation_file))
         config = Config.load()
-        ways = [*endpoints, *(await nearby() if config.relay.discover else ())]
-        if not ways:
-            raise BadUse("the invitation names no way to the gateway", hint="give one with --hop tcp:HOST:PORT")
+        ways = await find_ways(config, invitation, hop)
         async with App.open(config, store="create") as app:
-            identity, through = await _first_to_answer(app, invitation, ways, tuple(str(one) for one in endpoints))
+            identity, through = await redeem(app, invitation, *ways)
         if as_json:
             show({"id": str(identity.id), "endpoints": list(identity.endpoints), "enrolment": identity.enrolment})
         else:
@@ -51,7 +48,22 @@ def join(
     run(work, as_json=as_json)
 
 
-def _ways(invitation: "Invitation") -> "list[Endpoint]":
+async def find_ways(
+    config: "Config", invitation: "Invitation", hop: str | None
+) -> "tuple[list[Endpoint], list[Endpoint]]":
+    """The endpoints that are worth keeping, and those to try, best first. Raises BadUse if there is none."""
+    from edge_client.dialing import nearby
+    from edge_client.errors import BadUse
+    from transport.links.base import Endpoint
+
+    endpoints = list(dict.fromkeys([*([Endpoint.parse(hop)] if hop else []), *_hints(invitation)]))
+    ways = [*endpoints, *(await nearby() if config.relay.discover else ())]
+    if not ways:
+        raise BadUse("the invitation names no way to the gateway", hint="give one with --hop tcp:HOST:PORT")
+    return endpoints, ways
+
+
+def _hints(invitation: "Invitation") -> "list[Endpoint]":
     """The hints that are endpoints. A gateway's https address serves hops and connected clients, not this session, and
     a form that is not known here may be a later version's."""
     from transport.errors import BadInput
@@ -66,23 +78,25 @@ def _ways(invitation: "Invitation") -> "list[Endpoint]":
     return ways
 
 
-async def _first_to_answer(
-    app: "App", invitation: "Invitation", ways: "list[Endpoint]", endpoints: tuple[str, ...]
+async def redeem(
+    app: "App", invitation: "Invitation", endpoints: "list[Endpoint]", ways: "list[Endpoint]"
 ) -> "tuple[DeviceIdentity, Endpoint]":
-    """The identity, which keeps `endpoints`, and the way by which it came. Raises the last way's failure."""
+    """The identity, which keeps `endpoints`, and the one of `ways` by which it came. Raises the last way's failure."""
     from edge_client.identity import join
     from transport.errors import LinkLost
 
     *others, last = ways
+    kept = tuple(str(endpoint) for endpoint in endpoints)
     for endpoint in others:
         try:
-            return await join(app.settings, invitation, await app.dial(endpoint), endpoints), endpoint
+            return await join(app.settings, invitation, await app.dial(endpoint), kept), endpoint
         except LinkLost as lost:
             note(f"{lost}; the next way is tried")
-    return await join(app.settings, invitation, await app.dial(last), endpoints), last
+    return await join(app.settings, invitation, await app.dial(last), kept), last
 
 
-def _invitation(file: Path | None) -> str:
+def read_invitation(file: Path | None) -> str:
+    """From a file, standard input for "-", or without one from the terminal, where it is not shown. Raises BadUse."""
     from edge_client.errors import BadUse
     from edge_client.passphrase import hidden
 
@@ -90,6 +104,8 @@ def _invitation(file: Path | None) -> str:
         if not sys.stdin.isatty():
             raise BadUse("there is no terminal to ask for the invitation on", hint="use --invitation-file")
         return hidden("Invitation: ").strip()
+    if str(file) == "-":
+        return sys.stdin.buffer.read(64 << 10).decode("ascii", "replace").strip()
     try:
         with file.open("rb") as stream:
             return stream.read(64 << 10).decode("ascii", "replace").strip()

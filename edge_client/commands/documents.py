@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -14,6 +15,7 @@ import typer
 from edge_client.commands.terminal import JSON, Exit, note, run, show
 
 if TYPE_CHECKING:
+    from edge_client.app import App
     from edge_client.ingest import Ingest, Outcome
     from store.documents import Document, Documents
 
@@ -36,50 +38,116 @@ def ingest(
     label: Annotated[
         Label | None, typer.Option(help="Who may see them; local-only never leaves this device. A folder keeps it.")
     ] = None,
+    keep_deleted: Annotated[
+        bool, typer.Option("--keep-deleted", help="Keep documents whose file is no longer in the folder.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Put documents into the encrypted store. Known content is skipped, a broken file reported."""
+    """Put documents into the encrypted store. Known content is skipped, a broken file reported.
+
+    Of a folder that was ingested before, documents whose file is gone are forgotten.
+    """
 
     async def work() -> None:
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.errors import BadUse
-        from edge_client.folders import find_files
-        from edge_client.ingest import Ingest
 
         if not paths and not jsonl:
             raise BadUse("nothing to ingest", hint="name files or folders")
-        done: list[Outcome] = []
-        failed: list[dict[str, str]] = []
-        skipped: Counter[str] = Counter()
-
-        def fail(source: str, error: BadUse) -> None:
-            note(f"{source}: {error}" + (f" ({error.hint})" if error.hint else ""))
-            failed.append({"source": source, "error": error.code, "message": str(error)})
-
         async with App.open(Config.load(), store="create") as app:
-            with _progress() as tell:
-                ingester = Ingest(app.documents, app.embedder(lambda n, of: tell("preparing the embedder", n, of)))
-                if jsonl:
-                    for path in paths or [Path("-")]:
-                        await _records(ingester, path, collection, label, tell, done.append, fail)
-                else:
-                    for folder in _folders(paths or []) if label is not None else []:
-                        await ingester.folder(folder, str(label))
-                    found = list(find_files(paths or [], lambda path: skipped.update([path.suffix.lower()])))
-                    for number, path in enumerate(found):
-                        tell(path.name, number, len(found))
-                        within = partial(_tell_within, tell, path.name, number, len(found))
-                        try:
-                            done.append(
-                                await ingester.file(path, collection=collection, label=label, progress=within)
-                            )
-                        except BadUse as error:
-                            fail(str(path), error)
-                    tell("done", len(found), len(found))
-        _report(done, failed, skipped, as_json)
+            taken = await take_in(app, paths or [], collection, label, jsonl=jsonl, keep_deleted=keep_deleted)
+        if as_json:
+            show(taken.object())
+        else:
+            print(taken)
+        if taken.failed:
+            raise Exit(3)
 
     run(work, as_json=as_json)
+
+
+@dataclass
+class Taken:
+    """What became of the files or records that were given."""
+
+    done: "list[Outcome]" = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)  # by ending
+    forgotten: list[str] = field(default_factory=list)  # whose files are gone from a folder
+
+    @property
+    def counts(self) -> dict[str, int]:
+        added = [outcome for outcome in self.done if outcome.state == "added"]
+        return {
+            "added": len(added), "unchanged": len(self.done) - len(added), "failed": len(self.failed),
+            "chunks": sum(outcome.chunks for outcome in added), "skipped": self.skipped.total(),
+            "forgotten": len(self.forgotten),
+        }
+
+    def object(self) -> dict[str, Any]:
+        documents = [{"source": o.source, "state": o.state, "chunks": o.chunks, "label": o.label} for o in self.done]
+        lists = {"documents": documents, "failures": self.failed, "forgotten_files": self.forgotten}
+        return {**self.counts, "skipped_kinds": dict(self.skipped), **lists}
+
+    def __str__(self) -> str:
+        counts, kinds = self.counts, ", ".join(kind or "no ending" for kind in sorted(self.skipped))
+        return (
+            f"{counts['added']} added ({counts['chunks']} passages), {counts['unchanged']} unchanged, "
+            f"{counts['failed']} failed" + (f", {counts['skipped']} skipped ({kinds})" if kinds else "")
+            + (f", {counts['forgotten']} forgotten" if self.forgotten else "")
+        )
+
+
+async def take_in(
+    app: "App", paths: list[Path], collection: str = "default", label: str | None = None, *, jsonl: bool = False,
+    keep_deleted: bool = False,
+) -> Taken:
+    """Reads files and folders, or lines of JSON, into the store, with progress. A broken one is told and skipped.
+
+    Documents of a folder whose files are gone are forgotten, and told, unless `keep_deleted`.
+    """
+    from edge_client.errors import BadUse
+    from edge_client.folders import find_files
+    from edge_client.ingest import Ingest
+
+    taken = Taken()
+
+    def fail(source: str, error: BadUse) -> None:
+        note(f"{source}: {error}" + (f" ({error.hint})" if error.hint else ""))
+        taken.failed.append({"source": source, "error": error.code, "message": str(error)})
+
+    with _progress() as tell:
+        ingester = Ingest(app.documents, app.embedder(lambda n, of: tell("preparing the embedder", n, of)))
+        if jsonl:
+            for path in paths or [Path("-")]:
+                await _records(ingester, path, collection, label, tell, taken.done.append, fail)
+            return taken
+        for folder in _folders(paths) if label is not None else []:
+            await ingester.folder(folder, str(label))
+        def skip(path: Path) -> None:
+            taken.skipped[path.suffix.lower()] += 1
+
+        within_each = [list(find_files([path], skip)) for path in paths]
+        found = [path for files in within_each for path in files]
+        for number, path in enumerate(found):
+            tell(path.name, number, len(found))
+            within = partial(_tell_within, tell, path.name, number, len(found))
+            try:
+                taken.done.append(await ingester.file(path, collection=collection, label=label, progress=within))
+            except BadUse as error:
+                fail(str(path), error)
+        tell("done", len(found), len(found))
+        # A folder with nothing to ingest may be one whose medium is not mounted: nothing is forgotten.
+        full = [path for path, files in zip(paths, within_each, strict=True) if files and not keep_deleted]
+        for folder in _folders(full):
+            gone, unclear = await ingester.forget_gone(folder, collection=collection)
+            taken.forgotten += gone
+            for source in gone:
+                note(f"{source}: its file is gone, forgotten")
+            if unclear:
+                note(f"{folder}: {len(unclear)} kept whose files are missing; is all of it mounted?")
+    return taken
 
 
 def _tell_within(
@@ -89,7 +157,9 @@ def _tell_within(
 
 
 def _folders(paths: "list[Path]") -> list[str]:
-    return [str(path.resolve()) for path in paths if path.is_dir()]
+    from edge_client.folders import is_folder
+
+    return [str(path.resolve()) for path in paths if is_folder(path)]
 
 
 async def _records(
@@ -109,27 +179,6 @@ async def _records(
                 add(await ingester.record(record, collection=collection, label=label))
             except BadUse as error:
                 fail(f"{name} line {number}", error)
-
-
-def _report(
-    done: "list[Outcome]", failed: list[dict[str, str]], skipped: Counter[str], as_json: bool
-) -> None:
-    added = [outcome for outcome in done if outcome.state == "added"]
-    counts = {
-        "added": len(added), "unchanged": len(done) - len(added), "failed": len(failed),
-        "chunks": sum(outcome.chunks for outcome in added), "skipped": skipped.total(),
-    }
-    if as_json:
-        documents = [{"source": o.source, "state": o.state, "chunks": o.chunks, "label": o.label} for o in done]
-        show({**counts, "skipped_kinds": dict(skipped), "documents": documents, "failures": failed})
-    else:
-        kinds = ", ".join(kind or "no ending" for kind in sorted(skipped))
-        print(
-            f"{counts['added']} added ({counts['chunks']} passages), {counts['unchanged']} unchanged, "
-            f"{counts['failed']} failed" + (f", {skipped.total()} skipped ({kinds})" if skipped else "")
-        )
-    if failed:
-        raise Exit(3)
 
 
 def search(

@@ -24,9 +24,10 @@ def explain(
         bool, typer.Option("--jsonl", help='Read a {"prompt"} a line, write {"difficulty", "route", "reasons"} a line.')
     ] = False,
 ) -> None:
-    """Say, as JSON, where a prompt would go on a joined device without documents, and why; nothing is asked or sent.
+    """Say where prompts would go, and why.
 
-    A line that cannot be read is answered by {"error"} in its place; an "id" comes back as it was.
+    As JSON, of a joined device without documents; nothing is asked or sent. A line that cannot be read is answered
+    by {"error"} in its place; an "id" comes back as it was.
     """
 
     async def work() -> None:
@@ -47,13 +48,16 @@ def _write(prompt: str | None, *, jsonl: bool) -> None:
             try:
                 source = stack.enter_context(Path(str(prompt)).open("rb"))
             except OSError as error:
-                raise BadUse(f"cannot read {prompt}: {error.strerror}") from None
+                reason = (error.strerror or "").lower()
+                raise BadUse(f"cannot read {prompt}: {reason}", hint="name a file, or - for standard input") from None
         if jsonl:
             for line in _lines(source):
                 print(json.dumps(_answer(line, threshold)), flush=True)
             return
         text = str(prompt) if named else source.read(_LINE_BYTES).decode("utf-8", "replace")
-        print(json.dumps(_explained(text, threshold)))
+        print(json.dumps(told := _explained(text, threshold)))
+        if "error" in told:
+            raise BadUse(told["error"], hint="give it as an argument or on standard input")
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
@@ -90,7 +94,7 @@ def _explained(prompt: str, threshold: float | None) -> dict[str, Any]:
     if len(prompt) > _PROMPT_CHARS:
         return {"error": "the prompt is over 1 MiB"}
     features = features_of(
-        prompt, flag=None, sensitive=kinds(prompt), similarity=None, joined=True, threshold=threshold
+        prompt, flag=None, sensitive=kinds(prompt), evidence=None, joined=True, threshold=threshold
     )
     decision = decide(features)
     return {

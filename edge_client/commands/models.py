@@ -11,7 +11,7 @@ models = typer.Typer(help="The models this device runs.", no_args_is_help=True, 
 
 
 @models.command("install")
-def install() -> None:
+def install(as_json: Annotated[bool, JSON] = False) -> None:
     """Install the local model and the embedder (190 MB) into this Python, by hash, and prepare them."""
 
     async def work() -> None:
@@ -30,9 +30,12 @@ def install() -> None:
                 note(f"preparing the embedder: {percent} %")
 
         file = embedder_file(Config.load(), progress)
-        print(f"models are ready; the embedder is {file.path}")
+        if as_json:
+            show({"embedder": str(file.path)})
+        else:
+            print(f"models are ready; the embedder is {file.path}")
 
-    run(work)
+    run(work, as_json=as_json)
 
 
 @models.command("add")
@@ -78,7 +81,9 @@ def listing(as_json: Annotated[bool, JSON] = False) -> None:
 
 
 @models.command("remove")
-def remove(name: Annotated[str, typer.Argument(help="As `edge models list` shows it.")]) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="As `edge models list` shows it.")], as_json: Annotated[bool, JSON] = False
+) -> None:
     """Forget a model that was added; its file stays."""
 
     async def work() -> None:
@@ -86,5 +91,7 @@ def remove(name: Annotated[str, typer.Argument(help="As `edge models list` shows
         from edge_client.engine.registry import remove_model
 
         remove_model(Config.load().home, name)
+        if as_json:
+            show({"removed": name})
 
-    run(work)
+    run(work, as_json=as_json)

@@ -21,9 +21,10 @@ def status(
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """What this device has: link, identity, queue, store, models, disk, and what to do next.
+    """Show what this device has, and what to do next.
 
-    Ends with 0 if a question would be answered, else with the code of whose fault it is, as every command.
+    Link, identity, queue, store, models, disk. Ends with 0 if a question would be answered, else with the code of whose
+    fault it is, as every command.
     """
 
     async def work() -> None:
@@ -35,8 +36,8 @@ def status(
         config = Config.load()
         disk = posture(config.home)
         result: dict[str, Any] = {
-            "home": str(config.home), "store": "none", "documents": 0, "chunks": 0, "models": _models(config),
-            "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
+            "home": str(config.home), "serve": _serve(config), "store": "none", "documents": 0, "chunks": 0,
+            "models": models_there(config), "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
             "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
         }
@@ -63,7 +64,18 @@ def status(
     run(work, as_json=as_json)
 
 
-def _models(config: "Config") -> dict[str, str | None]:
+def _serve(config: "Config") -> str | None:
+    """The store as a running `edge serve` has it: open, locked or none; None if none runs."""
+    from edge_client.errors import NotServing
+    from edge_client.key_agent import state_of_serve
+
+    try:
+        return state_of_serve(config.home)
+    except NotServing:
+        return None
+
+
+def models_there(config: "Config") -> dict[str, str | None]:
     """By kind, the name or file that is used; None if it is not there."""
     from edge_client.engine.models import installed
 
@@ -127,12 +139,16 @@ def _next(result: dict[str, Any]) -> list[str]:
     steps = []
     if None in result["models"].values():
         steps.append("`edge models install` brings the local models; one that config.toml names has to be there")
+    if result["serve"] == "locked":
+        steps.append("`edge store unlock` unlocks the store for `edge serve` and the commands beside it")
     if result["store"] == "locked":
         steps.append("the store is locked: set CAUSEWAY_PASSPHRASE_FILE, or run this on a terminal")
         return steps
     if result["link"]["state"] == "down":
         steps.append(result["link"]["error"]["hint"] or "is the hop on, and in reach?")
         steps.append("`edge ask --local` needs no gateway, `edge ask --queue` leaves a question for later")
+    if result["store"] == "none":
+        steps.append("`edge setup` asks three questions and does the rest")
     if not result["documents"]:
         steps.append("`edge ingest FOLDER` adds documents")
     if result["identity"] is None:
@@ -148,6 +164,8 @@ def _print_status(result: dict[str, Any]) -> None:
     print(f"home       {result['home']}")
     held = f", {result['documents']} documents, {result['chunks']} passages" if result["store"] == "open" else ""
     print(f"store      {result['store']}{held}")
+    if result["serve"] is not None:
+        print(f"serve      running, {'without a store' if result['serve'] == 'none' else 'store ' + result['serve']}")
     print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
     for kind, name in result["models"].items():
         print(f"{kind:<10} {name or 'not there'}")

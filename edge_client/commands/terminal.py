@@ -8,12 +8,16 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["JSON", "Exit", "exit_code", "note", "run", "show"]
+__all__ = [
+    "EXIT_CODES", "JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "run", "show", "tell",
+]
 
-# By fault, as documented in the README; typer's own usage errors are 2.
-_EXIT: Final = {
+# By fault; typer's own usage errors are 2. docs/COMMANDS.md has them, with the codes of all errors.
+EXIT_CODES: Final = {
     "user": 3, "identity": 4, "link": 5, "policy": 6, "provider": 7, "store": 8, "unknown_outcome": 9, "peer": 10,
 }
+# Colours of a terminal (ECMA-48, SGR): where an answer came from, as on the page.
+LOCAL, RELAYED, _FAINT = "32", "36", "2"
 JSON: Final = typer.Option("--json", help="Print one JSON object.")
 
 
@@ -29,8 +33,13 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool = False)
     """Runs a command's body and ends the process with its exit code. An error is two lines on stderr, no traceback."""
     import asyncio  # a third of the time that `edge --help` takes
 
+    ended(lambda: asyncio.run(work()), as_json=as_json)
+
+
+def ended(work: Callable[[], None], *, as_json: bool = False) -> None:
+    """As `run`, of a body that has no event loop around it."""
     try:
-        asyncio.run(work())
+        work()
         sys.stdout.flush()
     except Exit as end:
         raise typer.Exit(end.exit_code) from None
@@ -41,10 +50,14 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool = False)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except Exception as error:  # the last door: whatever comes becomes a message and a code
-        raise typer.Exit(_report(error, as_json)) from None
+        told = tell(error)
+        if as_json:
+            show({"error": told})
+        raise typer.Exit(exit_code(told["fault"])) from None
 
 
-def _report(error: Exception, as_json: bool) -> int:
+def tell(error: Exception) -> dict[str, Any]:
+    """An error as one or two lines on stderr, and as the object that `--json` shows."""
     code, fault = getattr(error, "code", None), getattr(error, "fault", None)
     if isinstance(code, str) and isinstance(fault, str):
         message, hint = str(error), getattr(error, "hint", None)
@@ -53,21 +66,29 @@ def _report(error: Exception, as_json: bool) -> int:
             raise error
         code, fault, message = "internal", "local", f"something unexpected went wrong ({type(error).__name__})"
         hint = "set CAUSEWAY_DEBUG=1 to see where, and please report it"
+        if isinstance(error, OSError) and error.strerror:  # a full disk, a name that is too long
+            message = f"this machine cannot do that: {error.strerror.lower()}"
+            hint = "CAUSEWAY_DEBUG=1 shows what was tried"
     note(message)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    if as_json:
-        show({"error": {"code": code, "fault": fault, "message": message, "hint": hint}})
-    return exit_code(fault)
+        print(f"{coloured('hint:', _FAINT)} {hint}", file=sys.stderr)
+    return {"code": code, "fault": fault, "message": message, "hint": hint}
 
 
 def exit_code(fault: str) -> int:
-    return _EXIT.get(fault, 1)
+    return EXIT_CODES.get(fault, 1)
 
 
 def note(message: str) -> None:
     """A message, not a result: to stderr."""
     print(f"edge: {message}", file=sys.stderr, flush=True)
+
+
+def coloured(text: str, colour: str) -> str:
+    """For standard error, where that is a terminal and nobody objects (no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def show(result: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edge_client.engine.base import EMBEDDER_TOKENS, Finished, Message, Sampling, Text
+from edge_client.engine.conversations import Conversations
 from edge_client.engine.json_mode import grammar_of
 from edge_client.engine.loading import Brake, load
 from edge_client.engine.prompt import Prompter, trimmed
@@ -57,6 +58,7 @@ class LlamaChat:
         self._requests = 0  # under way or waiting
         self._llama: Any = None
         self._prompter: Prompter | None = None
+        self._conversations: Conversations | None = None
         self._brake: Brake | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._resting: asyncio.Task[None] | None = None
@@ -150,13 +152,13 @@ class LlamaChat:
     def _loaded(self) -> Any:
         if self._llama is None:
             llama = load(self._locate(), n_ctx=self._context, n_threads=self._threads)
-            self._prompter, self._brake = Prompter(llama), Brake(llama)
+            self._prompter, self._brake, self._conversations = Prompter(llama), Brake(llama), Conversations(llama)
             self._llama = llama
         return self._llama
 
     def _close(self) -> None:
         with self._busy:
-            llama, self._llama, self._prompter = self._llama, None, None
+            llama, self._llama, self._prompter, self._conversations = self._llama, None, None, None
             if llama is not None:
                 llama.close()
             self._brake = None
@@ -166,7 +168,8 @@ class LlamaChat:
     ) -> Iterator[Text | Finished]:
         import llama_cpp
 
-        assert self._prompter is not None and self._brake is not None  # loaded with the model
+        # Loaded with the model.
+        assert self._prompter is not None and self._brake is not None and self._conversations is not None
         grammar = None if sampling.json_schema is None else grammar_of(sampling.json_schema, llama)
         context = min(llama.n_ctx(), llama_cpp.llama_model_n_ctx_train(llama.model))
         kept_free = max(_MIN_ANSWER, min(sampling.max_tokens or context // 4, context // 4))
@@ -183,6 +186,7 @@ class LlamaChat:
         text = _TextSplitter(sampling.stop)
         answered, cut = 0, True
         yield Text("")
+        self._conversations.turn_to(prompt)
         self._brake.release()
         run.reading = True
         if run.stopped.is_set():

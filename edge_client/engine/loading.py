@@ -19,6 +19,7 @@ __all__ = ["Brake", "free_memory", "load"]
 _load_lock = threading.Lock()
 _silence: Any = None  # the C side keeps a pointer to it
 
+_ROOM: Final = "close other programs, lower [model] context in config.toml, or take a smaller model"
 _WORKING_BYTES: Final = 64 << 20  # buffers of a computation, beside weights and context
 
 
@@ -42,7 +43,9 @@ def load(path: Path, *, n_ctx: int, **options: Any) -> Any:
         _check(path, file, n_ctx)
         try:
             return llama_cpp.Llama(str(path), verbose=False, n_ctx=n_ctx, **options)
-        except (ValueError, RuntimeError, OSError, AssertionError):
+        except (ValueError, RuntimeError, OSError, AssertionError, MemoryError) as error:
+            if isinstance(error, MemoryError) or str(error).startswith("Failed to create"):  # a context, a batch
+                raise MemoryShort(f"{path.name} has no room for its context of {n_ctx} tokens", hint=_ROOM) from None
             known = f"architecture {file.architecture}" if file.architecture.isalnum() else "unknown architecture"
             raise ModelUnusable(
                 f"{path.name} ({known}) is not a model this engine can load",
@@ -59,7 +62,7 @@ def _check(path: Path, file: GgufFile, n_ctx: int) -> None:
     if free is not None and needed > free:
         raise MemoryShort(
             f"{path.name} needs about {needed >> 20} MiB of memory, {free >> 20} MiB are free",
-            hint="close other programs, lower [model] context in config.toml, or take a smaller model",
+            hint=_ROOM,
         )
 
 

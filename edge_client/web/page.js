@@ -1,7 +1,7 @@
 // The conversation: asking, the answer as it comes, where it came from and from what.
 
 import { $, el, errorBox, sentence, showText } from "./dom.js";
-import { call, stream, unlock } from "./server.js";
+import { call, Failed, stream, unlock } from "./server.js";
 import { closeSide, listTalks, refresh, startSide } from "./side.js";
 
 let turns = [];
@@ -52,6 +52,13 @@ function showAbout({ how, more }, about) {
   more.hidden = false;
 }
 
+// The passage's own words, which a local answer from documents begins with, are told apart from the model's.
+function showAnswer(into, text, about) {
+  showText(into, text);
+  const first = into.querySelector("p:first-child");
+  if (about?.route === "local" && about.documents === "held" && first?.textContent.includes(': "')) first.classList.add("quoted");
+}
+
 function place(cited) {
   if (cited.page) return `, page ${cited.page}`;
   return cited.line ? `, line ${cited.line}` : "";
@@ -73,41 +80,131 @@ async function openPassage(cited) {
   }
 }
 
-// Into the queue, from where it is sent by itself. Its answer will be in the queue, too.
+// What goes along with the next question: not what waits for its answer.
+function saidBefore() {
+  return turns.filter((turn, at) => !turn.about?.waits && !turns[at + 1]?.about?.waits)
+    .map((turn) => ({ role: turn.role, content: turn.text }));
+}
+
+// Into the queue, from where it is sent by itself; its answer comes back here.
 async function askLater(question) {
   $("welcome").hidden = true;
-  const said = el("li", { className: "theirs" });
-  $("talk").append(el("li", { className: "mine" }, question), said);
-  const messages = [...turns.map((turn) => ({ role: turn.role, content: turn.text })), { role: "user", content: question }];
+  const asked = el("li", { className: "mine" }, question), [id, list] = [talk, turns];
+  $("talk").append(asked);
   try {
-    await call("POST", "/causeway/later", JSON.stringify({ model: "auto", messages }));
-    said.append(el("div", { className: "how" }, el("span", { className: "badge relay" }, "Queued"),
-      "it is sent when there is a link; the answer will be in the queue"));
+    const messages = [...saidBefore(), { role: "user", content: question }];
+    const queued = await call("POST", "/causeway/later", JSON.stringify({ model: "auto", messages }));
+    list.push({ role: "user", text: question });
+    const turn = { role: "assistant", text: "", about: { route: "queued", waits: queued.id } };
+    if (turns === list) $("talk").append(waitingItem(turn));
+    await keep(id, list, turn);
   } catch (error) {
-    said.append(errorBox(error));
+    asked.after(el("li", {}, errorBox(error)));
     $("prompt").value ||= question;
     fit();
   }
   scroller.scrollTop = scroller.scrollHeight;
-  refresh(showRetried);
+  refresh();
+}
+
+function waitingItem(turn, words = "is sent by itself when there is a link") {
+  const item = el("li", { className: "theirs" }, el("div", { className: "how" },
+    el("span", { className: "badge relay" }, "Queued"), el("span", {}, words)));
+  item.dataset.waits = turn.about.waits;
+  return item;
+}
+
+// Answers that have come (ids), and what the queue says of the others. Those of this conversation appear in it.
+async function arrived(answers, states) {
+  for (const item of document.querySelectorAll("#talk [data-waits]")) {
+    const id = item.dataset.waits, list = turns, at = list.findIndex((turn) => turn.about?.waits === id);
+    if (at < 0) continue;
+    if (!answers.includes(id)) {
+      item.querySelector(".how span + span").textContent = states[id] || "waits no more: cancelled, or read elsewhere";
+      continue;
+    }
+    delete item.dataset.waits;
+    const done = await call("GET", `/causeway/answers/${id}`).catch(() => null);
+    if (!done || turns !== list) continue;
+    list[at] = queuedTurn(done);
+    follow(() => item.replaceWith(turnItem(list[at])));
+    if (await keep(talk, list)) await call("DELETE", `/causeway/answers/${id}`).catch(() => {});
+    refresh();
+  }
+}
+
+function queuedTurn({ answer, via, trace_id, failure }) {
+  const about = {
+    route: "relay", rule: "queued", reasons: ["it waited in the queue"], model: via.split("/").pop() || "direct",
+    citations: [], notes: failure ? [failure] : [], trace_id,
+  };
+  return { role: "assistant", text: answer, about };
+}
+
+// A kept answer: in the conversation that it belongs to, or else in this one.
+async function read(id) {
+  const done = await call("GET", `/causeway/answers/${id}`);
+  if (done.talk && done.talk !== talk) await open(done.talk);
+  else if (!done.talk) {
+    const pair = [{ role: "user", text: done.question }, queuedTurn(done)];
+    showTurns(pair);
+    turns.push(pair[0]);
+    if (await keep(talk, turns, pair[1])) await call("DELETE", `/causeway/answers/${id}`);
+  }
+  closeSide();
 }
 
 async function ask(question) {
   const model = $("model").value;
-  const [id, list, stopped] = [talk, turns, new AbortController()];
+  const [id, list] = [talk, turns];
   const shown = answerItem();
-  const pair = [el("li", { className: "mine" }, question), shown.item];
   $("welcome").hidden = true;
-  $("talk").append(...pair);
+  $("talk").append(el("li", { className: "mine" }, question), shown.item);
   scroller.scrollTop = scroller.scrollHeight;
+  const messages = [...saidBefore(), { role: "user", content: question }];
   list.push({ role: "user", text: question });
+  const { text, about, error } = await hear(() => shown, "/v1/chat/completions", { model, stream: true, messages });
+  // To be mended and asked again; what waits in the queue is not asked twice.
+  if (error && !text && error.name !== "AbortError" && error.code !== "gave_up" && !$("prompt").value) {
+    $("prompt").value = question;
+    fit();
+  }
+  // What came to no answer is asked anew, not carried along.
+  if (!text) list.pop();
+  else await keep(id, list, { role: "assistant", text, about });
+}
+
+// What waits in the queue is asked now, in this conversation. Throws what went wrong before the answer began.
+async function retry(queued) {
+  if (running) throw new Failed("busy", "another answer is coming just now (retry when it is here)");
+  const [id, list] = [talk, turns];
+  let shown = null, question = "";
+  const { text, about, error } = await hear((event) => {
+    if (shown) return shown;
+    shown = answerItem();
+    question = event.question;
+    $("welcome").hidden = true;
+    $("talk").append(el("li", { className: "mine" }, question), shown.item);
+    scroller.scrollTop = scroller.scrollHeight;
+    closeSide();
+    return shown;
+  }, `/causeway/outbox/${queued}/retry`);
+  if (!shown && error) throw error;
+  if (!text) return;
+  list.push({ role: "user", text: question });
+  await keep(id, list, { role: "assistant", text, about });
+}
+
+// One answer as it comes, into what `place` makes of the first event.
+async function hear(place, path, body) {
+  const stopped = new AbortController();
+  let text = "", about = null, drawn = 0, error = null;
+  const draw = (shown) => follow(() => showAnswer(shown.text, text, about));
   running = stopped;
   setRunning(true);
-  let text = "", about = null, drawn = 0;
-  const draw = () => follow(() => showText(shown.text, text));
-  const body = { model, stream: true, messages: list.map((turn) => ({ role: turn.role, content: turn.text })) };
   try {
-    await stream(body, stopped.signal, (event) => {
+    await stream(path, body, stopped.signal, (event) => {
+      const shown = place(event);
       if (event.causeway) {
         about = event.causeway;
         follow(() => showAbout(shown, about));
@@ -115,62 +212,50 @@ async function ask(question) {
       const piece = event.choices[0]?.delta?.content;
       if (!piece) return;
       text += piece;
-      drawn ||= requestAnimationFrame(() => { drawn = 0; draw(); });
+      drawn ||= requestAnimationFrame(() => { drawn = 0; draw(shown); });
     });
-  } catch (error) {
-    if (error.name === "AbortError") shown.text.after(el("p", { className: "notes" }, "You stopped it."));
-    else shown.text.after(errorBox(error));
-    // To be mended and asked again; what waits in the queue is not asked twice.
-    if (!text && error.code !== "gave_up" && !$("prompt").value) {
-      $("prompt").value = question;
-      fit();
-    }
-    if (!about) shown.how.remove();
+  } catch (failed) {
+    error = failed;
   }
   cancelAnimationFrame(drawn);
-  draw();
-  shown.text.classList.remove("busy");
-  follow(() => {});
   if (running === stopped) {
     running = null;
     setRunning(false);
   }
-  refresh(showRetried);
-  // What came to no answer is asked anew, not carried along.
-  if (!text) list.pop();
-  else await keep(id, list, { role: "assistant", text, about });
+  const shown = about || path.startsWith("/v1/") ? place({}) : null;
+  if (shown) {
+    draw(shown);
+    shown.text.classList.remove("busy");
+    if (!about) shown.how.remove();
+    if (error?.name === "AbortError") shown.text.after(el("p", { className: "notes" }, "You stopped it."));
+    else if (error) shown.text.after(errorBox(error));
+    follow(() => {});
+  }
+  refresh();
+  return { text, about, error };
 }
 
+// Whether the conversation is in the store now, with this turn.
 async function keep(id, list, turn) {
-  list.push(turn);
-  await call("PUT", `/causeway/history/${id}`, JSON.stringify({ turns: list })).catch(() => {});
-  await listTalks(open, talk);
+  if (turn) list.push(turn);
+  const kept = await call("PUT", `/causeway/history/${id}`, JSON.stringify({ turns: list })).then(() => true, () => false);
+  await listTalks(talk);
+  return kept;
 }
 
-function showRetried({ question, answer, via, trace_id, failure }) {
-  const about = {
-    route: "relay", rule: "retried", reasons: ["it waited in the queue"], model: via.split("/").pop() || "direct",
-    citations: [], notes: failure ? [failure] : [], trace_id,
-  };
-  showTurns([{ role: "user", text: question }, { role: "assistant", text: answer, about }]);
-  turns.push({ role: "user", text: question });
-  keep(talk, turns, { role: "assistant", text: answer, about });
-  closeSide();
+function turnItem(turn) {
+  if (turn.role === "user") return el("li", { className: "mine" }, turn.text);
+  if (turn.about?.waits) return waitingItem(turn);
+  const shown = answerItem();
+  showAnswer(shown.text, turn.text, turn.about);
+  shown.text.classList.remove("busy");
+  if (turn.about) showAbout(shown, turn.about);
+  else shown.how.remove();
+  return shown.item;
 }
 
 function showTurns(list) {
-  for (const turn of list) {
-    if (turn.role === "user") {
-      $("talk").append(el("li", { className: "mine" }, turn.text));
-      continue;
-    }
-    const shown = answerItem();
-    showText(shown.text, turn.text);
-    shown.text.classList.remove("busy");
-    if (turn.about) showAbout(shown, turn.about);
-    else shown.how.remove();
-    $("talk").append(shown.item);
-  }
+  $("talk").append(...list.map(turnItem));
   $("welcome").hidden = $("talk").childElementCount > 0;
   scroller.scrollTop = scroller.scrollHeight;
 }
@@ -190,6 +275,7 @@ function begin(id, list) {
 async function open(id) {
   try {
     begin(id, (await call("GET", `/causeway/history/${id}`)).turns);
+    refresh(true);
   } catch (error) {
     $("talk").append(el("li", {}, errorBox(error)));
   }
@@ -205,13 +291,10 @@ function fit() {
   $("prompt").style.height = `${$("prompt").scrollHeight + 2}px`;
 }
 
-async function listModels() {
-  const { data } = await call("GET", "/v1/models");
-  const names = data.map((model) => model.id);
-  // The server lists what answers here first, then `auto`, then what the gateway grants.
-  for (const name of names.slice(names.indexOf("auto") + 1)) {
-    $("model").append(el("option", { value: name }, `Relay: ${name}`));
-  }
+// Whoever locks the store wants its texts off the screen, too.
+function locked(yes) {
+  $("shut").hidden = !yes;
+  if (yes) begin(newId(), []);
 }
 
 function wireTheme() {
@@ -264,9 +347,8 @@ wireTheme();
 try {
   await unlock();
   wireKeys();
-  startSide(open, showRetried);
+  startSide({ open, read, retry, arrived, locked, busy: () => Boolean(running) });
   $("prompt").focus();
-  listModels().catch(() => {});
   document.documentElement.dataset.ready = "yes";
 } catch (error) {
   $("welcome").hidden = $("ask").hidden = $("side").hidden = true;

@@ -48,8 +48,8 @@ export async function call(method, path, body) {
 }
 
 // One streamed answer: `heard` is given each event. A stream that ends without [DONE] was broken off.
-export async function stream(body, signal, heard) {
-  const answer = await request("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
+export async function stream(path, body, signal, heard) {
+  const answer = await request(path, { method: "POST", body: JSON.stringify(body), signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = "", done = false; !done;) {
     const { value, done: ended } = await reader.read();

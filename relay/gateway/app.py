@@ -59,7 +59,11 @@ def create(
     Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError.
     """
     directory = directory.absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    try:
+        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    except OSError as error:
+        raise _cannot_make(directory, error) from None
+    if taken:
         raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
     text = EXAMPLE.format(trust_domain=trust_domain).encode()
     partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
@@ -74,12 +78,16 @@ def create(
         write_private(partial / CONFIG_FILE, [text], replace=False)
         partial.rename(directory)  # onto nothing or an empty folder, in one step
     except OSError as error:
-        raise SetupRefused(f"cannot make {directory}: {(error.strerror or '').lower()}") from None
+        raise _cannot_make(directory, error) from None
     finally:
         if partial.exists():
             for file in partial.iterdir():
                 file.unlink()
             partial.rmdir()
+
+
+def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
+    return SetupRefused(f"cannot make {directory}: {(error.strerror or '').lower()}", hint="choose another folder")
 
 
 @asynccontextmanager
@@ -125,9 +133,9 @@ class Ready:
 
 async def serve(
     config: Config, passphrase: Passphrase, *, ready: Callable[[Ready], None], stop: asyncio.Event,
-    clock: Callable[[], float] = time.time,
+    hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time,
 ) -> None:
-    """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`.
+    """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
 
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
@@ -140,7 +148,8 @@ async def serve(
         stack.callback(tracing.close)
         authority = Authority.open(config.directory, passphrase)
         if authority.trust_domain != config.trust_domain:
-            raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}")
+            raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
+                              hint="put that name back, or make another gateway with `relay gateway init`")
         identity = OwnIdentity(authority, config.name, clock=clock)
         refusals = Refusals(audit, clock=clock)
         enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
@@ -198,7 +207,7 @@ async def serve(
         await audit.append("gateway.started", id=own_id)
         ready(Ready(own_id, session, https, health))
         await stop.wait()
-        await sessions.drain(limits.drain_s)
+        await sessions.drain(limits.drain_s, hurry)
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)

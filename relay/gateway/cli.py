@@ -44,6 +44,7 @@ RootPassphraseOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CONFIG_DEFAULT = Path("gateway.toml")
 _ROLE_WIDTH = 9
+_WIDE = 10_000  # columns: wider than any table
 
 
 @app.callback()
@@ -92,6 +93,8 @@ def invite(
     as_json: JsonOption = False,
 ) -> None:
     """Print an invitation: one line, a secret, to be handed over out of band."""
+    for place in hint or ():
+        _check_hint(place)
     arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway}
     answer = _ask(config, passphrase_file, "invite", arguments)
     if answer["replaces"] is not None:
@@ -136,20 +139,23 @@ def trace(
 
 @app.command()
 def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None) -> None:
-    """Run the gateway until SIGTERM or SIGINT."""
+    """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well."""
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await run(settings, passphrase, ready=_say_ready, stop=stop)
+            loop.add_signal_handler(number, end)
+        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry)
 
     asyncio.run(main())
 
@@ -188,7 +194,8 @@ def _ask(config: Path, passphrase_file: Path | None, operation: str, arguments: 
     except NotReady as error:
         if error.hint is not None:
             raise
-    return asyncio.run(_alone(settings, _passphrase(passphrase_file, "Gateway passphrase"), operation, arguments))
+    passphrase = _passphrase(passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True)
+    return asyncio.run(_alone(settings, passphrase, operation, arguments))
 
 
 async def _alone(
@@ -201,9 +208,12 @@ async def _alone(
 
 
 def _passphrase(
-    file: Path | None, prompt: str, *, confirm: bool = False, credential: str = "gateway-passphrase"
+    file: Path | None, prompt: str, *, confirm: bool = False, credential: str = "gateway-passphrase",
+    alone: bool = False,
 ) -> "Passphrase":
-    """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked."""
+    """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked; `alone` if it
+    is needed because no gateway runs.
+    """
     from relay.asking import passphrase_from_file, passphrase_from_terminal
     from relay.gateway.errors import ConfigError
     from store.keys import Passphrase
@@ -214,8 +224,14 @@ def _passphrase(
     if folder and (Path(folder) / credential).is_file():
         return Passphrase.from_file(Path(folder) / credential)
     if not sys.stdin.isatty():
+        option = f"--{credential.removeprefix('gateway-')}-file"
+        if alone:
+            raise ConfigError(
+                "no gateway runs here, and there is no terminal to ask for the passphrase that opens its state",
+                hint=f"start it with `relay gateway serve`, or give {option}",
+            )
         raise ConfigError("a passphrase is needed and there is no terminal to ask on",
-                          hint="give it by --passphrase-file or as a systemd credential")
+                          hint=f"give it by {option}, or {credential} as a systemd credential")
     return passphrase_from_terminal(prompt, confirm=confirm)
 
 
@@ -236,7 +252,15 @@ def _number(span: dict[str, Any], name: str) -> str:
     return "" if value is None else f"{value:,}"
 
 
+def _check_hint(text: str) -> None:
+    """Raises BadInput: what no device could dial shall not travel in an invitation."""
+    from transport.links.base import Endpoint
+
+    Endpoint.parse(text.replace("https://", "wss://", 1))
+
+
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:
+    """Nothing is cut: where the terminal is too narrow for a line each, there is a line for each cell."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -246,7 +270,16 @@ def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] 
         table.add_column(column, justify="right" if number in right else "left", no_wrap=number not in (0, 1, 6))
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if not sys.stdout.isatty() or console.measure(table, options=console.options.update(max_width=_WIDE)).maximum <= (
+        console.width
+    ):
+        console.print(table)
+        return
+    wide = max(map(len, columns)) + 2
+    for row in rows:
+        named = zip(columns, row, strict=True)
+        typer.echo("\n".join(f"{name:{wide}}{_printable(cell)}" for name, cell in named if cell) + "\n")
 
 
 def _printable(text: str) -> str:

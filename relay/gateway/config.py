@@ -22,6 +22,7 @@ from transport.links.base import Endpoint
 
 CONFIG_FILE: Final = "gateway.toml"
 _SIZE_MAX: Final = 1 << 20
+_EXPLAINED: Final = "the gateway.toml that init writes explains every key"
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
@@ -112,16 +113,16 @@ def load(path: Path) -> Config:
 def parse(data: bytes, directory: Path) -> Config:
     """See `load`."""
     if len(data) > _SIZE_MAX:
-        raise ConfigError("the configuration is over 1 MiB")
+        raise ConfigError("the configuration is over 1 MiB", hint=_EXPLAINED)
     try:
         table = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         place = re.search(r"\(at ([a-z0-9 ,]+)\)", str(error))
-        raise ConfigError(f"the configuration is not TOML{f', {place[1]}' if place else ''}") from None
+        raise ConfigError(f"the configuration is not TOML{f', {place[1]}' if place else ''}", hint=_EXPLAINED) from None
     try:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error)), hint="the gateway.toml that init writes explains every key") from None
+        raise ConfigError(_explain(str(error)), hint=_EXPLAINED) from None
     return _checked(file, directory)
 
 
@@ -134,17 +135,18 @@ def _checked(file: _File, directory: Path) -> Config:
         with _At("listen.session"):
             session = Endpoint.parse(file.listen.session)
             if session.scheme not in ("tcp", "unix"):
-                raise BadInput("the session listener is tcp:HOST:PORT or unix:PATH")
+                raise BadInput("the session listener is tcp:HOST:PORT or unix:PATH", hint='as in "tcp:127.0.0.1:7443"')
     https = _address("listen.https", file.listen.https)
     health = _address("listen.health", file.listen.health)
     if health is not None and health[0] not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError("listen.health: plain HTTP stays on loopback", hint='for example "127.0.0.1:8081"')
     if session is None and https is None:
-        raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway")
+        raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway",
+                          hint='for example https = "127.0.0.1:8443"')
     with _At("provider.base_url"):
         checked_base_url(file.provider.base_url)
     if (file.provider.key_file is None) == (file.provider.key_env is None):
-        raise ConfigError("provider: set one of `key_file` and `key_env`")
+        raise ConfigError("provider: set one of `key_file` and `key_env`", hint='as in key_file = "provider.key"')
     rules = []
     for number, rule in enumerate(file.allow):
         with _At(f"allow[{number}]"):
@@ -171,8 +173,10 @@ class _At:
 def _address(key: str, text: str | None) -> tuple[str, int] | None:
     if text is None:
         return None
-    with _At(key):
+    try:
         return Endpoint.parse(f"tcp:{text}").host_port()
+    except BadInput:
+        raise ConfigError(f"{key}: this is not HOST:PORT", hint='for example "127.0.0.1:8443"') from None
 
 
 def _explain(text: str) -> str:

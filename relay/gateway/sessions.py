@@ -130,11 +130,18 @@ class Sessions:
             self._links -= 1
             await link.close()
 
-    async def drain(self, seconds: float) -> None:
-        """Takes nothing new, lets requests that run finish for up to `seconds`, then closes every session."""
+    async def drain(self, seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Takes nothing new, lets requests that run finish for up to `seconds` or until `hurry` is set, then closes
+        every session.
+        """
         self._draining = True
         if tasks := self._tasks | self._requests.running:
-            await asyncio.wait(tasks, timeout=seconds)
+            _log.warning("what is under way may end within %g s; a second signal ends it now", seconds)
+            finished = asyncio.create_task(_all_of(tasks, seconds))
+            hurried = asyncio.create_task((hurry or asyncio.Event()).wait())
+            await asyncio.wait({finished, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            finished.cancel()
+            hurried.cancel()
         await asyncio.gather(*(session.close("shutdown") for session in set(self._live)), return_exceptions=True)
 
     # --- one session ------------------------------------------------------------------------------------------------
@@ -302,3 +309,7 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
         pass
     except Exception as error:  # the session and the others go on; the text could quote a prompt
         _log.error("a request failed in the gateway: %s", type(error).__name__)
+
+
+async def _all_of(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+    await asyncio.wait(tasks, timeout=seconds)

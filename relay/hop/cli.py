@@ -139,13 +139,32 @@ async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str
     if all(endpoint.scheme != "ble" for endpoint in endpoints):
         await hop.run(endpoints, stop, announce=announce)
         return
+    from transport.errors import LinkLost
     from transport.links.radio import open_radio
 
     radio = await open_radio(radio_spec)
+    lost = False
+
+    async def watch() -> None:
+        nonlocal lost
+        await radio.gone.wait()
+        if any(endpoint.scheme != "ble" for endpoint in endpoints):
+            _report("the Bluetooth radio is gone; the other addresses go on")
+        else:
+            lost = True
+            stop.set()
+
+    watching = asyncio.create_task(watch())
     try:
         await hop.run(endpoints, stop, radio=radio, announce=announce)
     finally:
+        watching.cancel()
         await radio.close()
+    if lost:  # deaf, it would look as if it served
+        raise LinkLost(
+            "the Bluetooth radio is gone", reason="unavailable",
+            hint="plug the dongle in, or start the virtual radio, and start this hop again",
+        )
 
 
 def _report(line: str) -> None:

@@ -53,8 +53,10 @@ async def status(folder: Path) -> dict[str, Any]:
         raise _too_long() from None
     except PermissionError:
         raise HopMisuse("the hop's control socket belongs to another user", hint="run as that user") from None
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise HopMisuse("no hop runs with this identity", hint="`relay hop serve` starts one") from None
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        raise HopMisuse(
+            f"no hop runs with the identity in {folder}", hint="`relay hop serve` starts one; --home names another"
+        ) from None
     except (OSError, ValueError, TimeoutError):
         raise HopMisuse("the running hop did not answer", hint="look at what it has said") from None
 

@@ -158,8 +158,6 @@ class HopHome:
         ))
 
     def _read(self) -> _Sealed | None:
-        if not self._path.exists():
-            return None
         try:
             sealed = msgspec.msgpack.decode(open_file(self._path, self._passphrase, purpose=PURPOSE), type=_Sealed)
         except StoreMissing:

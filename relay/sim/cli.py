@@ -1,10 +1,12 @@
 """`relay sim ...`: what a developer plays with. What is heavy is imported inside the commands."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,22 +38,24 @@ def run(
         str, typer.Argument(metavar="PROFILE|SCENARIO.toml", help="A profile like ble-1m?loss=0.1, or a scenario file.")
     ],
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of all dice; else the scenario's.")] = None,
-    duration: Annotated[str, typer.Option("--duration", help="As 90s, 15m, 24h; else the scenario's.")] = "",
+    duration: Annotated[str | None, typer.Option("--duration", help="As 90s, 15m, 24h; else the scenario's.")] = None,
     report: Annotated[Path | None, typer.Option("--html", help="Write a page that shows what happened.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Play edges, hops and a gateway in virtual time; ends with 1 if a prompt was lost or went out twice."""
     from relay.sim.runner import run
-    from relay.sim.scenario import read, seconds
-    from transport.errors import BadInput
+    from relay.sim.scenario import read, run_seconds
 
     played = read(scenario)
-    length = seconds(duration) if duration else None
-    if length == 0:
-        raise BadInput("this is no duration to simulate", hint='as in "90s", "15m" or "24h"')
-    course = run(played, seed=seed, duration_s=length, progress=_no_progress if as_json else _progress)
+    length = None if duration is None else run_seconds(duration, "--duration")
     if report is not None:
-        _write(report, course)
+        _try(report)  # now, and not after an hour
+    try:
+        course = run(
+            played, seed=seed, duration_s=length, progress=_no_progress if as_json else _progress, begun=_heed_sigterm
+        )
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + signal.SIGTERM) from None
     numbers = course.numbers()
     if as_json:
         typer.echo(json.dumps(numbers))
@@ -59,6 +63,11 @@ def run(
         for name, value in numbers.items():
             shown = "none" if value in (None, {}) else value
             typer.echo(f"{_WORDS.get(name, name.replace('_', ' ')):28} {shown}")
+    if not numbers["prompts"]:
+        typer.echo(f"relay: note: nothing was asked: prompts come about every {played.prompts.every}", err=True)
+        typer.echo("hint: give a longer --duration", err=True)
+    if report is not None:
+        _write(report, course)
     raise typer.Exit(1 if numbers["lost"] or numbers["doubled"] else 0)
 
 
@@ -86,12 +95,35 @@ async def _radio(path: Path, phy: str, seed: int) -> None:
 
 def _write(path: Path, course: "Course") -> None:
     from relay.sim.page import page
+
+    with _writing(path):
+        path.write_text(page(course), "utf-8")
+
+
+def _try(path: Path) -> None:
+    """Raises BadInput if nothing can be written there; leaves nothing behind."""
+    with _writing(path):
+        new = not path.exists()
+        path.open("ab").close()
+        if new:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     from transport.errors import BadInput
 
     try:
-        path.write_text(page(course), "utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {(error.strerror or '').lower()}", hint="choose another place") from None
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = (getattr(error, "strerror", None) or "this cannot be a name").lower()
+        raise BadInput(f"cannot write {path}: {reason}", hint="choose another place") from None
+
+
+def _heed_sigterm() -> None:
+    """In the run's task: it is to end in order, so that its folder, which may lie in memory, does not stay behind."""
+    if (task := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _progress(share: float) -> None:

@@ -33,20 +33,21 @@ T = TypeVar("T")
 
 def run(
     scenario: Scenario, *, seed: int | None = None, duration_s: float | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None, begun: Callable[[], None] = lambda: None,
 ) -> Course:
-    """Plays it and tells all. `progress` is told the share of the run that is over, some hundred times.
+    """Plays it and tells all. `progress` is told the share of the run that is over, some hundred times; `begun` is
+    called in the run's task when it begins.
 
     Raises BadInput for a scenario that does not fit together.
     """
     seed = scenario.seed if seed is None else seed
-    begun = time.perf_counter()
+    start = time.perf_counter()
     memory = Path("/dev/shm")  # noqa: S108  # nothing has to survive, and a commit need not wait for a disk
     where = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="causeway-sim-", dir=where) as name:
         stage = _Stage(scenario.checked(), seed, duration_s or seconds(scenario.duration), Path(name), progress)
-        course = virtual_time.run(stage.play())
-    course.real_s = time.perf_counter() - begun
+        course = virtual_time.run(stage.play(begun))
+    course.real_s = time.perf_counter() - start
     return course
 
 
@@ -68,7 +69,8 @@ class _Stage:
     def _now(self) -> float:
         return asyncio.get_running_loop().time() - self._started
 
-    async def play(self) -> Course:
+    async def play(self, begun: Callable[[], None]) -> Course:
+        begun()
         scenario, course = self._scenario, self._course
         self._gateway = Gateway(self._folder / "gateway", self._provider)
         await self._gateway.start()

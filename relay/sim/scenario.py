@@ -15,8 +15,10 @@ from transport.messages import Padding
 EDGES_MAX: Final = 32
 HOPS_MAX: Final = 16
 DURATION_MAX_S: Final = 31 * 86_400.0
+FILE_MAX: Final = 1 << 20  # bytes
 _PART: Final = r"([0-9]{1,7}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)"
 _DURATION: Final = re.compile(rf"(?:{_PART})+", re.ASCII)
+_EXAMPLES: Final = "see examples/scenarios"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 Action = Literal["kill edge", "kill hop", "drop link", "kill gateway"]
@@ -44,7 +46,8 @@ class Prompts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Something goes wrong: at a time, and again `every` so often; `who` is an edge or a hop, and may be left out
-    where there is only one, or for a link's: then every edge's. What was killed comes back after `lasts`.
+    where there is only one, or for a link's: then every edge's. What was killed comes back after `lasts`, so a fault
+    that would last beyond the end does not begin.
     """
 
     at: str
@@ -86,40 +89,94 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """From TOML. Raises BadInput that names the field."""
         try:
             scenario = msgspec.convert(tomllib.loads(text), cls)
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise BadInput(f"the scenario does not read: {error}", hint="see examples/scenarios") from None
-        return scenario.checked()
+        except tomllib.TOMLDecodeError as error:
+            raise BadInput(f"the scenario is not TOML: {_explain(str(error))}", hint=_EXAMPLES) from None
+        except RecursionError:
+            raise BadInput("the scenario is nested too deeply", hint=_EXAMPLES) from None
+        except msgspec.ValidationError as error:
+            raise BadInput(f"the scenario does not fit: {_explain(str(error))}", hint=_EXAMPLES) from None
+        for fault in scenario.checked().faults:
+            if seconds(fault.at) + seconds(fault.lasts) >= seconds(scenario.duration):
+                raise BadInput(
+                    f"the fault at {fault.at} never comes: the run ends after {scenario.duration}",
+                    hint=f"let it begin and end sooner (it lasts {fault.lasts}), or make `duration` longer",
+                )
+        return scenario
 
     def checked(self) -> Self:
         """Raises BadInput for times, weather and names that are none."""
-        for text in (self.duration, self.prompts.every, self.prompts.first):
-            seconds(text)
-        if not 0 < seconds(self.duration) <= DURATION_MAX_S:
-            raise BadInput("the scenario's duration is at most 31 days")
-        if seconds(self.prompts.every) < 0.1:
-            raise BadInput("the scenario's prompts come at most ten times a second")
-        known = {*self.edge_names, *self.hop_names}
-        for link in self.links:
-            if link.edge not in self.edge_names or link.hop not in self.hop_names:
-                raise BadInput("the scenario has a link of nobody", hint=f"there are {', '.join(sorted(known))}")
-        for edge in self.edge_names:
-            if not any(self.weather_between(edge, hop) for hop in self.hop_names):
-                raise BadInput(f"the scenario leaves {edge} without a hop")
-        for fault in self.faults:
-            for text in (fault.at, fault.lasts, fault.every or "0.1s"):
-                seconds(text)
-            if fault.every and seconds(fault.every) < 0.1:
-                raise BadInput("the scenario's faults come at most ten times a second")
-            if fault.who and fault.who not in known:
-                raise BadInput("the scenario has a fault of nobody", hint=f"there are {', '.join(sorted(known))}")
+        if not self.title.isprintable():  # it is shown on a terminal
+            raise BadInput("title holds what is no character", hint="write it in one line, without control characters")
+        run_seconds(self.duration, "duration")
+        seconds(self.prompts.first, "prompts.first")
+        _often(self.prompts.every, "prompts.every")
+        self._check_links()
+        for number, fault in enumerate(self.faults):
+            where = f"faults[{number}]"
+            seconds(fault.at, f"{where}.at")
+            seconds(fault.lasts, f"{where}.lasts")
+            if fault.every:
+                _often(fault.every, f"{where}.every")
+            self._check_who(fault, where)
         return self
 
+    def _check_links(self) -> None:
+        for number, link in enumerate(self.links):
+            if link.edge not in self.edge_names or link.hop not in self.hop_names:
+                known = ", ".join(self.edge_names + self.hop_names)
+                raise BadInput(f"links[{number}] is between nobody", hint=f"there are {known}")
+            if any((link.edge, link.hop) == (one.edge, one.hop) for one in self.links[:number]):
+                raise BadInput(
+                    f"links[{number}]: {link.edge} and {link.hop} have a weather already", hint="leave one of them out"
+                )
+        for edge in self.edge_names:
+            if not any([self.weather_between(edge, hop) for hop in self.hop_names]):  # each of them has to be one
+                raise BadInput(f"{edge} never meets a hop", hint='give it a weather other than "none"')
 
-def seconds(text: str) -> float:
-    """From "90s", "15m", "1.5h", "2d", "400ms" or "11m30s". Raises BadInput."""
+    def _check_who(self, fault: Fault, where: str) -> None:
+        """A fault that finds nobody would silently not happen."""
+        match fault.do:
+            case "kill gateway":
+                if fault.who:
+                    raise BadInput(f"{where}.who: there is one gateway", hint="leave `who` out")
+                return
+            case "kill hop":
+                names, kind = self.hop_names, "hop"
+            case _:
+                names, kind = self.edge_names, "edge"
+        if fault.who and fault.who not in names:
+            raise BadInput(f"{where}.who is no {kind}", hint=f"there are {', '.join(names)}")
+        if not fault.who and fault.do != "drop link" and len(names) > 1:
+            raise BadInput(f"{where}: which {kind} is killed", hint=f"set `who` to one of {', '.join(names)}")
+
+
+def seconds(text: str, where: str = "") -> float:
+    """From "90s", "15m", "1.5h", "2d", "400ms" or "11m30s". Raises BadInput, with `where` it says of what."""
     if _DURATION.fullmatch(text) is None:
-        raise BadInput("this is not a duration", hint='as in "400ms", "90s", "11m30s", "24h" or "2d"')
+        raise BadInput(
+            f"{where or 'this'} is not a duration", hint='as in "400ms", "90s", "11m30s", "24h" or "2d"'
+        )
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text, re.ASCII))
+
+
+def run_seconds(text: str, where: str) -> float:
+    """Of a whole run: more than 0 and at most 31 days. Raises BadInput."""
+    length = seconds(text, where)
+    if not 0.001 <= length <= DURATION_MAX_S:
+        raise BadInput(f"{where} is from 1ms to 31d", hint='as in "90s", "15m" or "24h"')
+    return length
+
+
+def _often(text: str, where: str) -> None:
+    if seconds(text, where) < 0.1:
+        raise BadInput(f"{where}: at most ten times a second", hint='"100ms" is the shortest')
+
+
+def _explain(text: str) -> str:
+    """msgspec's words, with the path in TOML's manner: `faults[0].do: invalid enum value 'rain'`."""
+    message, _, place = text.partition(" - at `")
+    path = place.rstrip("`").removeprefix("$").lstrip(".")
+    return f"{path}{': ' if path else ''}{message[:1].lower()}{message[1:200]}"
 
 
 def of_profile(weather: str) -> Scenario:
@@ -129,14 +186,21 @@ def of_profile(weather: str) -> Scenario:
 
 def read(name: str) -> Scenario:
     """A scenario file, or a profile of weather. Raises BadInput."""
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            return Scenario.load(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError):
-            raise BadInput("the scenario file cannot be read", hint="give a .toml file, or a profile") from None
-    if name.partition("?")[0] not in PROFILES:
-        raise BadInput(
-            "there is no such scenario or weather", hint=f"give a .toml file, or one of {', '.join(PROFILES)}"
-        )
-    return of_profile(name)
+    if name.partition("?")[0] in PROFILES:
+        return of_profile(name)
+    try:
+        with Path(name).open("rb") as file:
+            data = file.read(FILE_MAX + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = (getattr(error, "strerror", None) or "this cannot be a name").lower()
+        if not name.endswith(".toml") and not isinstance(error, PermissionError):
+            raise BadInput(
+                "there is no such scenario or weather", hint=f"give a .toml file, or one of {', '.join(PROFILES)}"
+            ) from None
+        raise BadInput(f"cannot read the scenario file: {reason}", hint="give a .toml file, or a profile") from None
+    if len(data) > FILE_MAX:
+        raise BadInput("the scenario file is over 1 MiB", hint=_EXAMPLES)
+    try:
+        return Scenario.load(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BadInput("the scenario file is not text in UTF-8", hint=_EXAMPLES) from None

@@ -45,6 +45,9 @@ def test_edge_help_loads_nothing_heavy(command: list[str]) -> None:
     assert "Usage" in text
     heavy = {"llama_cpp", "numpy", "aiohttp", "cryptography", "bleak", "sqlcipher3", "gguf", "pypdf", "opentelemetry"}
     assert modules & heavy == set()
+    assert modules & {"asyncio", "rich", "msgspec", "ssl", "readline"} == set(), "help is to be instant"
+    # With an argument typer itself loads this, in as much time as all the rest takes.
+    assert command != ["edge", "--help"] or "pydantic" not in modules
 
 
 def test_relay_help_loads_neither_role() -> None:

@@ -1,5 +1,6 @@
 """The command `edge`: what it prints where, its exit codes, and that nothing bad ends in a traceback."""
 
+import errno
 import io
 import json
 import os
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 import store.keys
 from edge_client.app import App
 from edge_client.cli import app
-from edge_client.commands.ask import quote
-from edge_client.errors import GaveUp
+from edge_client.commands import terminal
+from edge_client.errors import GaveUp, Unreached
+from edge_client.extracts import extract
 from store.keys import Passphrase, create_key
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
 from tests.support.stores import CachedStretch
@@ -98,11 +100,19 @@ def test_ingest_ask_search_status(edge: Edge, manual: Path, home: Path, chat: Fa
     assert edge("ingest", str(manual), "--json").object["unchanged"] == 1
 
     asked = edge("ask", "the maximum pressure of the pump is?")
-    assert (asked.code, asked.out) == (0, "Six bar.\n"), "stdout is the answer alone"
-    assert "edge: local: your documents hold" in asked.err and "Pumps, line 3" in asked.err and "trace " in asked.err
+    said = 'From your documents (Pumps, line 3): "The maximum pressure of the pump is 6 bar."\n\nSix bar.'
+    assert (asked.code, asked.out) == (0, f"{said}\n"), "stdout is the answer alone"
+    assert "edge: local: your documents hold a close passage" in asked.err and "trace " in asked.err
+    assert "  [1] Pumps, line 3 (manual.md)\n" in asked.err, "whose words stand above already"
+    assert "left out" not in asked.err
+    chat.words = ["It is 9 bar."]
+    asked = edge("ask", "the maximum pressure of the pump is?")
+    assert asked.out == said.partition("\n")[0] + "\n" and "do not stand in the quoted ones" in asked.err
+    chat.words = ["Six", " bar."]
 
     answer = edge("ask", "--json", "the maximum pressure of the pump is?").object
-    assert (answer["route"], answer["answer"], answer["via"]) == ("local", "Six bar.", "")
+    assert (answer["route"], answer["answer"], answer["via"]) == ("local", said, "")
+    assert answer["documents"] == "held"
     assert answer["citations"][0]["source"] == str(manual) and answer["citations"][0]["line"] == 3
     assert answer["label"] == "internal"
     assert len(answer["trace_id"]) == 32 and answer["timings"]["total_ms"] > 0
@@ -201,6 +211,21 @@ def test_links_round_in_circles_are_an_error_like_others(edge: Edge, manual: Pat
     assert edge("documents", "forget", str(loop)).code == 3
 
 
+def test_names_that_no_file_can_have_and_what_is_no_file(edge: Edge, manual: Path) -> None:
+    done = edge("ingest", "x" * 5_000, "/dev/null", str(manual))
+    assert done.code == 3 and done.out.startswith("1 added")
+    assert "File name too long" in done.err and "/dev/null: it is no file to read" in done.err
+
+
+def test_what_the_machine_cannot_do_is_told(edge: Edge, capsys: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    assert terminal.tell(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))["code"] == "internal"
+    assert "no space left on device" in capsys.readouterr().err
+    monkeypatch.setenv("CAUSEWAY_HOME", "x" * 5_000)
+    done = edge("status")
+    assert done.code == 3 and "file name too long" in done.err and "hint: " in done.err
+
+
 def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
     for collection in ("a", "b"):
         edge("ingest", "--jsonl", "-c", collection, stdin='{"id": "r1", "text": "one"}')
@@ -213,11 +238,11 @@ def test_a_name_in_two_collections_asks_for_one(edge: Edge) -> None:
 def test_a_citation_quotes_around_what_matters() -> None:
     filler = "Nothing of interest stands in this sentence at all. " * 12
     text = f"{filler}The maximum pressure is 6 bar. {filler}"
-    shown = quote(text, "what is the maximum pressure? 6 bar")
+    shown = extract(text, "what is the maximum pressure? 6 bar")
     assert "The maximum pressure is 6 bar." in shown and len(shown) <= 240
     assert shown.startswith("…") and shown.endswith("…")
-    assert quote("Short.", "anything") == "Short." and quote("", "x") == ""
-    assert len(quote("word " * 100, "x")) == 240
+    assert extract("Short.", "anything") == "Short." and extract("", "x") == ""
+    assert len(extract("word " * 100, "x")) == 240
 
 
 def test_a_model_that_cannot_be_loaded_is_input(home: Path) -> None:
@@ -449,10 +474,10 @@ def test_serve_as_a_process(tmp_path: Path, home: Path) -> None:
 def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: FakeRelay) -> None:
     assert edge("ingest", str(manual)).code == 0
     local = edge("ask", "--explain", "the maximum pressure of the pump is?")
-    assert local.code == 0 and local.out == "Six bar.\n", "stdout is the answer alone"
+    assert local.code == 0 and local.out.endswith('"\n\nSix bar.\n'), "stdout is the answer alone"
     lines = {line[:24].strip(): line[25:] for line in local.err.splitlines() if line.startswith("  ")}
     assert (lines["rule"], lines["route"], lines["words"], lines["asked for"]) == ("documents", "local", "7", "none")
-    assert float(lines["similarity"]) > 0.45 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
+    assert float(lines["evidence"]) >= 0.84 and 0 < float(lines["need"]) < float(lines["difficulty"]) < 1
     assert "length -" in lines["difficulty by"] and "words " in lines["difficulty by"]
 
     relayed = edge("ask", "--explain", "Explain the tides")
@@ -460,6 +485,25 @@ def test_ask_explains_features_scores_and_rule(edge: Edge, manual: Path, relay: 
     answer = edge("ask", "--explain", "--json", "Explain the tides").object
     assert (answer["explanation"]["rule"], answer["explanation"]["asks_for_reasoning"]) == ("beyond-local", "yes")
     assert "explanation" not in edge("ask", "--json", "Explain the tides").object
+
+
+def test_ask_explains_a_refusal_too(edge: Edge, relay: FakeRelay) -> None:
+    for arguments in ([], ["--json"]):
+        refused = edge("ask", "--explain", "--relay", *arguments, "log in with password: hunter22")
+        lines = {line[:24].strip(): line[25:] for line in refused.err.splitlines() if line.startswith("  ")}
+        assert refused.code == 6 and (lines["rule"], lines["route"]) == ("secret", "refuse")
+        assert "hunter22" not in refused.err and refused.err.index("refuse") < refused.err.index("edge: ")
+
+
+def test_ask_explains_both_decisions_where_no_gateway_is_found(
+    edge: Edge, relay: FakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nowhere(self: FakeRelay, method: str, route: str, body: bytes) -> None:
+        raise Unreached
+
+    monkeypatch.setattr(FakeRelay, "request", nowhere)
+    asked = edge("ask", "--explain", "Explain the tides")
+    assert asked.code == 0 and asked.err.index("beyond-local") < asked.err.index("unreached")
 
 
 def test_a_persons_threshold_moves_the_same_question(edge: Edge, home: Path, relay: FakeRelay) -> None:

@@ -71,3 +71,12 @@ def test_one_prompt_and_the_persons_threshold(tmp_path: Path) -> None:
     assert [answer["rule"] for answer in answers] == ["below-threshold"]
     _, answers, _ = explain(tmp_path, given="Explain the tides")
     assert [answer["rule"] for answer in answers] == ["below-threshold"]
+
+
+def test_nothing_to_explain_is_an_error_with_a_code(tmp_path: Path) -> None:
+    for arguments in (("",), (), (" ",)):
+        code, answers, err = explain(tmp_path, *arguments)
+        assert (code, answers) == (3, [{"error": "the prompt is empty"}])
+        assert "edge: the prompt is empty\nhint: " in err
+    code, answers, err = explain(tmp_path, "--jsonl", str(tmp_path / "none"))
+    assert (code, answers) == (3, []) and "no such file" in err and "hint: " in err

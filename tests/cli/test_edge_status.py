@@ -90,7 +90,7 @@ def test_a_new_machine_answers_by_itself(gateway: FakeGateway) -> None:
     told = status()
     assert (told["store"], told["fault"], told["link"]["state"]) == ("none", None, "none")
     assert told["disk"] == {"state": "unknown", "how": "in a test"} and "disk       unknown (in a test)" in told["text"]
-    assert "`edge join`" in told["text"]
+    assert "`edge join`" in told["text"] and "next       `edge setup`" in told["text"]
 
 
 def test_nobody_to_answer_is_a_fault(gateway: FakeGateway, models: Models) -> None:

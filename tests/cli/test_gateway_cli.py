@@ -2,11 +2,13 @@
 
 import json
 import os
+import pty
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,7 +123,40 @@ def test_a_failed_init_leaves_nothing(folder: Path, mistake: str) -> None:
 def test_without_a_terminal_a_passphrase_is_not_guessed(folder: Path) -> None:
     done = relay("devices", *config(folder))
     assert done.returncode == 3
-    assert "--passphrase-file" in done.stderr
+    assert "no gateway runs here" in done.stderr
+    assert "relay gateway serve" in done.stderr and "--passphrase-file" in done.stderr
+
+
+def test_a_name_too_long_for_a_folder_is_refused_in_words(folder: Path) -> None:
+    done = relay("init", "x" * 5_000, "--trust-domain", "field.example", "--passphrase-file", folder / "pass",
+                 "--root-passphrase-file", folder / "rootpass")
+    assert done.returncode == 3 and done.stderr.endswith("file name too long\nhint: choose another folder\n")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_no_cell_of_a_table_is_cut(columns: int) -> None:
+    names = ["id", "status", "last seen"]
+    row = ["spiffe://field.example/edge/laptop-1", "active", "2026-11-22T04:40:56Z"]
+    code = f"from relay.gateway.cli import _table; _table({names}, [{row}], right={{1}})"
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    leader, terminal = pty.openpty()
+    try:
+        termios.tcsetwinsize(terminal, (24, columns))
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, timeout=LIMIT, stdin=subprocess.DEVNULL, stdout=terminal,
+            env={**environment, "PYTHONPATH": str(Path(__file__).parents[2]), "NO_COLOR": "1"},
+        )
+        shown = os.read(leader, 4_096).decode()
+    finally:
+        os.close(leader)
+        os.close(terminal)
+    assert all(text in shown for text in (*names, *row)), shown
+
+
+@pytest.mark.parametrize("hint", ["foo", "https://", "tcp:host"])
+def test_a_place_that_nobody_could_dial_is_no_hint(folder: Path, hint: str) -> None:
+    done = relay("invite", "edge/lap-1", *config(folder), "--passphrase-file", folder / "pass", "--hint", hint)
+    assert (done.returncode, done.stdout) == (3, "") and "hint: " in done.stderr
 
 
 def test_invite_prints_one_line_and_devices_a_list(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ASYNC240 - small test files may block the loop
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from tests.support.ca import Ca
 from tests.support.joining_gateway import JoiningGateway
 from transport.links.base import Endpoint, connect
+from transport.links.virtual_join import serve_radio
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-c", "from relay.cli import main; main()"]
@@ -117,9 +119,33 @@ async def test_status_tells_how_a_hop_does_and_nothing_of_an_edge(files: dict[st
         assert list(control.iterdir()) == []
         nobody = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={home}/none"}  # whatever this machine has
         for radio, expected, words in (("system", 5, "cannot be reached"), ("cable:1", 3, "not a radio"),
-                                       (f"virtual:{home}/none", 5, "cannot reach")):
+                                       (f"virtual:{home}/none", 5, "relay sim radio")):
             code, _, err = await run("serve", "--listen", "ble", "--radio", radio, *common, **nobody)
             assert (code, words in err, "hint: " in err) == (expected, True, True), err
+
+
+async def test_a_hop_that_has_lost_its_radio_does_not_look_as_if_it_served(files: dict[str, Any]) -> None:
+    common = ["--home", files["home"], "--passphrase-file", files["pass"]]
+    where = str(files["dir"] / "radio")
+    ble = ["--listen", "ble", "--radio", f"virtual:{where}"]
+    async with JoiningGateway(Ca()).running() as gateway:
+        Path(files["invitation"]).write_text(gateway.invitation().encode() + "\n")
+        assert (await run("join", "--invitation-file", files["invitation"], *common))[0] == 0
+        for others in ([], ["--listen", "tcp:127.0.0.1:0"]):
+            air = await serve_radio(where)
+            process = await start("serve", *ble, *others, *common)
+            assert process.stderr is not None
+            ready = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert ready.startswith("relay: hop ready"), ready
+            await air.close()
+            told = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert "the Bluetooth radio is gone" in told
+            if others:
+                assert "go on" in told
+                await (await connect(Endpoint.parse(ready.split()[-1]))).close()
+                process.send_signal(signal.SIGTERM)
+            _, rest = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, b"hint: " in rest) == ((0, False) if others else (5, True)), rest
 
 
 async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) -> None:
@@ -127,6 +153,7 @@ async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) ->
     Path(files["invitation"]).write_text("cw1aeaqcaibaeaqcaibaeaqcaibaeaqcaiba")
     (files["dir"] / "empty").write_text("")
     (files["dir"] / "binary").write_bytes(b"\xff\x00\xfe")
+    (files["dir"] / "large").write_bytes(bytes(100_000))
     common = ["--home", home, "--passphrase-file", passphrase]
     cases = [
         (3, "cut short", ["join", "--invitation-file", files["invitation"], *common]),
@@ -138,6 +165,12 @@ async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) ->
         (3, "no terminal", ["serve", "--listen", "tcp:127.0.0.1:0", "--home", home]),
         (3, "endpoint", ["serve", "--listen", "tcp:nowhere", *common]),
         (3, "not joined", ["serve", "--listen", "ble", *common]),
+        (3, "file name too long", ["join", "--invitation-file", "x" * 5_000, *common]),
+        (3, "too long a path", ["status", "--home", "x" * 5_000]),
+        (8, "file name too long", ["serve", "--listen", "tcp:127.0.0.1:0", "--home", "x" * 5_000, *common[2:]]),
+        (3, f"no hop runs with the identity in {passphrase}", ["status", "--home", passphrase]),
+        (3, "empty", ["serve", "--listen", "tcp:127.0.0.1:0", "--passphrase-file", str(files["dir"] / "empty")]),
+        (3, "too large", ["serve", "--listen", "tcp:127.0.0.1:0", "--passphrase-file", str(files["dir"] / "large")]),
         (2, "", ["serve", *common]),
         (2, "", ["serve", "--listen", "tcp:h:1", "--max-links", "0", *common]),
     ]
@@ -145,7 +178,7 @@ async def test_bad_input_is_one_line_a_hint_and_a_code(files: dict[str, Any]) ->
         got, out, err = await run(*arguments)
         assert (got, out) == (code, ""), (arguments, err)
         assert words in err
-        if code == 3:
+        if code != 2:
             assert err.startswith("relay: ") and "hint: " in err, err
             assert "aeaqcaib" not in err
 
@@ -178,6 +211,14 @@ async def test_a_folder_is_no_passphrase_file(files: dict[str, Any]) -> None:
     code, _, err = await run("serve", "--listen", "tcp:127.0.0.1:0", "--home", files["home"],
                              "--passphrase-file", str(files["dir"]))
     assert code == 8 and err.startswith("relay: ")
+
+
+def test_what_the_machine_lacks_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from relay.cli import _print_error
+
+    assert _print_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == 1
+    told = capsys.readouterr().err
+    assert "no space left on device" in told and "hint: " in told and "this is a defect" not in told
 
 
 def test_errors_become_words_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

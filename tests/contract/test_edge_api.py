@@ -88,6 +88,7 @@ async def test_a_whole_answer(api: Api) -> None:
     }]
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
     assert body["causeway"]["route"] == "local" and len(body["causeway"]["trace_id"]) == 32
+    assert body["causeway"]["documents"] is None, "none were looked into"
     sampling = api.chat.sampled[0]
     assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.5, 9, ("END",))
 
@@ -140,6 +141,14 @@ async def test_parts_and_roles(api: Api) -> None:
     ({"messages": "hi"}, 400, "bad_use"),
     ({"n": 2}, 400, "bad_use"),
     ({"tools": [{}]}, 400, "bad_use"),
+    ({"logprobs": True}, 400, "bad_use"),
+    ({"logprobs": True, "top_logprobs": 3}, 400, "bad_use"),
+    ({"functions": [{"name": "f"}]}, 400, "bad_use"),
+    ({"function_call": "auto"}, 400, "bad_use"),
+    ({"modalities": ["text", "audio"]}, 400, "bad_use"),
+    ({"audio": {"voice": "alloy"}}, 400, "bad_use"),
+    ({"web_search_options": {"search_context_size": "low"}}, 400, "bad_use"),
+    ({"metadata": {"a": 1}}, 400, "bad_use"),
     ({"temperature": 9}, 400, "bad_use"),
     ({"max_tokens": 0}, 400, "bad_use"),
     ({"model": ""}, 400, "bad_use"),
@@ -154,6 +163,16 @@ async def test_bad_requests_are_errors_in_openais_shape(
     error = (await answer.json())["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == code
     assert error["type"] == "invalid_request_error"
+
+
+async def test_what_the_local_model_does_not_heed_is_said(api: Api) -> None:
+    given: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": 0, "logit_bias": {"1": 5}, "user": "me"}
+    note = ["the local model does not heed `frequency_penalty`, `logit_bias`"]
+    assert (await (await api.chat_with(**given)).json())["causeway"]["notes"] == note
+    streamed = await (await api.chat_with(**given, stream=True)).text()
+    told = [json.loads(line[6:])["causeway"]["notes"] for line in streamed.split("\n\n") if '"causeway"' in line]
+    assert told == [note, note]
+    assert (await (await api.chat_with()).json())["causeway"]["notes"] == []
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[1]", b"[" * 100_000])
@@ -228,7 +247,7 @@ async def test_a_client_that_goes_stops_the_model(api: Api, stream: bool) -> Non
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await api.chat.closed.wait()
 
 

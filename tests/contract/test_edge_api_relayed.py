@@ -98,13 +98,22 @@ async def test_what_the_client_gave_travels_as_it_is_and_nothing_else(api: Api) 
         "parallel_tool_calls": False, "response_format": {"type": "json_object"}, "stop": ["END"], "temperature": 0,
         "top_p": 0.5, "max_tokens": 9, "max_completion_tokens": 8, "frequency_penalty": 0.25, "presence_penalty": 0.5,
         "logit_bias": {"50256": -100}, "reasoning_effort": "low", "verbosity": "low",
+        "user": "me", "safety_identifier": "us", "metadata": {"job": "7"}, "store": False, "service_tier": "flex",
+        "prediction": {"type": "content", "content": "hi"},
     }
-    assert (await api.ask(**given, n=1, user="me", an_unknown_field=1)).status == 200
+    idle: dict[str, Any] = {"n": 1, "logprobs": False, "top_logprobs": 0, "functions": [], "modalities": ["text"]}
+    answer = await api.ask(**given, **idle, an_unknown_field=1)
+    assert answer.status == 200 and (await answer.json())["causeway"]["notes"] == []
     sent = api.sent
     assert sent.pop("messages") == [{"role": "user", "content": "hello"}]
     assert sent.pop("stream") is True and sent.pop("stream_options") == {"include_usage": True}
     assert sent.pop("model") == "cloud-model"
     assert sent == given
+
+
+async def test_what_says_who_asks_is_looked_through_too(api: Api) -> None:
+    answer = await api.ask(user="my password is hunter22")
+    assert (await answer.json())["error"]["code"] == "kept_local" and api.relay.requests == []
 
 
 async def test_tool_calls_come_back_whole_and_streamed(api: Api) -> None:
@@ -188,13 +197,15 @@ async def test_a_secret_in_tools_or_their_calls_does_not_travel(api: Api, body: 
 
 async def test_responses_are_relayed_too(api: Api) -> None:
     format = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
-    asked = {"messages": None, "input": "hello", "instructions": "be kind", "max_output_tokens": 9}
-    answer = await api.ask(path="/v1/responses", **asked, text={"format": format}, temperature=0.5)
+    asked = {"messages": None, "input": "hello", "instructions": "be kind", "max_output_tokens": 9, "user": "me"}
+    answer = await api.ask(path="/v1/responses", **asked, text={"format": format}, temperature=0.5, reasoning={
+        "effort": "low",
+    })
     assert answer.status == 200 and (await answer.json())["output"][0]["content"][0]["text"] == "It stands."
     assert api.sent == {
         "model": "cloud-model", "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.5,
         "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}],
-        "max_completion_tokens": 9,
+        "max_completion_tokens": 9, "user": "me", "reasoning_effort": "low",
         "response_format": {
             "type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
         },
@@ -287,5 +298,5 @@ async def test_a_client_that_goes_while_a_relay_is_asked_cancels_it(api: Api) ->
     request = asyncio.ensure_future(api.ask(stream=True))
     await began.wait()
     request.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await ended.wait()

@@ -124,12 +124,19 @@ async def test_a_response_that_breaks_off_says_so(api: Api) -> None:
     {"input": "hi", "background": True}, {"input": [{"type": "function_call_output", "output": "x"}]},
     {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, {"input": "hi", "max_output_tokens": 0},
     {"input": "hi", "text": {"format": {"type": "xml"}}}, {"input": "hi", "text": {"format": {"type": "json_schema"}}},
+    {"input": "hi", "prompt": {"id": "pmpt_1"}}, {"input": "hi", "top_logprobs": 2},
 ])  # fmt: skip
 async def test_responses_refuse_what_they_do_not_do(api: Api, body: dict[str, Any]) -> None:
     for stream in (False, True):
         answer = await api.post("responses", **body, stream=stream)
         assert answer.status == 400 and (await answer.json())["error"]["type"] == "invalid_request_error"
     assert api.chat.asked == []
+
+
+async def test_responses_say_what_the_local_model_does_not_heed(api: Api) -> None:
+    answer = await api.post("responses", input="hi", reasoning={"effort": "low"}, text={"verbosity": "low"}, user="me")
+    notes = (await answer.json())["causeway"]["notes"]
+    assert notes == ["the local model does not heed `reasoning_effort`, `verbosity`"]
 
 
 @pytest.mark.parametrize(("format", "schema"), [
@@ -195,7 +202,7 @@ async def test_a_client_that_goes_in_the_middle_of_a_response_stops_the_model(ap
     answer = await api.post("responses", input="hello", stream=True)
     await answer.content.readany()
     answer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await api.chat.closed.wait()
 
 

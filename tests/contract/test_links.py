@@ -22,7 +22,7 @@ from transport.links.virtual_radio import VirtualRadio
 from transport.links.websocket import WebSocketLink, accept_websocket
 
 Pair = tuple[Link, Link, Callable[[], Awaitable[None]]]  # two ends; the third breaks the second end's connection
-LIMIT = 10.0
+LIMIT = 60.0
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientResponse, ClientSession
 
 from edge_client.promises import Kept
+from tests.support.fake_engine import sse
 from tests.support.page_lab import TOKEN, Lab, page_lab
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -110,7 +111,7 @@ async def test_documents_come_in_with_a_label_and_open_by_passage(lab: Lab, clie
     opened = await (await client.get("/causeway/passage/2", headers=BEARER)).json()
     assert [passage["id"] for passage in opened["passages"]] == [1, 2, 3] and opened["document"] == document
     status = await (await client.get("/causeway/status", headers=BEARER)).json()
-    assert status["documents"] == 1 and status["link"] == {"state": "up", "via": "spiffe://field.example/hop/pi-1"}
+    assert status["documents"] == 1
     gone = await client.delete(f"/causeway/documents/{document['id']}", headers=BEARER)
     assert (await gone.json()) == {"forgotten": True}
     assert (await problem(await client.get("/causeway/passage/2", headers=BEARER)))["code"] == "no_passage"
@@ -138,19 +139,76 @@ async def test_a_file_may_be_larger_than_a_prompt_but_not_without_bound(
 
 async def test_the_outbox_is_shown_without_what_was_erased(lab: Lab, client: ClientSession) -> None:
     now = int(time.time())
-    first, second = await lab.queue(1, "first", now=now), await lab.queue(2, "second", now=now)
+    first, _ = await lab.queue(1, "first", now=now), await lab.queue(2, "second", now=now)
     await lab.outbox.cancel(first)
     rows = (await (await client.get("/causeway/outbox", headers=BEARER)).json())["outbox"]
     assert [(row["question"], row["prompt_kept"], row["state"]) for row in rows] == [
         ("", False, "failed"), ("second", True, "waiting"),
     ]
-    retried = await client.post(f"/causeway/outbox/{second.hex()}/retry", headers=BEARER)
-    assert (await retried.json()) == {
-        "question": "second", "answer": "Rest and drink.", "via": "spiffe://field.example/hop/pi-1",
-        "trace_id": "5" * 32,
-    }
     unknown = await client.post("/causeway/outbox/99999999/cancel", headers=BEARER)
     assert unknown.status == 400 and (await problem(unknown))["code"] == "bad_use"
+
+
+async def test_a_retried_question_streams(lab: Lab, client: ClientSession) -> None:
+    id = (await lab.queue(2, "second", now=int(time.time()))).hex()
+    lab.relay.gate.clear()
+    answer = await client.post(f"/causeway/outbox/{id}/retry", headers=BEARER)
+    assert (answer.status, answer.content_type) == (200, "text/event-stream")
+    first, second = [json.loads((await answer.content.readuntil(b"\n\n"))[6:]) for _ in range(2)]
+    about = first["causeway"]
+    assert (first["question"], about["model"], about["trace_id"]) == ("second", "pi-1", "5" * 32)
+    assert second["choices"][0]["delta"] == {"content": "Rest "}, "while the rest is still to come"
+    lab.relay.gate.set()
+    rest = (await answer.read()).decode()
+    assert '"and drink."' in rest and rest.endswith("data: [DONE]\n\n")
+
+
+async def test_a_retried_answer_that_breaks_off_ends_in_an_error(
+    lab: Lab, client: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = (await lab.queue(2, "second", now=int(time.time()))).hex()
+    monkeypatch.setattr("tests.support.page_lab.sse", lambda *texts: sse(*texts)[:1])
+    answer = await client.post(f"/causeway/outbox/{id}/retry", headers=BEARER)
+    last = (await answer.text()).split("\n\n")[-2]
+    assert json.loads(last[6:])["error"]["code"] == "provider_failed"
+
+
+async def test_a_label_is_changed_both_ways(lab: Lab, client: ClientSession) -> None:
+    await client.post("/causeway/documents?name=a.md", data="text", headers=BEARER)
+    (document,) = await lab.documents.list()
+    url = f"/causeway/documents/{document.id}/label"
+    for label in ("local-only", "public", "internal"):
+        assert (await client.put(url, data=label, headers=BEARER)).status == 200
+        assert [one.label for one in await lab.documents.list()] == [label]
+    for wrong in ("", "secret", "PUBLIC", "x" * 100_000):
+        assert (await problem(await client.put(url, data=wrong, headers=BEARER)))["code"] == "bad_use"
+    assert [one.label for one in await lab.documents.list()] == ["internal"]
+    gone = await client.put("/causeway/documents/99/label", data="public", headers=BEARER)
+    assert gone.status == 404 and (await problem(gone))["code"] == "no_document"
+
+
+async def test_the_picture_of_the_link_is_live_and_looks_for_a_way_itself(
+    lab: Lab, client: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def link() -> Any:
+        return (await (await client.get("/causeway/status", headers=BEARER)).json())["link"]
+
+    assert await link() == {
+        "state": "up", "via": "spiffe://field.example/hop/pi-1", "endpoint": "tcp:192.168.7.20:7443",
+        "round_trip_s": 0.084, "sent": 2345, "received": 67890, "ways": [
+            {"endpoint": "tcp:192.168.7.20:7443", "state": "worked", "opened_ms": 84},
+            {"endpoint": "ble:", "state": "untried", "opened_ms": None},
+        ],
+    }
+    assert lab.relay.reached == 0, "what stands is not looked for"
+    lab.relay.link = ("down", "")
+    for _ in range(3):
+        assert (await link())["state"] == "down"
+    assert lab.relay.reached == 1, "not at every glance"
+    monkeypatch.setattr(lab.page, "_look_at", 0.0)
+    await link()
+    await link()
+    assert lab.relay.reached == 2
 
 
 async def test_a_question_for_later_waits_and_what_is_secret_does_not(lab: Lab, client: ClientSession) -> None:
@@ -165,7 +223,12 @@ async def test_a_question_for_later_waits_and_what_is_secret_does_not(lab: Lab, 
     assert (await problem(await later(" ")))["code"] == "empty_prompt"
     await lab.promises.keep(bytes.fromhex(given["id"]), Kept(1, "q", "a", "", "7" * 32))
     answer = await (await client.get(f"/causeway/answers/{given['id']}", headers=BEARER)).json()
-    assert answer == {"question": "q", "answer": "a", "via": "", "trace_id": "7" * 32, "failure": ""}
+    assert answer == {"question": "q", "answer": "a", "via": "", "trace_id": "7" * 32, "failure": "", "talk": ""}
+    about = {"route": "queued", "waits": given["id"]}
+    turns = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "", "about": about}]
+    await client.put(f"/causeway/history/{ID}", json={"turns": turns}, headers=BEARER)
+    answer = await (await client.get(f"/causeway/answers/{given['id']}", headers=BEARER)).json()
+    assert answer["talk"] == ID, "the chat it belongs to"
     await client.delete(f"/causeway/answers/{given['id']}", headers=BEARER)
     gone = await client.get(f"/causeway/answers/{given['id']}", headers=BEARER)
     assert (await problem(gone))["code"] == "no_answer"
@@ -204,9 +267,21 @@ async def test_without_a_store_there_is_nothing_to_show_and_a_file_says_why(lab:
     for path, empty in (("documents", {}), ("outbox", {"answers": []}), ("history", {})):
         assert await (await client.get(f"/causeway/{path}", headers=BEARER)).json() == {path: [], **empty}
     status = await (await client.get("/causeway/status", headers=BEARER)).json()
-    assert (status["store"], status["documents"], status["queue"]) == (False, 0, {})
+    assert (status["store"], status["documents"], status["queue"]) == ("none", 0, {})
     answer = await client.post("/causeway/documents?name=a.md", data="text", headers=BEARER)
     assert answer.status == 503 and (await problem(answer))["code"] == "no_store"
+
+
+async def test_a_locked_store_is_told_as_such(lab: Lab, client: ClientSession) -> None:
+    lab.lock()
+    status = await (await client.get("/causeway/status", headers=BEARER)).json()
+    assert (status["store"], status["link"]["state"], status["documents"]) == ("locked", "none", 0)
+    for path in ("documents", "outbox", "history", f"history/{ID}", f"answers/{ID}", "passage/1"):
+        answer = await client.get(f"/causeway/{path}", headers=BEARER)
+        assert answer.status == 423 and answer.headers["x-should-retry"] == "false"
+        error = await problem(answer)
+        assert (error["code"], error["type"]) == ("store_locked", "invalid_request_error")
+        assert error["message"] == "the store is locked (`edge store unlock`)"
 
 
 async def test_the_oldest_chats_go(lab: Lab, client: ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class EdgeHome:
             env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
+        out, err = await asyncio.wait_for(process.communicate(), 120)
         assert process.returncode == code, err.decode()
         assert "Traceback" not in err.decode(), err.decode()
         return json.loads(out)
@@ -55,7 +55,7 @@ async def test_an_edge_joins_and_asks_by_radio_alone(tmp_path: Path) -> None:
     radio = tmp_path / "radio.sock"
     edge = EdgeHome(tmp_path / "edge", f"virtual:{radio}")
     passphrase = secret_file(tmp_path / "hop-pass", "hop pass")
-    async with asyncio.timeout(120), MockProvider() as provider, contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(300), MockProvider() as provider, contextlib.AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(gateway_process(tmp_path / "gateway", provider.base_url))
         home = HopHome(tmp_path / "hop", Passphrase("hop pass"))
         await join_hop(home, await gateway.invite("hop/pi"), gateway.https)

@@ -42,7 +42,7 @@ class Edge:
     async def carry(self, until: int) -> bytes:
         """Moves values both ways until that many bytes have come."""
         loop, data = asyncio.get_running_loop(), b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 while (value := self.pipe.next_value(0.0)) is not None:
                     await loop.sock_sendall(self.rx, value)
@@ -65,7 +65,7 @@ class Lab:
     async def edge(self, number: int = 1) -> tuple[Edge, Link]:
         edge = Edge(self.fake, number)
         await edge.begin()
-        return edge, await asyncio.wait_for(self.links.get(), 10)
+        return edge, await asyncio.wait_for(self.links.get(), 60)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def says(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
 
 
 async def lost(link: Link) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(LinkLost):
             await link.receive()
 
@@ -132,7 +132,7 @@ async def test_nothing_is_granted_before_the_first_value_is_here(lab: Lab) -> No
         async with asyncio.timeout(0.05):
             await asyncio.get_running_loop().sock_recv(edge.tx, 512)
     await asyncio.get_running_loop().sock_sendall(edge.rx, edge.pipe.next_value(0.0) or b"")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await asyncio.get_running_loop().sock_recv(edge.tx, 512))[0] == 0x80
 
 

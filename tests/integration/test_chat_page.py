@@ -138,10 +138,12 @@ async def test_a_file_is_added_with_its_label_cited_and_opened(tab: Tab, lab: La
     await tab.until("document.querySelector('#papers .error')?.innerText.includes('bad_document')")
     assert [(document.title, document.label) for document in await lab.documents.list()] == [("Pump P-7", "local-only")]
     lab.chat.words = ["The pump", " runs at", " **6 bar**."]
-    assert await tab.text("#papers .tag") == "local only"
+    await tab.until("document.querySelector('#papers .tag')?.innerText === 'local only'")
     await ask(tab, "At which pressure runs the pump P-7?")
     await tab.until("document.querySelector('.cites button')")
     await tab.until("document.querySelector('.text b')?.innerText === '6 bar'")
+    assert "runs at a pressure of 6 bar" in await tab.text(".text .quoted")
+    assert await tab.run("document.querySelectorAll('.quoted').length") == 1, "the model's own words are told apart"
     await tab.click(".cites button")
     await tab.until("document.querySelector('#passage .tag')?.innerText === 'local only'")
     assert "6 bar" in await tab.text("#passage .cited")
@@ -149,8 +151,8 @@ async def test_a_file_is_added_with_its_label_cited_and_opened(tab: Tab, lab: La
     await tab.press("Escape")
     await tab.until("!document.getElementById('passage').open")
     await shot(tab, "answer")
-    await tab.click("#papers button")
-    await tab.click("#papers button")
+    await tab.click("#papers .small")
+    await tab.click("#papers .small")
     await tab.until("document.querySelectorAll('#papers .tag').length === 0")
     assert await lab.documents.list() == []
 
@@ -164,6 +166,80 @@ async def test_a_dropped_file_asks_for_its_label(tab: Tab, lab: Lab) -> None:
     await tab.until("document.getElementById('label').open")
     await tab.click("#label .main")
     await tab.until("document.querySelector('#papers .tag')?.innerText === 'internal'")
+
+
+async def test_a_label_is_changed_from_the_page(tab: Tab, lab: Lab) -> None:
+    outcome = await (await lab._ingest()).dropped("pump.md", MANUAL.encode(), collection="default", label="internal")
+    assert outcome.label == "internal"
+    await opened(tab, lab)
+    await tab.click("#tab-documents")
+    for place, label, shown in ((3, "local-only", "local only"), (1, "public", "public")):
+        await tab.click("#papers .tag")
+        await tab.until("document.getElementById('label').open")
+        assert await tab.text("#label-files") == "Pump P-7"
+        await tab.click(f"#label label:nth-child({place})")
+        await tab.click("#label-do")
+        await tab.until(f"document.querySelector('#papers .tag')?.innerText === '{shown}'")
+        assert [document.label for document in await lab.documents.list()] == [label]
+    await tab.click("#papers .tag")
+    await tab.until("document.getElementById('label').open")
+    assert await tab.run("document.querySelector('#label :checked').value") == "public", "as it is now"
+    await tab.press("Escape")
+    await tab.until("!document.getElementById('label').open")
+    assert [document.label for document in await lab.documents.list()] == ["public"]
+
+
+async def test_the_picture_of_the_link_is_live(tab: Tab, lab: Lab) -> None:
+    await opened(tab, lab)
+    await tab.until("document.getElementById('link-words').innerText === 'Linked by way of pi-1, over TCP.'")
+    assert "\u2191 2.3 kB" in await tab.text("#link-facts") and "84 ms" in await tab.text("#link-facts")
+    await tab.click("#ways-words")
+    assert "in use" in await tab.text("#ways-list [data-state=up]")
+    assert "not tried yet" in await tab.text("#ways-list [data-state=untried]")
+    lab.relay.received += 1_000_000
+    await tab.until("document.getElementById('link').dataset.busy === 'true'")
+    await tab.until("document.getElementById('link').dataset.busy === 'false'")
+    await shot(tab, "link")
+    lab.relay.link = ("down", "")
+    await tab.until("document.querySelector('#ways-list [data-state=failed]')?.innerText.includes('no answer lately')")
+    assert "cannot be reached" in await tab.text("#link-words")
+    await shot(tab, "link-down")
+    lab.relay.link, lab.relay.endpoint = ("up", ""), "ble:field-hop"
+    await tab.until("document.getElementById('link-words').innerText.includes('directly, over Bluetooth')")
+
+
+async def test_nobody_is_asked_while_nobody_looks(tab: Tab, lab: Lab) -> None:
+    await opened(tab, lab)
+    await tab.run("window.planned = []; window.setTimeout = (work) => planned.push(work); 0")
+    await tab.until("planned.length")
+    hide = "Object.defineProperty(document, 'visibilityState', {{ value: '{}', configurable: true }}); 0"
+    asked, lab.relay.link = len(tab.requested), ("down", "")
+    await tab.run("planned.pop()()")
+    assert len(tab.requested) == asked + 1 and await tab.run("planned.length") == 1, "the control"
+    await tab.run(hide.format("hidden"))
+    await tab.run("planned.pop()()")
+    assert len(tab.requested) == asked + 1 and await tab.run("planned.length") == 0
+    lab.relay.link = ("up", "")
+    await tab.run(hide.format("visible"))
+    await tab.run("document.dispatchEvent(new Event('visibilitychange')); 0")
+    await tab.until("document.getElementById('link').dataset.state === 'up'")
+
+
+async def test_a_locked_store_is_told_in_words_and_its_texts_leave_the_screen(tab: Tab, lab: Lab) -> None:
+    await opened(tab, lab)
+    await ask(tab, "Hello there")
+    await tab.until("document.querySelectorAll('#talks button.open').length === 1")
+    behind = lab.page._behind
+    lab.lock()
+    await tab.until("!document.getElementById('shut').hidden && !document.body.innerText.includes('Hello there')")
+    assert "edge store unlock" in await tab.text("#shut") and "locked" in await tab.text("#link-words")
+    await shot(tab, "store-locked")
+    await tab.run("document.getElementById('model').value = 'later'")
+    await ask(tab, "Why is the sky blue?")
+    await tab.until("document.querySelector('.error .code')?.innerText === 'store_locked'")
+    lab.page._behind = behind
+    await tab.until("document.getElementById('shut').hidden")
+    await tab.until("document.querySelectorAll('#talks button.open').length === 1")
 
 
 async def test_the_queue_is_seen_retried_and_cancelled(tab: Tab, lab: Lab) -> None:
@@ -181,8 +257,13 @@ async def test_the_queue_is_seen_retried_and_cancelled(tab: Tab, lab: Lab) -> No
     await tab.until("document.querySelector('#waiting .error')?.innerText.includes('gave_up')")
     await shot(tab, "queue")
     lab.relay.retry_error, lab.relay.link = None, ("up", "spiffe://field.example/hop/pi-1")
+    lab.relay.gate.clear()
     await tab.click("#waiting li:nth-child(1) button")
+    await tab.until("document.querySelector('.theirs .text')?.innerText.trim() === 'Rest'")
+    assert await tab.text(".mine") == "What helps against heat stroke?"
+    lab.relay.gate.set()
     await tab.until("document.querySelector('.theirs .text')?.innerText === 'Rest and drink.'")
+    await tab.until("document.querySelectorAll('#talks button.open').length === 1")
     await tab.until("document.getElementById('link').dataset.state === 'up'")
     assert await tab.text("#hop") == "pi-1"
     await tab.until("document.querySelectorAll('#waiting li').length === 1")
@@ -199,15 +280,52 @@ async def test_a_question_for_later_is_queued_and_its_answer_read(tab: Tab, lab:
     await tab.click("#tab-queue")
     await tab.until("document.getElementById('waiting').innerText.includes('by itself')")
     assert lab.relay.requests == [] and lab.chat.asked == []
+    assert await tab.run("document.querySelectorAll('#waiting button').length") == 1, "it is not sent by hand, too"
+    (entry,) = await lab.outbox.entries()
+    await tab.run("document.getElementById('model').value = 'auto'")
+    await ask(tab, "Hello")
+    await tab.until("document.querySelectorAll('.theirs .trace').length === 1")
+    assert [message.content for message in lab.chat.asked[0]] == ["Hello"], "what waits is not carried along"
+    await shot(tab, "queued")
+    await lab.promises.keep(entry.id, Kept(int(time.time()), "Why is the sky blue?", "It scatters.", "", "7" * 32))
+    await lab.outbox.done(entry.id)
+    await tab.until("document.querySelector('.theirs .text')?.innerText === 'It scatters.'")
+    await tab.until("document.getElementById('waiting').innerText.includes('Nothing waits')")
+    await shot(tab, "answered")
+    assert await lab.promises.answers() == []
+    # A follow-up carries both along, also after the chat was opened again.
+    await tab.click("#tab-chats")
+    await tab.click("#new")
+    await tab.click("#talks button.open")
+    await tab.until("document.querySelectorAll('.theirs .trace').length === 2")
+    await ask(tab, "And then?")
+    await tab.until("document.querySelectorAll('.theirs .trace').length === 3")
+    assert [message.content for message in lab.chat.asked[1]] == [
+        "Why is the sky blue?", "It scatters.", "Hello", "Six bar.", "And then?",
+    ]
+
+
+async def test_an_answer_whose_chat_is_not_open_waits_in_the_queue_and_opens_it(tab: Tab, lab: Lab) -> None:
+    await opened(tab, lab)
+    await tab.run("document.getElementById('model').value = 'later'")
+    await ask(tab, "Why is the sky blue?")
+    await tab.until("document.querySelectorAll('#talks button.open').length === 1")
+    await tab.click("#new")
     (entry,) = await lab.outbox.entries()
     await lab.promises.keep(entry.id, Kept(int(time.time()), "Why is the sky blue?", "It scatters.", "", "7" * 32))
     await lab.outbox.done(entry.id)
-    await tab.until("document.getElementById('waiting').innerText.includes('the answer is here')")
-    await shot(tab, "answered")
-    await tab.click("#waiting .main")
+    other = b"o" * 16
+    await lab.promises.keep(other, Kept(int(time.time()), "From the terminal", "Of old.", "", "7" * 32))
+    await tab.click("#tab-queue")
+    await tab.until("document.querySelectorAll('#waiting .main').length === 2")
+    await shot(tab, "answers")
+    await tab.run("document.querySelector('#waiting [title=\"Why is the sky blue?\"]').parentNode.dataset.it = 'yes'")
+    await tab.click("#waiting [data-it] .main")
     await tab.until("document.querySelector('.theirs .text')?.innerText === 'It scatters.'")
+    await tab.until("document.querySelectorAll('#waiting .main').length === 1")
+    await tab.click("#waiting .main")
+    await tab.until("document.querySelectorAll('.theirs .text')[1]?.innerText === 'Of old.'")
     await tab.until("document.getElementById('waiting').innerText.includes('Nothing waits')")
-    assert await lab.promises.answers() == []
 
 
 async def test_errors_have_words_a_code_and_a_hint(tab: Tab, lab: Lab) -> None:

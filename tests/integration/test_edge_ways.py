@@ -1,5 +1,6 @@
 """Which ways an edge tries to its gateway, and in which order."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from edge_client.gateway_client import GatewayClient
 from tests.support.edge_lab import ENDPOINT, Edge, edge_lab, read
+from tests.support.fake_gateway import Call
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link
 
@@ -68,3 +70,44 @@ async def test_a_found_hop_serves_renewal_too(edge: Edge) -> None:
     edge.clock.ahead = 40 * 60
     await ways.ask()
     assert ways.dialled[:3] == [ENDPOINT, OTHER, FOUND] and ways.searches >= 1
+
+
+async def test_the_hop_in_use_dies_in_mid_stream_and_a_better_one_serves_the_next_session(edge: Edge) -> None:
+    best, second, told = Endpoint.parse("unix:/run/hop"), OTHER, asyncio.Event()
+
+    async def slowly(call: Call) -> None:
+        await call.begin()
+        await call.write(b"one, ")
+        await told.wait()
+        await call.write(b"two")
+        await call.end()
+
+    async def dial(endpoint: Endpoint) -> Link:
+        edge.clock.ahead += 10 if endpoint == second else 0
+        return await edge.gateway.dial(endpoint)
+
+    edge.gateway.handle = slowly
+    client = GatewayClient(edge.settings, edge.outbox, (second, best), edge.tracing, dial, clock=edge.clock)
+    edge.clients.append(client)
+    answer = await client.request("POST", "/v1/chat/completions", b"prompt")
+    chunks = answer.chunks()
+    got = [await anext(chunks)]
+    picture = client.picture()
+    assert (picture.state, picture.endpoint) == ("up", str(best)) and picture.sent > 0 < picture.received
+    edge.gateway.dead.add(str(best))
+    await edge.gateway.cut()
+    told.set()
+    got += [chunk async for chunk in chunks]
+    assert b"".join(got) == b"one, two" and len(edge.gateway.called) == 1
+    assert edge.gateway.dialled[-2:] == [str(best), str(second)] and client.picture().endpoint == str(second)
+    assert [(way.endpoint, way.state) for way in client.picture().ways] == [
+        (str(second), "worked"), (str(best), "failed"),
+    ]
+    # It comes back; the session that stands goes on, the next one is over it.
+    edge.gateway.dead.clear()
+    edge.clock.ahead += 60
+    await edge.ask()
+    assert client.picture().endpoint == str(second)
+    await edge.gateway.cut()
+    await edge.ask()
+    assert client.picture().endpoint == str(best)

@@ -99,7 +99,7 @@ class Both:
 async def both(made: Path, tmp_path: Path) -> AsyncIterator[Both]:
     shutil.copytree(made, tmp_path / "gateway")
     database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
-    async with asyncio.timeout(120), MockProvider() as provider:
+    async with asyncio.timeout(300), MockProvider() as provider:
         provider.stream = STREAM
         both = Both(
             tmp_path / "gateway", provider, Settings(database, NAMESPACE), Queue(database, "outbox"),

@@ -276,7 +276,7 @@ async def test_reader_that_goes_away_cancels(edge: Edge) -> None:
     answer = await edge.client.request("POST", "/v1/chat/completions", b"x")
     async with contextlib.aclosing(answer.chunks()) as chunks:
         assert await anext(chunks) == b"first"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await cancelled.wait()
     assert [(state, note) for state, note, _ in await edge.states()] == [("interrupted", "cancelled")]
 

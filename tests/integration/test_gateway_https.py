@@ -41,7 +41,7 @@ from transport.primitives import SigningKey, random_bytes, sha256
 from transport.tickets import TicketStore
 
 JOIN, RENEW = HttpsOperation.JOIN, HttpsOperation.RENEW
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 @pytest.fixture(scope="module")

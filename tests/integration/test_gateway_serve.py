@@ -39,7 +39,7 @@ from transport.links.websocket import connect_websocket
 from transport.messages import RequestHeader, SpanRecord, encode_header
 from transport.primitives import SigningKey, random_bytes
 
-LIMIT = 20.0
+LIMIT = 60.0
 CONFIG = """
 trust_domain = "field.example"
 [listen]
@@ -70,6 +70,7 @@ class Running:
     ready: app.Ready
     stop: asyncio.Event
     task: asyncio.Task[None]
+    hurry: asyncio.Event
 
     @property
     def https(self) -> str:
@@ -90,14 +91,14 @@ async def serving(directory: Path, provider: MockProvider, text: str = CONFIG) -
     (directory / "provider.key").write_text(KEY)
     (directory / "provider.key").chmod(0o600)
     config = parse(text.format(base_url=provider.base_url).encode(), directory)
-    stop, told = asyncio.Event(), asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop))
+    stop, hurry, told = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop, hurry=hurry))
     await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     try:
         async with asyncio.timeout(60):
-            yield Running(config, provider, await told, stop, task)
+            yield Running(config, provider, await told, stop, task, hurry)
     finally:
         stop.set()
         await asyncio.wait_for(task, LIMIT)
@@ -443,6 +444,27 @@ async def test_a_running_request_is_finished_before_the_gateway_ends(gateway: Ru
     assert gateway.audit()[-1]["event"] == "gateway.stopped"
     assert verify(gateway.config.directory / app.AUDIT_FILE)[0] == len(gateway.audit())
     assert not (gateway.config.directory / "run" / "control.sock").exists()
+
+
+async def test_who_does_not_want_to_wait_for_running_requests_need_not(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "gateway"
+    shutil.copytree(made, directory)
+    patient = CONFIG.replace("drain_s = 5.0", "drain_s = 3600.0")
+    async with MockProvider() as provider, serving(directory, provider, patient) as gateway:
+        session = await (await joined(gateway)).session()
+        provider.mode = "stream_stall"
+        task = asyncio.create_task(ask(session, chat(stream=True)))
+        await provider.began.wait()
+        gateway.stop.set()
+        while "under way" not in caplog.text:  # noqa: ASYNC110  # a log has no event
+            await asyncio.sleep(0)
+        assert not gateway.task.done()
+        gateway.hurry.set()
+        await asyncio.wait_for(gateway.task, LIMIT)
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], TransportError)
+        assert gateway.audit()[-1]["event"] == "gateway.stopped"
 
 
 async def test_a_restarted_gateway_knows_its_devices(made: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_no_word_that_crosses_a_hop_is_in_its_memory(
     settings, asker, dial = client
     home = tmp_path / "hop"
     hop_passphrase = secret_file(tmp_path / "hop-pass", "hop pass")
-    async with asyncio.timeout(120), MockProvider() as provider, contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(300), MockProvider() as provider, contextlib.AsyncExitStack() as stack:
         provider.mode = "stream_lingers"  # the whole answer is on its way, and the call goes on
         provider.stream = [chunk(f"{ANSWER} ") for _ in range(200)] + [b"data: [DONE]\n\n"]
         gateway = await stack.enter_async_context(gateway_process(tmp_path / "gateway", provider.base_url))

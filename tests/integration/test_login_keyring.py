@@ -11,7 +11,6 @@ from pathlib import Path
 import keyring
 import pytest
 from keyring.backends.fail import Keyring as NoneThere
-from keyring.backends.SecretService import Keyring as SecretService
 from keyring.errors import KeyringLocked, PasswordSetError
 from typer.testing import CliRunner
 
@@ -20,40 +19,11 @@ from edge_client.cli import app
 from store.database import STORE_SCHEMA, Database
 from store.errors import StoreMisuse, WrongKey
 from store.keys import HeldKey, Passphrase, add_held, create_key, held_for, remove_held, unlock_held, unlock_key
+from tests.support.fake_keyring import FakeSecretService
 from tests.support.stores import CachedStretch
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-class FakeSecretService(SecretService):
-    """In memory. `error` is what the next call meets."""
-
-    __module__ = SecretService.__module__
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], str] = {}
-        self.error: Exception | None = None
-        self.forgetful = False
-        self.asked = 0
-
-    def _meet(self) -> None:
-        self.asked += 1
-        if self.error is not None:
-            raise self.error
-
-    def get_password(self, service: str, username: str) -> str | None:
-        self._meet()
-        return self.kept.get((service, username))
-
-    def set_password(self, service: str, username: str, password: str) -> None:
-        self._meet()
-        if not self.forgetful:
-            self.kept[service, username] = password
-
-    def delete_password(self, service: str, username: str) -> None:
-        self._meet()
-        del self.kept[service, username]
 
 
 @pytest.fixture

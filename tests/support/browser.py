@@ -93,16 +93,26 @@ class Tab:
         ])
 
     async def click(self, selector: str) -> None:
-        """A mouse click in the middle of what a person would see; fails if something else lies there."""
+        """A mouse click in the middle of what a person would see; fails if something else lies there.
+
+        Clicks again if the page has moved under the mouse, as a person would.
+        """
         found = f"document.querySelector({json.dumps(selector)})"
-        place = await self.until(f"""(() => {{ const it = {found}; it.scrollIntoView({{ block: "nearest" }});
-            const box = it.getBoundingClientRect(); const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-            const top = document.elementFromPoint(x, y);
-            return top && (it === top || it.contains(top) || top.contains(it)) && box.width && [x, y]; }})()""")
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.send(
-                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
-            )
+        struck = f"window.__hit && {{ on: !!window.__hit.closest({json.dumps(selector)}) }}"
+        for _ in range(5):
+            place = await self.until(f"""(() => {{ const it = {found}; it.scrollIntoView({{ block: "nearest" }});
+                const box = it.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+                const top = document.elementFromPoint(x, y);
+                return top && (it === top || it.contains(top) || top.contains(it)) && box.width && [x, y]; }})()""")
+            await self.run("""window.__hit = null; addEventListener(
+                "click", (event) => { window.__hit = event.target; }, { capture: true, once: true }); 0""")
+            for kind in ("mousePressed", "mouseReleased"):
+                await self.send(
+                    "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
+                )
+            if (await self.until(struck))["on"]:
+                return
+        raise AssertionError(f"the page moves on and on under {selector}")
 
     async def type(self, text: str) -> None:
         await self.send("Input.insertText", text=text)

@@ -82,8 +82,8 @@ async def read(answer: RemoteAnswer) -> bytes:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Lets the event loop turn until it holds; TimeoutError after 10 s."""
-    async with asyncio.timeout(10):
+    """Lets the event loop turn until it holds; TimeoutError after 60 s."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - any state may be asked for, not only what has an event
             await asyncio.sleep(0)
 

@@ -66,7 +66,7 @@ class FakeBluez:
         self._property(path, "org.bluez.Device1", "Connected", False)
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()

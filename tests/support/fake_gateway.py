@@ -16,7 +16,7 @@ from edge_client.sessions import Clock
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, verifier
 from tests.support.memory_link import MemoryLink, memory_links
-from transport.errors import LinkLost, StreamEnded, TransportError
+from transport.errors import CloseReason, LinkLost, StreamEnded, TransportError
 from transport.handshake import JoinCredential, RenewCredential
 from transport.identity.svid import parse_csr
 from transport.identity.verify import VerifiedPeer
@@ -125,8 +125,8 @@ class CuttingLink:
             self._received -= len(data)
         return data
 
-    async def close(self) -> None:
-        await self._link.close()
+    async def close(self, reason: CloseReason = "done") -> None:
+        await self._link.close(reason)
 
     async def _break(self) -> None:
         await asyncio.sleep(0)

@@ -5,9 +5,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from aiohttp import web
 
@@ -22,7 +23,9 @@ from edge_client.offline import Queued
 from edge_client.outbox import Outbox
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
+from edge_client.ways import LinkPicture, Way
 from store.documents import Documents
+from store.errors import StoreLocked
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
@@ -51,6 +54,12 @@ class SteppedChat(FakeChat):
 
 class RetriedAnswer(FakeAnswer):
     trace_id = "5" * 32
+    gate: asyncio.Event
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        async for part in super().chunks():
+            yield part
+            await self.gate.wait()
 
 
 class FakeWay(FakeRelay):
@@ -58,16 +67,33 @@ class FakeWay(FakeRelay):
 
     def __init__(self) -> None:
         super().__init__()
-        self.link = ("up", "spiffe://field.example/hop/pi-1")
+        self.link: tuple[Literal["up", "down", "idle"], str] = ("up", "spiffe://field.example/hop/pi-1")
+        self.endpoint = "tcp:192.168.7.20:7443"
+        self.sent, self.received = 2_345, 67_890
+        self.reached = 0
         self.outbox: Outbox | None = None
         self.retry_error: Exception | None = None
+        self.gate = asyncio.Event()  # clear it, and a retried answer stops after its first word
+        self.gate.set()
+
+    def picture(self) -> LinkPicture:
+        state, via = self.link
+        up = state == "up"
+        ways = [Way(self.endpoint, "worked" if up else "failed", 84), Way("ble:", "untried", None)]
+        return LinkPicture(state, via, self.endpoint if up else "", 0.084, self.sent, self.received, ways)
+
+    async def reach(self) -> str:
+        self.reached += 1
+        return self.endpoint
 
     async def retry(self, request_id: bytes) -> RetriedAnswer:
         if self.retry_error is not None:
             raise self.retry_error
         assert self.outbox is not None
         await self.outbox.done(request_id)
-        return RetriedAnswer(200, "text/event-stream", sse("Rest ", "and drink."), "spiffe://field.example/hop/pi-1")
+        answer = RetriedAnswer(200, "text/event-stream", sse("Rest ", "and drink."), "spiffe://field.example/hop/pi-1")
+        answer.gate = self.gate
+        return answer
 
     async def cancel(self, request_id: bytes) -> bool:
         assert self.outbox is not None
@@ -138,7 +164,21 @@ class Lab:
         async def ingest() -> Ingest:
             raise NoStore
 
-        self.page._behind = replace(self.page._behind, has_store=False, ingest=ingest)
+        self.page._behind = replace(self.page._behind, store=lambda: "none", ingest=ingest)
+
+    def lock(self) -> None:
+        """From here on as when the store is locked."""
+
+        def locked() -> NoReturn:
+            raise StoreLocked("the store is locked", hint="`edge store unlock`")
+
+        async def later() -> NoReturn:
+            locked()
+
+        self.page._behind = Behind(
+            documents=locked, outbox=locked, promises=locked, history=locked, later=later, ingest=later, relay=later,
+            store=lambda: "locked",
+        )
 
     async def queue(self, number: int, question: str, *, now: int) -> bytes:
         """A question in the outbox that waits."""

@@ -7,7 +7,7 @@ from relay.hop.app import Hop, HopLimits
 from relay.hop.identity import HopHome, HopIdentity
 from transport.links.base import Endpoint, Link, Radio, connect
 
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 class Running:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.answers import Asked, contains, judge, plain, read_questions, rows_of
-from edge_client.answering import Answer, Routed
+from benchmarks.answers import Asked, contains, judge, part_of, plain, read_questions, rows_of
+from edge_client.answering import SILENT, Answer, Routed
 from edge_client.retrieval import Passage
 from edge_client.router.difficulty import Difficulty
 from edge_client.router.policy import Decision, Features
@@ -44,9 +44,15 @@ def test_a_gold_answer_stands_by_itself(text: str, gold: str, held: bool) -> Non
 def test_an_answer_a_citation_and_an_abstention_are_judged_apart() -> None:
     asked = Asked("What is the pressure?", ("6 bar",), "documents", "pumps")
     right = judge(asked, answered("6 bar.", passage("/m/pumps.pdf", "at most 6 bar")), Features(), 0.0)
-    assert (right.right, right.exact, right.cited, right.shown, right.abstained) == (True, True, True, True, False)
+    assert (right.right, right.exact, right.cited, right.stated, right.abstained) == (True, True, True, True, False)
     wrong = judge(asked, answered("9 bar", passage("/m/pumps.pdf", "It is at most 6 bar.")), Features(), 0.0)
-    assert (wrong.right, wrong.exact, wrong.cited, wrong.shown) == (False, False, True, True)
+    assert (wrong.right, wrong.exact, wrong.cited, wrong.stated) == (False, False, True, False)
+    quoted = 'From your documents (Pumps, page 1): "at most 6 bar"'
+    for text, stated in ((quoted, False), (f"{quoted}\n\n6 bar.", True)):
+        both = judge(asked, answered(text, passage("/m/pumps.pdf", "at most 6 bar")), Features(), 0.0)
+        assert (both.right, both.quoted, both.stated, both.exact) == (True, True, stated, stated)
+    unsure = judge(asked, answered(f"{SILENT} The closest passage (Pumps): \"6 bar\""), Features(), 0.0)
+    assert (unsure.abstained, unsure.right, unsure.quoted) == (True, False, True), "what it shows is no answer"
     elsewhere = judge(asked, answered("9 bar", passage("/m/radios.md", "6 bar")), Features(), 0.0)
     assert not elsewhere.cited
     silent = Asked("What does it cost?", (), "silent")
@@ -57,7 +63,10 @@ def test_an_answer_a_citation_and_an_abstention_are_judged_apart() -> None:
 
 def test_the_questions_are_enough_and_a_third_is_beyond() -> None:
     questions = read_questions()
-    assert len(questions) >= 60 and len({asked.question for asked in questions}) == len(questions)
+    assert len({asked.question for asked in questions}) == len(questions)
+    chosen, reported = part_of(questions, chosen=True), part_of(questions, chosen=False)
+    assert sorted(questions, key=repr) == sorted([*chosen, *reported], key=repr) and len(reported) >= 60
+    assert sum(asked.kind == "silent" for asked in reported) >= 20
     beyond = [asked for asked in questions if asked.kind in ("beyond", "silent")]
     assert len(beyond) * 3 >= len(questions)
     for asked in questions:

@@ -14,7 +14,7 @@ from edge_client.config import Config
 from edge_client.errors import BadUse
 from edge_client.router.difficulty import Difficulty, DifficultyModel, shipped
 from edge_client.router.features import BUCKETS, NAMES, READ_CHARS, shape_of, words_of
-from edge_client.router.policy import CONFIDENT, Features, decide, features_of, need
+from edge_client.router.policy import HELD, Features, decide, features_of, need
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "edge_client" / "router" / "difficulty.json"
@@ -99,20 +99,20 @@ def test_a_quality_is_the_share_that_keeps_it() -> None:
 
 def test_a_close_passage_lowers_the_need_and_reasoning_raises_it() -> None:
     plain = Features(difficulty=Difficulty(0.2, ()))
-    close = Features(difficulty=Difficulty(0.2, ()), similarity=CONFIDENT)
-    hard = Features(difficulty=Difficulty(0.2, ()), similarity=CONFIDENT, hard=True)
+    close = Features(difficulty=Difficulty(0.2, ()), evidence=HELD)
+    hard = Features(difficulty=Difficulty(0.2, ()), evidence=HELD, hard=True)
     assert need(close) < need(plain) < need(hard)
     assert need(plain) == 0.2
 
 
 def test_a_threshold_decides_after_flag_and_privacy() -> None:
     def rule(prompt: str, threshold: float, **more: object) -> tuple[str, str]:
-        settings = {"flag": None, "sensitive": (), "similarity": None, "joined": True} | more
+        settings = {"flag": None, "sensitive": (), "evidence": None, "joined": True} | more
         decision = decide(features_of(prompt, threshold=threshold, **settings))  # type: ignore[arg-type]
         return decision.route, decision.rule
 
     assert rule("Who are you?", 0.0) == ("relay", "above-threshold")
-    assert rule("Who are you?", 0.0, similarity=0.9) == ("relay", "above-threshold")
+    assert rule("Who are you?", 0.0, evidence=1.2) == ("relay", "above-threshold")
     assert rule("Explain the three laws", 1.0) == ("local", "below-threshold")
     assert rule("Who are you?", 0.0, flag="local") == ("local", "flag-local")
     assert rule("Who are you?", 0.0, sensitive=("IBAN",)) == ("local", "private")

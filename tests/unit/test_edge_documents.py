@@ -158,6 +158,58 @@ def test_a_page_that_unpacks_to_hundreds_of_megabytes_is_refused_or_cut() -> Non
         parse("bomb.pdf", out.getvalue())
 
 
+def test_pages_may_not_hold_more_text_than_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pdf(*[f"{number} " + "pump " * 400 for number in range(20)])
+    limit = len(data) + 1000
+    assert parse("a.pdf", data).blocks and limit < 20 * 2000, "the control: it is the text that is too much"
+    monkeypatch.setattr(documents, "MAX_BYTES", limit)
+    with pytest.raises(BadDocument, match="more text"):
+        parse("a.pdf", data)
+
+
+def test_forms_that_draw_forms_end() -> None:
+    """Thirty, each of which draws the next twice: drawn to the end they would take an hour."""
+    import pypdf
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = pypdf.PdfWriter(io.BytesIO(pdf("text")), full=True)
+    drawn, content = None, b"BT (x) Tj ET"
+    for _ in range(30):
+        form = DecodedStreamObject()
+        form.set_data(content)
+        form.update({NameObject("/Type"): NameObject("/XObject"), NameObject("/Subtype"): NameObject("/Form")})
+        if drawn is not None:
+            inner = DictionaryObject({NameObject("/A"): drawn})
+            form[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): inner})
+        drawn, content = writer._add_object(form), b"/A Do /A Do"
+    page = writer.pages[0]
+    assert drawn is not None
+    resources = page[NameObject("/Resources")].get_object()
+    assert isinstance(resources, DictionaryObject)
+    resources[NameObject("/XObject")] = DictionaryObject({NameObject("/A"): drawn})
+    shown = DecodedStreamObject()
+    shown.set_data(b"/A Do")
+    page[NameObject("/Contents")] = writer._add_object(shown)
+    out = io.BytesIO()
+    writer.write(out)
+    with contextlib.suppress(BadDocument):
+        parse("forms.pdf", out.getvalue())
+
+
+@pytest.mark.parametrize("nested", [b"[" * 200_000, b"<<" * 100_000, b"[" * 50_000 + b"]" * 50_000, b"<</A" * 50_000])
+def test_a_pdf_nested_deeply_is_read_or_refused(nested: bytes) -> None:
+    data = pdf("text").replace(b"/Type /Page\n", b"/Type /Page\n/X " + nested + b"\n", 1)
+    assert nested in data
+    with contextlib.suppress(BadDocument):
+        parse("deep.pdf", data)
+
+
+def test_headings_are_read_however_they_are_spaced() -> None:
+    """A pattern that tries each way to share out the spaces would take hours for this."""
+    blocks = parse("a.md", b"# a" + b" " * 20_000 + b"b #" + b" " * 20_000 + b"##\n# ##\n# C#\n").blocks
+    assert [(block.text.split()[0], block.level) for block in blocks] == [("a", 1), ("#", 0), ("C", 1)]
+
+
 def test_a_program_that_calls_itself_a_text_is_none() -> None:
     with pytest.raises(BadDocument, match="not text"):
         parse("program.txt", b"\x7fELF\x02\x01\x01" + bytes(200))

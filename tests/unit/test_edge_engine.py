@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_client.config import Config
+from edge_client.engine import conversations, llama
 from edge_client.engine.base import EMBEDDER_TOKENS, Finished, Message, Sampling, Text
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.loading import Brake
@@ -73,6 +75,38 @@ async def test_closing_stops_the_model_and_frees_it(chat: LlamaChat) -> None:
         await said(chat, Message("user", "hello"), max_tokens=2)
 
 
+async def test_closing_ends_with_the_token_under_way(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth token is held up until the answer is being closed: no sixth one is begun."""
+    await chat.load()
+    loop, under_way, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    begun, runs, whole = 0, list[llama._Run](), chat._llama.eval
+
+    def evaluated(tokens: list[int]) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 5:
+            loop.call_soon_threadsafe(under_way.set)
+            assert go_on.wait(60)
+        whole(tokens)
+
+    class Run(llama._Run):
+        def __init__(self) -> None:
+            super().__init__()
+            runs.append(self)
+
+    monkeypatch.setattr(chat._llama, "eval", evaluated)
+    monkeypatch.setattr(llama, "_Run", Run)
+    events = chat.generate([Message("user", "Tell me a long story.")], Sampling())
+    assert await anext(events) == Text("")
+    await under_way.wait()
+    closing = asyncio.ensure_future(events.aclose())
+    while not runs[0].stopped.is_set():  # noqa: ASYNC110 - it is the thread that is told, by no event of the loop
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert begun == 5
+
+
 async def test_the_brake_stops_the_reading_of_a_prompt(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
     await chat.load()
     with monkeypatch.context() as patched:
@@ -113,6 +147,76 @@ async def test_old_turns_are_dropped_and_told(chat: LlamaChat) -> None:
     turns = [Message("user", "word " * 1200), Message("assistant", "Yes."), Message("user", "hello")]
     _, finished = await said(chat, Message("system", "be kind"), *turns, max_tokens=1)
     assert finished.dropped == 2 and finished.prompt_tokens < 100
+
+
+def talk(name: str, size: int = 12) -> list[Message]:
+    return [Message("user", f"{name}: " + " ".join(f"{name} pump {n} has {n} bar." for n in range(size)))]
+
+
+async def read(chat: LlamaChat, messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Message]]:
+    """How many tokens of a prompt the model had to read, and the next turn of the conversation."""
+    counted: list[int] = []
+    whole = chat._llama.eval
+
+    def evaluated(tokens: list[int]) -> None:
+        counted.append(len(tokens))
+        whole(tokens)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chat._llama, "eval", evaluated)
+        answer, _ = await said(chat, *messages, max_tokens=1)
+    return counted[0], [*messages, Message("assistant", answer), Message("user", "Why?")]
+
+
+async def test_conversations_do_not_push_each_other_out(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    await chat.load()
+    first, a = await read(chat, talk("North"), monkeypatch)
+    _, b = await read(chat, talk("South", 4), monkeypatch)
+    assert first > 80, "the control: what is to be read is long"
+    for _ in range(3):
+        again, a = await read(chat, a, monkeypatch)
+        other, b = await read(chat, b, monkeypatch)
+        assert again < 40 and other < 40
+
+
+async def test_a_conversation_put_back_is_the_one_that_was_read(
+    chat: LlamaChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_cpp
+
+    async def outcome(between: bool) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        await chat.unload()
+        await chat.load()
+        await read(chat, talk("East"), monkeypatch)
+        if between:
+            await read(chat, talk("West", 14), monkeypatch)
+        again, _ = await read(chat, [*talk("East"), Message("assistant", "Yes."), Message("user", "Why?")], monkeypatch)
+        assert again < 60
+        logits = llama_cpp.llama_get_logits_ith(chat._llama.ctx, -1)
+        return np.array(logits[: chat._llama.n_vocab()], np.float32)
+
+    alone, between = await outcome(False), await outcome(True)
+    cosine = alone @ between / np.linalg.norm(alone) / np.linalg.norm(between)
+    assert cosine > 0.999
+
+
+async def test_what_is_kept_of_conversations_is_bounded(chat: LlamaChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    await chat.unload()
+    await chat.load()
+    kept = chat._conversations
+    assert kept is not None
+    for number in range(8):
+        await read(chat, talk(f"Town {number}", 6), monkeypatch)
+        assert kept.tokens <= 1024 // 4
+    assert kept.tokens > 1024 // 8, "the control: several are kept"
+    held = list(kept._kept)
+    with monkeypatch.context() as patched:
+        patched.setattr(conversations, "free_memory", lambda: 1 << 20)
+        await read(chat, talk("City", 40), monkeypatch)
+    await read(chat, talk("Last", 4), monkeypatch)
+    assert kept._kept == held, "neither where memory is short nor what is larger than all that may be kept"
+    await chat.unload()
+    assert chat._conversations is None
 
 
 async def test_json_mode_gives_json(chat: LlamaChat) -> None:

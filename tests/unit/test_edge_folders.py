@@ -1,10 +1,11 @@
 """Which files of a folder are taken: links, ignored and hidden ones are not."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from edge_client.folders import find_files
+from edge_client.folders import find_files, whereabouts
 
 
 def tree(root: Path, *names: str) -> None:
@@ -80,3 +81,28 @@ def test_a_folder_that_cannot_be_read_is_passed_on(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("edge_client.folders.os.scandir", refused)
     assert found(tmp_path) == ["a", "b/y.md"]
+
+
+def test_a_file_is_gone_where_its_folder_holds_something_else(tmp_path: Path) -> None:
+    tree(tmp_path, "a/b.md", "a/odd/c.md")
+    (tmp_path / "a" / "link.md").symlink_to(tmp_path / "nowhere")
+    asked = {
+        "a/b.md": "there", "a/link.md": "there", "a/x.md": "gone", "a/no/such/x.md": "gone", "a/b.md/x.md": "gone",
+        "a/\\udcff.md": "unclear",
+    }
+    assert {name: whereabouts(str(tmp_path / name)) for name in asked} == asked
+    assert [whereabouts(source) for source in ("record-7", "dropped/a.md", "", "~/a.md")] == ["unclear"] * 4
+    (tmp_path / "a" / "odd" / "c.md").unlink()
+    assert whereabouts(str(tmp_path / "a" / "odd" / "c.md")) == "unclear", "an empty folder may be an empty mount"
+
+
+@pytest.mark.parametrize("refused", ["lstat", "scandir"])
+def test_where_reading_is_refused_nothing_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def deny(*arguments: object) -> None:
+        raise PermissionError
+
+    tree(tmp_path, "a.md")
+    monkeypatch.setattr(Path if refused == "lstat" else os, refused, deny)
+    assert whereabouts(str(tmp_path / "b.md")) == "unclear"

@@ -210,6 +210,18 @@ def test_rows_of_a_table_name_their_columns() -> None:
         parse("a.csv", b'a,b\n"' + b"x" * 200_000)
 
 
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_deep_nesting_is_read(size: int) -> None:
+    assert parse("a.html", b"<div>" * size + b"<p>end" + b"</div>" * size).blocks == (Block("end", None, 1),)
+    assert parse("a.docx", word("<w:x>" * size + p("end") + "</w:x>" * size)).blocks == (Block("end"),)
+
+
+def test_tables_of_very_many_columns_are_read() -> None:
+    names = ",".join(f"c{n}" for n in range(50_000))
+    [block] = parse("a.csv", f"{names}\n{',' * 49_999}x\n".encode()).blocks
+    assert block.text == "c49999: x"
+
+
 CODE = b'''"""Doc."""
 import os
 

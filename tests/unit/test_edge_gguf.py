@@ -75,6 +75,21 @@ def test_a_model_over_the_free_memory_is_refused_before_it_is_loaded(
             load(path, n_ctx=4096)
 
 
+@pytest.mark.parametrize("error", [ValueError("Failed to create llama_context"), MemoryError()])
+def test_a_context_without_room_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(tensors=[(8, 0, 0)]))
+    monkeypatch.setattr("llama_cpp.Llama", refuse)
+    monkeypatch.setattr(loading, "free_memory", lambda: None)
+    with pytest.raises(MemoryShort, match="no room for its context of 512 tokens"):
+        load(path, n_ctx=512)
+
+
 def test_free_memory_is_the_least_of_machine_and_group(tmp_path: Path) -> None:
     info, group = tmp_path / "meminfo", tmp_path / "group"
     assert free_memory(info, group) is None

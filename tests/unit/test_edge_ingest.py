@@ -1,5 +1,8 @@
 """Documents into a real store: idempotent, each bad one alone refused."""
 
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -118,8 +121,6 @@ async def test_content_that_returns_under_a_known_name_replaces_what_stood_there
 
 @pytest.mark.parametrize("name", ["missing.md", "folder", "link.md", "pipe.md"])
 async def test_what_is_no_file_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
-    import os
-
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.md").symlink_to(tmp_path / "nowhere.md")
     os.mkfifo(tmp_path / "pipe.md")
@@ -151,6 +152,119 @@ async def test_an_interrupted_run_goes_on_where_it_was(bench: Bench, tmp_path: P
     assert await bench.documents.count() == (1, 1), "no half document"
     states = [(await bench.ingest.file(path, collection="c")).state for path in paths]
     assert states == ["unchanged", "added", "added"] and bench.embedder.embedded == 3
+
+
+# Embeds two of three parts of a document, then is killed.
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from edge_client.ingest import Ingest
+from store.documents import Documents
+from tests.support.fake_engine import FakeEmbedder
+from tests.support.stores import open_store
+
+def progress(done, total):
+    if done == 128:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with open_store(Path(sys.argv[1])) as database:
+    ingest = Ingest(Documents(database), FakeEmbedder())
+    asyncio.run(ingest.file(Path(sys.argv[2]), collection="c", progress=progress))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+async def test_a_killed_ingest_of_a_long_document_goes_on_where_it_was(tmp_path: Path) -> None:
+    store, path = tmp_path / "store.db", tmp_path / "long.md"
+    path.write_text("".join(f"# Part {n}\n\nWhat part {n} says.\n\n" for n in range(140)))
+    repository = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    killed = subprocess.run(  # noqa: ASYNC221 - nothing else runs here
+        [sys.executable, "-c", KILLED, str(store), str(path)], cwd=repository, env=environment, check=False, timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL
+    with open_store(store) as database:
+        bench = Bench(Documents(database), Search(database))
+        assert await bench.documents.count() == (0, 0) and await bench.documents.list() == []
+        assert await bench.retrieval.passages("what part 9 says", collection="c") == [], "nothing half done is cited"
+        bench.embedder.embedded = 0
+        added = await bench.ingest.file(path, collection="c")
+        assert (added.state, added.chunks, bench.embedder.embedded) == ("added", 140, 12)
+        for number in (9, 100, 139):
+            [passage] = await bench.retrieval.passages(f"what part {number} says", collection="c", top=1)
+            assert passage.line == 4 * number + 1 and passage.similarity > 0.9, "each piece has its own vector"
+        assert await bench.documents.drafts("fake-embedder").known((await bench.documents.list())[0].sha256) == {}
+
+
+async def test_other_content_or_another_embedder_begins_anew(bench: Bench, tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 64:
+            raise Interrupted
+
+    path = tmp_path / "long.md"
+
+    async def interrupted(text: str) -> int:
+        path.write_text("".join(f"# Part {n}\n\n{text} {n}.\n\n" for n in range(70)))
+        bench.embedder.embedded = 0
+        with pytest.raises(Interrupted):
+            await bench.ingest.file(path, collection="c", progress=interrupt)
+        return bench.embedder.embedded
+
+    assert [await interrupted("one"), await interrupted("one"), await interrupted("two")] == [64, 0, 64]
+    bench.embedder.model_id = "another"
+    assert await interrupted("one") == 64
+
+
+def moved(folder: Path, **files: str) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.md").write_text(text)
+    return [folder / f"{name}.md" for name in files]
+
+
+async def test_documents_whose_file_is_gone_are_forgotten(bench: Bench, tmp_path: Path) -> None:
+    inner, outer = moved(tmp_path / "in", a="one", b="two"), moved(tmp_path / "out", c="three")
+    for path in (*inner, *outer):
+        await bench.ingest.file(path, collection="c")
+    await bench.ingest.record(Record(str(tmp_path / "in" / "a.md"), "a record of another collection"), collection="d")
+    for path in (inner[0], outer[0]):
+        path.unlink()
+    assert await bench.ingest.forget_gone(str(tmp_path / "in"), collection="c") == ([str(inner[0])], [])
+    assert [d.source for d in await bench.documents.list("c")] == [str(inner[1]), str(outer[0])]
+    assert len(await bench.documents.list("d")) == 1
+
+
+async def test_what_may_come_back_is_not_forgotten(bench: Bench, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    paths = [*moved(root, a="one"), *moved(root / "medium", b="two")]
+    for path in paths:
+        await bench.ingest.file(path, collection="c")
+    paths[1].unlink()  # as if a medium were no longer mounted there
+    assert await bench.ingest.forget_gone(str(root), collection="c") == ([], [str(paths[1])])
+    paths[0].unlink()
+    (root / "medium").rmdir()
+    assert await bench.ingest.forget_gone(str(root), collection="c") == ([], [str(path) for path in paths])
+    assert await bench.documents.count() == (2, 2)
+    (root / "other.txt").write_text("the folder holds something again")
+    assert await bench.ingest.forget_gone(str(root), collection="c") == ([str(path) for path in paths], [])
+
+
+async def test_a_moved_file_keeps_its_document_and_label(bench: Bench, tmp_path: Path) -> None:
+    [old] = moved(tmp_path / "in", old="the pressure is 6 bar")
+    await bench.ingest.file(old, collection="c", label="local-only")
+    copy = old.with_name("copy.md")
+    copy.write_text(old.read_text())
+    await bench.ingest.file(copy, collection="c")
+    assert [d.source for d in await bench.documents.list()] == [str(old)], "a copy changes nothing"
+    old.unlink()
+    embedded = bench.embedder.embedded
+    assert (await bench.ingest.file(copy, collection="c")).state == "unchanged" and bench.embedder.embedded == embedded
+    assert await bench.ingest.forget_gone(str(tmp_path / "in"), collection="c") == ([], [])
+    [document] = await bench.documents.list()
+    assert (document.source, document.title, document.label) == (str(copy), "copy", "local-only")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file that not even root can read")

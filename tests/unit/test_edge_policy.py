@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.router.difficulty import Difficulty
-from edge_client.router.policy import CONFIDENT, EASY_WORDS, Decision, Features, decide, features_of, looks_hard
+from edge_client.router.policy import EASY_WORDS, HELD, NEAR, Decision, Features, decide, features_of, looks_hard
 from edge_client.router.sensitivity import PERSONAL, SECRETS
 
 features = st.builds(
@@ -14,7 +14,7 @@ features = st.builds(
     words=st.integers(0, 500),
     hard=st.booleans(),
     sensitive=st.lists(st.sampled_from(sorted(SECRETS | PERSONAL)), unique=True, max_size=3).map(tuple),
-    similarity=st.one_of(st.none(), st.floats(-1, 1)),
+    evidence=st.one_of(st.none(), st.floats(-1, 1.5)),
     joined=st.booleans(),
     difficulty=st.floats(0, 1).map(lambda score: Difficulty(score, ())),
     threshold=st.one_of(st.none(), st.floats(0, 1)),
@@ -38,7 +38,7 @@ def test_what_must_hold_for_every_prompt(given_features: Features) -> None:
 
 
 def route(prompt: str, **more: object) -> Decision:
-    settings = {"flag": None, "sensitive": (), "similarity": None, "joined": True} | more
+    settings = {"flag": None, "sensitive": (), "evidence": None, "joined": True} | more
     return decide(features_of(prompt, **settings))  # type: ignore[arg-type]
 
 
@@ -49,10 +49,13 @@ def route(prompt: str, **more: object) -> Decision:
     ("Log in with it", {"flag": "relay", "sensitive": ("password",)}, "refuse", "secret"),
     ("Write to her", {"flag": "relay", "sensitive": ("e-mail address",)}, "relay", "flag-relay"),
     ("Write a long letter to her", {"sensitive": ("e-mail address",)}, "local", "private"),
-    ("What is the working pressure of pump P-101?", {"similarity": CONFIDENT}, "local", "documents"),
-    ("Explain why pump P-101 loses pressure", {"similarity": 0.9}, "relay", "beyond-local"),
+    ("What is the working pressure of pump P-101?", {"evidence": HELD}, "local", "documents"),
+    ("Explain why pump P-101 loses pressure", {"evidence": 1.2}, "relay", "beyond-local"),
     ("Who are you?", {}, "local", "easy"),
-    ("What is the boiling point of ethanol two kilometres up?", {"similarity": 0.2}, "relay", "beyond-local"),
+    ("What is 17 multiplied by 24?", {}, "relay", "beyond-local"),
+    ("What is the boiling point of ethanol two kilometres up?", {"evidence": 0.2}, "relay", "beyond-local"),
+    ("Who is the engineer?", {"evidence": NEAR}, "relay", "beyond-local"),
+    ("Who is the engineer?", {"evidence": NEAR - 0.01}, "local", "easy"),
     ("What is the boiling point of ethanol two kilometres up?", {"joined": False}, "local", "not-joined"),
 ])  # fmt: skip
 def test_rules(prompt: str, more: dict[str, object], expected: str, rule: str) -> None:
@@ -62,7 +65,7 @@ def test_rules(prompt: str, more: dict[str, object], expected: str, rule: str) -
 
 def test_a_difficult_prompt_is_relayed_whatever_its_words_or_passages() -> None:
     for difficulty, expected in ((0.39, "documents"), (0.40, "beyond-local")):
-        given_features = Features(joined=True, similarity=0.9, words=30, difficulty=Difficulty(difficulty, ()))
+        given_features = Features(joined=True, evidence=1.2, words=30, difficulty=Difficulty(difficulty, ()))
         assert decide(given_features).rule == expected
     hard = Features(joined=True, difficulty=Difficulty(0.5, (("length", 0.6), ("long_words", 0.2))))
     assert decide(hard).reasons == ("the prompt looks hard (0.50, by its length and long words)",)

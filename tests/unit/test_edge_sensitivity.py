@@ -1,9 +1,10 @@
 """What must not leave is found by form and checksum; ordinary prose is left alone."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_client.router import sensitivity
 from edge_client.router.sensitivity import PERSONAL, SECRETS, kinds
 
 
@@ -28,6 +29,11 @@ from edge_client.router.sensitivity import PERSONAL, SECRETS, kinds
     ("call 415-555-0100 now", "phone number"),
     ("pay to DE89 3704 0044 0532 0130 00", "IBAN"),
     ("GB82WEST12345698765432", "IBAN"),
+    ("NO9386011117947", "IBAN"),
+    ("4222222222222", "card number"),
+    ("bearer \t abcdefghij0123456789", "token"),
+    ("an ACCESS_KEY is abcd", "password"),
+    ("call +49123456.", "phone number"),
     ("DE89370400440532013000 IS MY IBAN 12", "IBAN"),
     ("card 4111 1111 1111 1111", "card number"),
     ("1 4111-1111-1111-1111 2027", "card number"),
@@ -97,10 +103,60 @@ def test_any_text_is_scanned_without_error(text: str) -> None:
     assert set(kinds(text)) <= SECRETS | PERSONAL
 
 
+# What the patterns are made of, whole and cut, letters that are ASCII's in another case, and what may stand between.
+_SAID = (
+    "password passwort passwd passphrase passcode kennwort pwd secret client_secret api key api-key access_key token"
+    " auth_token is : = not lost hunter22 bearer Bearer abcdefghij0123456789 eyJabcdefghij . .abcdefghij -----BEGIN"
+    " PRIVATE KEY----- AKIAIOSFODNN7EXAMPLE sk- abcdefghijklmnop SG. ghp_ rk_live_ xoxa- https:// ab:// user : pw pw1 @"
+    " jane.doe a mail. example.com +49 0049 (0) (089) 089 89 1234 5678 415- 555- 0100 00 DE89 3704 0044 0532 0130 00"
+    " GB82WEST12345698765432 4111 1111 1111 1111 078-05-1120 12345678Z X1234567 -L 1 84 12 76 451 089 46"
+    " RSSMRA85T10A562S"
+    " passport Passport number no. C01X00T47 tax id ssn social security driver's licence \u017f\u017fn pa\u017fsport"
+    " i\u0307 \u0130d card \u0131d to\u212aen \u212aEY PA\u017fSWORD \u0663\u0664\u0665 \u00e9"
+    " L898902C36UTO7408122F1204159ZE184226B<<<<<10"
+    " 7408122F1204159 < 2024-03-01 14:05 P-101"
+)
+_WORDS = _SAID.split()
+texts = st.lists(
+    st.sampled_from([*_WORDS, *(word.upper() for word in _WORDS)])
+    | st.sampled_from(["", " ", "  ", "\n", "-", ".", "/", "_", "'", '"', "@", "x", "0", "7" * 9, "a" * 70])
+    | st.text(max_size=4), max_size=24,
+).flatmap(lambda parts: st.sampled_from(["", " "]).map(lambda between: between.join(parts)))
+
+
+@settings(max_examples=400)
+@given(texts)
+def test_looking_only_where_it_may_be_finds_what_looking_everywhere_finds(text: str) -> None:
+    everywhere = [
+        rule.kind for rule in sensitivity._RULES if any(rule.check(match[0]) for match in rule.pattern.finditer(text))
+    ]
+    assert kinds(text) == tuple(dict.fromkeys(everywhere))
+
+
+@pytest.mark.parametrize("text", [
+    "pa\u017f\u017fword: hunter22", "api_to\u212aEN=abcd1234", "\u0130d card AB1234567", "pa\u017fsport C01X00T47",
+])  # fmt: skip
+def test_letters_that_are_ascii_in_another_case_hide_nothing(text: str) -> None:
+    assert kinds(text) and kinds("\u00e9\u03a3 " + text)
+
+
+@given(texts)
+def test_no_character_is_looked_at_twice(text: str) -> None:
+    """By one rule, however often what it looks near to stands there: so it is linear in the text."""
+    folded = sensitivity._folded(text)
+    assert len(folded) == len(text)
+    for rule in sensitivity._RULES:
+        last = 0
+        for start, end in rule.places(folded if rule.folded else text):
+            assert last <= start < end <= len(text) or text == ""
+            last = end
+
+
 @pytest.mark.parametrize("unit", [
     "a@a.", "1 ", "+1 ", "password: ", "eyJaaaaaaaaaa.", "DE89 ", "-----BEGIN A ", "a.b+", "0123-", "(01) ", "sk-",
     "123-45-", "passport ", "1 84 12 ", "ab://c:", "api_key ", "secret_access_", "SG.aaaaaaaaaaaaaaaa",
-    "A<1", "ABCDEF12",
+    "A<1", "ABCDEF12", "@", "://", "key", "key=", "bearer ", "12345678", "1234567<", "1-22-3", "(", "+",
+    "\u0130d card ",
 ])
 def test_hostile_repetition_ends(unit: str) -> None:
     """A pattern that is quadratic in the text would take half an hour for this; a linear one takes a moment."""

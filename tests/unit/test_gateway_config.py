@@ -69,7 +69,7 @@ def test_every_mistake_names_its_key(old: str, new: str, told: str) -> None:
     assert old in GOOD
     with pytest.raises(ConfigError) as error:
         read(GOOD.replace(old, new, 1))
-    assert told in str(error.value)
+    assert told in str(error.value) and error.value.hint
 
 
 def test_a_file_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ async def test_C5_a_running_call_is_interrupted_by_a_restart_and_never_made_agai
 
 
 async def until_written(world: World) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await world.rows("answer_parts"):  # noqa: ASYNC110 - what is waited for is in a file
             await asyncio.sleep(0)
 

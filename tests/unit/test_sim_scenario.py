@@ -1,5 +1,6 @@
 """Scenarios: what is read, what is refused, and what a run amounts to."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -57,8 +58,46 @@ def test_what_is_no_scenario_is_refused(text: str) -> None:
         Scenario.load(text)
 
 
+@pytest.mark.parametrize(("text", "told"), [
+    ("edges = 'two'", "edges: expected `int`"), ("edges = 1\nedges = 2\n", "line 2"),
+    ("a = " + "[" * 3_000, "too deeply"), ("durations = '1h'", "`durations`"),
+    ('duration = "soon"', "duration is not a duration"), ('duration = "0s"', "1ms"),
+    ('[prompts]\nfirst = "x"', "prompts.first"), ('[prompts]\nevery = "1ms"', "prompts.every"),
+    ('weather = "none"', "edge-1 never meets a hop"), ('weather = "sat?loss=2"', "0 to 0.9"),
+    ('title = "a\\u001b[31m"', "title"),
+    ('[[links]]\nedge = "edge-1"\nhop = "hop-1"\nweather = "sat"\n' * 2, "links[1]"),
+    ('edges = 2\n[[faults]]\nat = "1s"\ndo = "kill edge"', "faults[0]: which edge"),
+    ('hops = 2\n[[faults]]\nat = "1s"\ndo = "kill hop"', "faults[0]: which hop"),
+    ('[[faults]]\nat = "1s"\ndo = "kill hop"\nwho = "edge-1"', "faults[0].who is no hop"),
+    ('[[faults]]\nat = "1s"\ndo = "drop link"\nwho = "hop-1"', "faults[0].who is no edge"),
+    ('[[faults]]\nat = "1s"\ndo = "kill gateway"\nwho = "hop-1"', "faults[0].who"),
+    ('[[faults]]\nat = "59m56s"\ndo = "drop link"', "the fault at 59m56s never comes"),
+])
+def test_a_refusal_names_the_place_and_says_what_to_do(text: str, told: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(told)) as raised:
+        Scenario.load(text)
+    assert raised.value.hint
+
+
+def test_a_fault_that_ends_just_before_the_run_is_played() -> None:
+    assert Scenario.load('[[faults]]\nat = "59m54.999s"\ndo = "drop link"').faults
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(bytes(range(256)))
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    for name, told in (
+        ("binary", "UTF-8"), ("folder", "is a directory"), ("none", "no such file"), ("endless", "over 1 MiB"),
+        ("x" * 5_000, "name too long"), ("\0", "cannot be a name"),
+    ):
+        with pytest.raises(BadInput, match=told) as raised:
+            read(str(tmp_path / f"{name}.toml"))
+        assert raised.value.hint
+
+
 def test_what_is_neither_file_nor_weather_is_refused_with_a_hint(tmp_path: Path) -> None:
-    for name in ("fog", str(tmp_path / "none.toml")):
+    for name in ("fog", "", "\0", "x" * 5_000, str(tmp_path), str(tmp_path / "none.toml")):
         with pytest.raises(BadInput) as raised:
             read(name)
         assert "profile" in (raised.value.hint or "") or "ble-1m" in (raised.value.hint or "")

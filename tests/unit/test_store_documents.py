@@ -176,3 +176,38 @@ async def test_odd_text_is_stored(database: Database) -> None:
     assert document.source == "caf\\udce9.txt"
     empty = await add_document(documents, [], source="empty")
     assert empty.chunks == 0
+
+
+async def test_vectors_of_a_draft_are_kept_until_its_document_is_added(database: Database) -> None:
+    documents, vectors = Documents(database), unit_vectors(2)
+    drafts = documents.drafts("minilm")
+    digest, names = hashlib.sha256(b"content").digest(), [drafts.passage("one"), drafts.passage("two")]
+    await drafts.keep(digest, names, vectors)
+    await drafts.keep(digest, names[1:], vectors[1:])
+    known = await drafts.known(digest)
+    assert set(known) == set(names) and np.array_equal([known[name] for name in names], vectors)
+    assert await rows(database) == dict.fromkeys(TABLES, 0)
+    assert documents.drafts("other").passage("one") != names[0]
+    await documents.add(
+        collection="c", source="a.md", title="", sha256=digest, chunks=[Chunk("one"), Chunk("two")], vectors=vectors,
+        model_id="minilm",
+    )
+    assert await drafts.known(digest) == {}
+
+
+async def test_drafts_of_a_few_documents_are_kept(database: Database) -> None:
+    drafts = Documents(database).drafts("minilm")
+    digests = [hashlib.sha256(bytes([number])).digest() for number in range(10)]
+    for digest in [*digests, digests[0], digests[3]]:
+        await drafts.keep(digest, [drafts.passage(digest.hex())], unit_vectors(1))
+    assert [bool(await drafts.known(digest)) for digest in digests] == [
+        True, False, False, True, True, True, True, True, True, True
+    ]
+
+
+async def test_a_document_is_renamed_but_not_over_another(database: Database) -> None:
+    documents = Documents(database)
+    one, two = await add_document(documents, ["one"]), await add_document(documents, ["two"], source="b.md")
+    await documents.rename(one.id, "c.md", "New")
+    await documents.rename(two.id, "c.md", "New")
+    assert [(d.source, d.title) for d in await documents.list()] == [("b.md", "Title"), ("c.md", "New")]

@@ -39,15 +39,16 @@ class SpiffeId:
         if self.path:
             lead, *segments = self.path.split("/")
             if lead or not all(_SEGMENT.fullmatch(part) and part not in (".", "..") for part in segments):
-                raise BadInput("not a SPIFFE ID: the path has a segment that is not allowed")
+                raise BadInput("not a SPIFFE ID: the path has a segment that is not allowed",
+                               hint="names are made of letters, digits, dot, dash and underscore")
         if len(str(self)) > ID_MAX:
-            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes")
+            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes", hint="use a shorter name")
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """From text, strictly: lower-case scheme, no port, user, query, fragment, escape or empty segment. BadInput."""
         if len(text) > ID_MAX:
-            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes")
+            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes", hint="use a shorter name")
         if not text.startswith(_SCHEME):
             raise BadInput("not a SPIFFE ID: it does not start with spiffe://")
         domain, slash, path = text.removeprefix(_SCHEME).partition("/")
@@ -70,7 +71,8 @@ class SpiffeId:
 def check_trust_domain(name: str) -> None:
     """Raises BadInput unless `name` is a trust domain name (SPIFFE-ID 2.1): 1 to 255 of [a-z0-9._-]."""
     if len(name) > TRUST_DOMAIN_MAX or not _TRUST_DOMAIN.fullmatch(name):
-        raise BadInput("not a trust domain name: 1 to 255 characters of a-z, 0-9, dot, dash, underscore")
+        raise BadInput("not a trust domain name: 1 to 255 characters of a-z, 0-9, dot, dash, underscore",
+                       hint='as in "field.example"')
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ _CLOSE_S: Final = 5.0
 
 class OpenRadio:
     """A `transport.links.base.Radio`. `device` is the bumble device that it drives, None for the system's radio, of
-    which `adapter` names one of several.
+    which `adapter` names one of several. `gone` is set when that device is: a dongle that was pulled out, a virtual
+    radio that was ended. BlueZ is waited for instead.
     """
 
     def __init__(
         self, device: Any = None, give_back: Callable[[], Awaitable[None]] | None = None, *, adapter: str = ""
     ) -> None:
         self._give_back = give_back
+        self.gone = asyncio.Event()
         self._peripheral: Any = None
         if device is None:
             self._central = BleCentral(adapter=adapter)
@@ -41,6 +43,7 @@ class OpenRadio:
         from transport.links.gatt_bumble import BumblePeripheral
         from transport.links.virtual_bleak import bleak_backend
 
+        device.host.on("flush", self.gone.set)  # once it is switched on, bumble says so at the end alone
         backend = bleak_backend(device)
         self._central = BleCentral(backend.scanner, backend.client)
         self._peripheral = BumblePeripheral(device)

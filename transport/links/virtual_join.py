@@ -72,7 +72,12 @@ async def serve_radio(path: str | Path, phy: Phy | str = "instant", seed: int = 
 
 async def join_radio(path: str | Path, name: str) -> RadioDevice:
     """A device on the virtual radio that is served at `path`, switched on. Raises LinkLost."""
-    link = await connect_stream(Endpoint("unix", str(path)), timeout_s=JOIN_TIMEOUT_S)
+    try:
+        link = await connect_stream(Endpoint("unix", str(path)), timeout_s=JOIN_TIMEOUT_S)
+    except LinkLost as error:
+        raise LinkLost(
+            f"no virtual radio: {error}", reason=error.reason, hint=f"`relay sim radio {path}` serves one"
+        ) from None
     wire = _Joined(link)
     try:
         async with asyncio.timeout(JOIN_TIMEOUT_S):

@@ -118,11 +118,13 @@ def parse_weather(text: str) -> Weather:
         changes[key] = int(value) if types[key] is int else float(value)
     weather = replace(PROFILES[name], **changes)  # type: ignore[arg-type]
     if not 1 <= weather.value <= VALUE_MAX or weather.window < weather.value:
-        raise BadInput("the weather's value is 1 to 65536 bytes, and its window no smaller")
+        raise BadInput("the weather's value is 1 to 65536 bytes, and its window no smaller",
+                       hint="as in value=495&window=15840")
     if max(weather.loss, weather.drop, weather.duplicate, weather.reorder, weather.corrupt) > 0.9:
-        raise BadInput("the weather's shares go from 0 to 0.9")
+        raise BadInput("the weather's shares go from 0 to 0.9", hint="as in loss=0.02, for one packet in fifty")
     if any(0 < each < SHORTEST_S for each in (weather.near, weather.away, weather.stall_every)):
-        raise BadInput("the weather's near, away and stall_every are 0, or at least 0.1 s")
+        raise BadInput("the weather's near, away and stall_every are 0, or at least 0.1 s",
+                       hint="as in near=240&away=120")
     return weather
 
 

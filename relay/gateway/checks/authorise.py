@@ -54,7 +54,7 @@ class AllowRule:
             raise ConfigError("an ID pattern names the role first", hint='for example "/edge/*"')
         allowed = frozenset(models)
         if not allowed:
-            raise ConfigError("a rule allows at least one model")
+            raise ConfigError("a rule allows at least one model", hint='as in models = ["gpt-4o-mini"]')
         if any("*" in model for model in allowed):
             raise ConfigError("models are named in full", hint="a * in a model name has no meaning here")
         return cls(tuple(segments), allowed)

@@ -119,7 +119,7 @@ class Enrolment:
         or, without `allow_gateway`, a privileged one; AuditUnavailable.
         """
         if not 1 <= ttl_s <= INVITATION_MAX_S:
-            raise SetupRefused("an invitation is good for 1 second to 1 hour")
+            raise SetupRefused("an invitation is good for 1 second to 1 hour", hint="as in --ttl 600")
         identity = SpiffeId(self._authority.trust_domain, "/" + role_path)
         if not _known(identity):
             raise BadInput(

@@ -31,12 +31,14 @@ def key_from_environment(name: str) -> Secret:
     """The variable's value; it is taken out of the environment, so that no child process has it. ConfigError."""
     value = os.environ.pop(name, None)
     if value is None:
-        raise ConfigError(f"the environment variable {name} that should hold the provider's key is not set")
+        raise ConfigError(f"the environment variable {name} that should hold the provider's key is not set",
+                          hint="set it where the gateway is started, or name a file by key_file")
     return _checked(value.encode("utf-8", "surrogateescape"))
 
 
 def _checked(data: bytes) -> Secret:
     key = data.strip()
     if not key or len(key) > _MAX or any(byte <= 0x20 or byte >= 0x7F for byte in key):
-        raise ConfigError("the provider's key is empty, too long, or not one word of ASCII")
+        raise ConfigError("the provider's key is empty, too long, or not one word of ASCII",
+                          hint="write it anew, as the provider gave it, alone in one line")
     return Secret(key)
