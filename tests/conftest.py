@@ -6,6 +6,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+import store.keys
+import store.sealed
+
 # The gates run the same examples each time, so that a red run means a change; `long` looks for new ones.
 # No deadlines: a busy machine is no counter-example.
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -14,6 +17,23 @@ settings.register_profile(
     "long", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+@pytest.fixture(scope="session", autouse=True)
+def stretched_once() -> Iterator[None]:
+    """Argon2id of the same passphrase, cost and salt is reckoned once in a run: it takes 0.2 s and 64 MiB a time."""
+    genuine, kept = store.keys.stretch, dict[tuple[bytes, store.keys.KdfCost, bytes], bytes]()
+
+    def stretch(passphrase: store.keys.Passphrase, cost: store.keys.KdfCost, salt: bytes) -> bytes:
+        asked = (passphrase.expose(), cost, salt)
+        if asked not in kept:
+            kept[asked] = genuine(passphrase, cost, salt)
+        return kept[asked]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.keys, "stretch", stretch)
+        patch.setattr(store.sealed, "stretch", stretch)
+        yield
+
 
 # The only reason for which a test may be skipped where CI is set: files from outside the repository.
 OUTSIDE = "outside vectors are absent"  # as tests/support/outside.py says it
