@@ -57,6 +57,8 @@ class App:
         self._while_open = WhileOpen()
         self._drains = False
         self._quotes = config.model.path is None  # a person's own choice of model may do better than the small one
+        self._chats: list[LlamaChat] = []
+        self._unloading: list[asyncio.Task[None]] = []
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
@@ -130,6 +132,8 @@ class App:
                 await ending.end()
             finally:
                 await asyncio.to_thread(database.close, store_is_locked)
+                # Their contexts hold what was read to them. Not awaited: an answer without documents may go on.
+                self._unloading = [asyncio.ensure_future(chat.unload()) for chat in self._chats]
         self._tell("the store is locked")
         return True
 
@@ -205,10 +209,11 @@ class App:
             self._quotes = False
         locate = partial(chat_model, self.config) if path is None else lambda: path
         settings = self.config.model
-        return LlamaChat(
+        self._chats.append(LlamaChat(
             locate, name=name, context=settings.context, threads=settings.threads,
             rest_after_s=settings.rest_after_s or None,
-        )
+        ))
+        return self._chats[-1]
 
     def retrieval(self) -> Retrieval:
         return Retrieval(Search(self.database), self.embedder())

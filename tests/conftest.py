@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 
 import store.keys
 import store.sealed
+from tests.support.stores import CachedStretch
 
 # The gates run the same examples each time, so that a red run means a change; `long` looks for new ones.
 # No deadlines: a busy machine is no counter-example.
@@ -18,17 +19,11 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+
 @pytest.fixture(scope="session", autouse=True)
 def stretched_once() -> Iterator[None]:
     """Argon2id of the same passphrase, cost and salt is reckoned once in a run: it takes 0.2 s and 64 MiB a time."""
-    genuine, kept = store.keys.stretch, dict[tuple[bytes, store.keys.KdfCost, bytes], bytes]()
-
-    def stretch(passphrase: store.keys.Passphrase, cost: store.keys.KdfCost, salt: bytes) -> bytes:
-        asked = (passphrase.expose(), cost, salt)
-        if asked not in kept:
-            kept[asked] = genuine(passphrase, cost, salt)
-        return kept[asked]
-
+    stretch = CachedStretch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.keys, "stretch", stretch)
         patch.setattr(store.sealed, "stretch", stretch)

@@ -14,6 +14,7 @@ from edge_client.app import App
 from edge_client.config import Config, RelaySettings
 from edge_client.dialing import Dialer
 from edge_client.engine.base import Message, Text
+from edge_client.engine.llama import LlamaChat
 from edge_client.errors import NoPassphrase, NoStore
 from edge_client.sessions import Clock
 from edge_client.while_open import store_is_locked
@@ -27,6 +28,7 @@ from tests.support.stores import CachedStretch
 from transport.links.base import Endpoint, Link
 
 PASSPHRASE = "correct horse"
+CHAT = App.chat  # the real one
 
 
 async def nobody_asks(call: Call) -> None:
@@ -180,6 +182,19 @@ async def test_nothing_holds_the_key_any_more(edge: App) -> None:
     assert held() == 1
     await edge.lock()
     assert held() == 0
+
+
+async def test_what_models_were_read_leaves_memory_with_them(edge: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    unloaded: list[str] = []
+
+    async def unload(chat: LlamaChat) -> None:
+        unloaded.append(chat.name)
+
+    monkeypatch.setattr(LlamaChat, "unload", unload)
+    CHAT(edge)
+    CHAT(edge, Path("other.gguf"), name="other")
+    await edge.lock()
+    await until(lambda: unloaded == ["local", "other"])
 
 
 async def test_a_key_of_another_store_leaves_it_locked(edge: App) -> None:
