@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bleak import BleakClient, BleakScanner
+from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import BaseBleakScanner
 from bleak.backends.service import BleakGATTServiceCollection
 from bleak.exc import (
@@ -493,6 +494,31 @@ async def test_a_hop_whose_services_are_not_shown_at_first_is_asked_again(fault:
         assert await rate(near, await made.arrival(), 1_000)
         assert len(connections) == 2
         await central.close()
+
+
+@pytest.mark.parametrize("info", [None, b""])
+@in_virtual_time
+async def test_a_connection_that_came_to_nothing_is_not_remembered(
+    info: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BlueZ may find a hop no longer after half a discovery."""
+    forgotten: list[str] = []
+
+    async def forget(_: BleCentral, device: BLEDevice) -> None:
+        forgotten.append(device.address)
+
+    monkeypatch.setattr(BleCentral, "_forget", forget)
+    async with lab("1m") as made:
+        near, far = await made.pair(await made.radio("edge"))
+        await asyncio.gather(near.close(), far.close())
+    assert not forgotten
+    made = Lab("1m", 1)
+    edge = await made.radio("edge")
+    await false_hop(made, info=info)
+    with pytest.raises(LinkLost):
+        await edge.connect("", timeout_s=10)
+    assert len(forgotten) == 1
+    await edge.close()
 
 
 # --- bad company ------------------------------------------------------------------------------------------------------

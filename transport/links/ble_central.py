@@ -150,17 +150,16 @@ class BleCentral:
         self._history(device.address).in_vain += 1
         try:
             return await self._open(device, timeout_s)
-        except _Stale as stale:
-            await self._forget(device)
+        except LinkLost as failure:
+            await self._forget(device)  # after half a discovery, BlueZ 5.66 no longer finds it by its service
             left = until - loop.time()
+            if not isinstance(failure, _Stale) or left <= 0:
+                raise
             with _as_link_lost():
-                again = await self._search(device.address.removesuffix("/P"), left) if left > 0 else []
+                again = await self._search(device.address.removesuffix("/P"), left)
             if not again or (left := until - loop.time()) <= 0:
                 raise
-            try:
-                return await self._open(again[0], left)
-            except LinkLost as error:
-                raise error from stale
+        return await self._open(again[0], left)
 
     async def _forget(self, device: BLEDevice) -> None:
         """Has BlueZ find out about the device anew. Other systems are not told."""
