@@ -103,8 +103,7 @@ async def test_H17_what_bluez_is_told_is_the_service_and_nothing_of_this_hop(lab
     told = {path: {name: value.value for name, value in next(iter(interfaces.values())).items()}
             for path, interfaces in reply.body[0].items()}
     assert told.pop("/causeway_advertisement") == {
-        "Type": "peripheral", "ServiceUUIDs": [SERVICE], "LocalName": "Causeway", "Discoverable": True,
-        "MinInterval": 100, "MaxInterval": 150}
+        "Type": "peripheral", "ServiceUUIDs": [SERVICE], "LocalName": "Causeway", "Discoverable": True}
     assert {one["UUID"]: one.get("Flags") for one in told.values()} == {
         SERVICE: None, RX: ["write-without-response"], TX: ["notify"], INFO: ["read"]}
     again = await lab.fake.ask(

@@ -29,7 +29,6 @@ from transport.links.gatt_link import GattLink
 CENTRALS_MAX: Final = 8  # pipes at once; while there are as many, the hop does not advertise
 SUBSCRIBE_S: Final = 10.0  # for an edge to begin another pipe after its last one ended
 RETRY_S: Final = (1.0, 30.0)  # first and longest wait before BlueZ is asked again
-ADVERTISE_MS: Final = (100, 150)  # shortest and longest pause; at 1.28 s, which is the default, a scan is long
 GENERIC_NAME: Final = "Causeway"
 _SEPARATE_SINCE: Final = (5, 77)
 _GATT: Final = "org.bluez.GattManager1"
@@ -345,7 +344,6 @@ def _objects(name: str) -> dict[str, dict[str, Properties]]:
         _ADVERTISEMENT: {"org.bluez.LEAdvertisement1": {
             "Type": Variant("s", "peripheral"), "ServiceUUIDs": Variant("as", [SERVICE]),
             "LocalName": Variant("s", name or GENERIC_NAME), "Discoverable": Variant("b", True),
-            "MinInterval": Variant("u", ADVERTISE_MS[0]), "MaxInterval": Variant("u", ADVERTISE_MS[1]),
         }},
     }
 
