@@ -45,6 +45,8 @@ FOR_TESTS = {  # everything but the tests that need them works without
     "chromium": "chromium",
     "gnome-keyring-daemon": "gnome-keyring",
     "dbus-run-session": "dbus",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "cpio": "cpio",
 }
 
 

@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import sys
+from typing import Any
 
 from bumble import hci
 from bumble.controller import Controller
@@ -56,6 +57,13 @@ class VhciController(VirtualController):
             return
         event = b"\1" + command.op_code.to_bytes(2, "little") + answer
         asyncio.get_running_loop().call_soon(self.host.on_packet, bytes([4, 0x0E, len(event)]) + event)
+
+    def on_hci_le_set_advertising_parameters_command(
+        self, command: hci.HCI_LE_Set_Advertising_Parameters_Command
+    ) -> Any:
+        """bumble takes the interval for milliseconds: 2.05 s between advertisements where a radio has 1.28 s."""
+        command.advertising_interval_min = round(command.advertising_interval_min * 0.625)
+        return super().on_hci_le_set_advertising_parameters_command(command)
 
     def on_hci_acl_data_packet(self, packet: hci.HCI_AclDataPacket) -> None:
         if packet.connection_handle in self.ends:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from bleak import BleakClient, BleakScanner
+from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import BaseBleakScanner
+from bleak.backends.service import BleakGATTServiceCollection
 from bleak.exc import (
     BleakBluetoothNotAvailableError,
     BleakBluetoothNotAvailableReason,
@@ -467,6 +469,56 @@ async def test_the_value_size_is_asked_for_until_it_is_known() -> None:
         near = await central.connect("", timeout_s=20)
         assert await rate(near, await made.arrival(), 100_000) > 80_000
         await central.close()
+
+
+@pytest.mark.parametrize("fault", ["absent", "failed"])
+@in_virtual_time
+async def test_a_hop_whose_services_are_not_shown_at_first_is_asked_again(fault: str) -> None:
+    """BlueZ says that services are resolved before it shows those that have moved, and a first connection may fail."""
+    async with lab("1m") as made:
+        backend = bleak_backend(await made.air.device("edge"))
+        connections: list[str] = []
+
+        class Behind(backend.client):  # type: ignore[name-defined, misc]
+            async def connect(self, pair: bool, **kwargs: Any) -> None:
+                await super().connect(pair, **kwargs)
+                connections.append(self.address)
+                if len(connections) > 1:
+                    return
+                if fault == "failed":
+                    raise BleakError("failed to discover services, device disconnected")
+                self.services = BleakGATTServiceCollection()
+
+        central = BleCentral(backend.scanner, Behind)
+        near = await central.connect("", timeout_s=20)
+        assert await rate(near, await made.arrival(), 1_000)
+        assert len(connections) == 2
+        await central.close()
+
+
+@pytest.mark.parametrize("info", [None, b""])
+@in_virtual_time
+async def test_a_connection_that_came_to_nothing_is_not_remembered(
+    info: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BlueZ may find a hop no longer after half a discovery."""
+    forgotten: list[str] = []
+
+    async def forget(_: BleCentral, device: BLEDevice) -> None:
+        forgotten.append(device.address)
+
+    monkeypatch.setattr(BleCentral, "_forget", forget)
+    async with lab("1m") as made:
+        near, far = await made.pair(await made.radio("edge"))
+        await asyncio.gather(near.close(), far.close())
+    assert not forgotten
+    made = Lab("1m", 1)
+    edge = await made.radio("edge")
+    await false_hop(made, info=info)
+    with pytest.raises(LinkLost):
+        await edge.connect("", timeout_s=10)
+    assert len(forgotten) == 1
+    await edge.close()
 
 
 # --- bad company ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bleak.backends.client import BaseBleakClient
+from bleak.backends.device import BLEDevice
 
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import BadInput, LinkLost
@@ -291,3 +292,21 @@ async def test_a_central_asks_bluez_where_bleak_was_told_the_least(
     assert await BleCentral()._longest(rx(20)) == 20
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
     assert await BleCentral()._longest(rx(20)) == 20
+
+
+@pytest.mark.parametrize(("said", "kept"), [
+    ({"Paired": False, "Trusted": False, "Blocked": False, "Connected": False}, False), ({}, False),
+    ({"Paired": True}, True), ({"Trusted": True}, True), ({"Blocked": True}, True), ({"Connected": True}, True),
+])
+async def test_a_central_has_bluez_forget_a_hop_but_nobody_that_is_known(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: dict[str, bool], kept: bool
+) -> None:
+    lab.fake.devices = {device(1): {"Connected": False} | said, device(2): {"Connected": False}}
+    hop = BLEDevice("00:00:00:00:00:01", None, {"path": device(1)})
+    await BleCentral(client=BaseBleakClient)._forget(hop)  # another's device has no path
+    assert device(1) in lab.fake.devices
+    await BleCentral()._forget(hop)
+    assert (device(1) in lab.fake.devices, device(2) in lab.fake.devices) == (kept, True)
+    await BleCentral()._forget(hop)  # it is not known any more
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
+    await BleCentral()._forget(hop)

@@ -28,6 +28,7 @@ class FakeBluez:
         self.adapters = [HCI0]
         self.application = self.advertisement = ""
         self.disconnected: list[str] = []
+        self.devices: dict[str, dict[str, bool]] = {}  # properties by path, of those that it remembers
         self.ends: list[socket.socket] = []
         self.changed = asyncio.Event()
         bus.add_message_handler(self._on_message)
@@ -94,7 +95,10 @@ class FakeBluez:
             return None
         self.changed.set()
         if message.member == "GetManagedObjects":
-            objects = {path: self._adapter() for path in self.adapters}
+            objects = {path: self._adapter() for path in self.adapters} | {
+                path: {"org.bluez.Device1": {name: Variant("b", value) for name, value in properties.items()}}
+                for path, properties in self.devices.items()
+            }
             return Message.new_method_return(message, "a{oa{sa{sv}}}", [objects])
         if message.member == "Get":
             return Message.new_method_return(message, "v", [Variant("q", self.mtu)])
@@ -102,6 +106,8 @@ class FakeBluez:
             self.disconnected.append(message.path or "")
         elif message.path not in self.adapters:
             return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownObject", "")
+        elif message.member == "RemoveDevice":
+            del self.devices[message.body[0]]
         else:
             verb, _, what = (message.member or "").replace("ister", "ister ").partition(" ")
             held = getattr(self, what.lower())

@@ -46,6 +46,10 @@ class _History:
     in_vain: int = 0  # connections since the last completed handshake
 
 
+class _Stale(LinkLost):
+    """A connection failed, or showed a device without its services: a system's memory of it may be out of date."""
+
+
 @dataclass(frozen=True)
 class _Heard:
     device: BLEDevice
@@ -82,7 +86,7 @@ class BleCentral:
             if left <= 0:
                 break
             try:
-                return await self._open(device, left if number == len(candidates) - 1 else left / 2)
+                return await self._reach(device, left if number == len(candidates) - 1 else left / 2)
             except LinkLost as error:
                 failure = error
         raise failure
@@ -135,8 +139,38 @@ class BleCentral:
             self._known.popitem(last=False)
         return history
 
-    async def _open(self, device: BLEDevice, timeout_s: float) -> GattLink:
+    async def _reach(self, device: BLEDevice, timeout_s: float) -> GattLink:
+        """Connects, and once more without what the system remembers of the device.
+
+        A hop's service moves with each registration. BlueZ then tells that services are resolved before it shows those
+        that are new (https://github.com/bluez/bluez/issues/1489), which looks like a device without them.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
         self._history(device.address).in_vain += 1
+        try:
+            return await self._open(device, timeout_s)
+        except LinkLost as failure:
+            await self._forget(device)  # after half a discovery, BlueZ 5.66 no longer finds it by its service
+            left = until - loop.time()
+            if not isinstance(failure, _Stale) or left <= 0:
+                raise
+            with _as_link_lost():
+                again = await self._search(device.address.removesuffix("/P"), left)
+            if not again or (left := until - loop.time()) <= 0:
+                raise
+        return await self._open(again[0], left)
+
+    async def _forget(self, device: BLEDevice) -> None:
+        """Has BlueZ find out about the device anew. Other systems are not told."""
+        if self._client is not None or sys.platform != "linux":
+            return
+        from transport.links.bluez_bus import forget
+
+        with contextlib.suppress(LinkLost):
+            await forget(device.details["path"])
+
+    async def _open(self, device: BLEDevice, timeout_s: float) -> GattLink:
         link: GattLink | None = None
 
         def disconnected(_: BleakClient) -> None:
@@ -165,7 +199,7 @@ class BleCentral:
         service = client.services.get_service(SERVICE)
         rx = service.get_characteristic(RX) if service else None
         if service is None or rx is None or not (service.get_characteristic(TX) and service.get_characteristic(INFO)):
-            raise LinkLost("this device has not the service of a hop", reason="error")
+            raise _Stale("this device has not the service of a hop", reason="error")
         try:
             info = Info.decode(bytes(await client.read_gatt_char(INFO)))
         except ProtocolViolation as error:
@@ -263,4 +297,4 @@ def _explain(error: Any) -> LinkLost:
     if isinstance(error, (OSError, EOFError)):  # no system bus: it is how bleak reaches BlueZ
         return LinkLost(
             "the system's Bluetooth service cannot be reached", reason="unavailable", hint="is BlueZ installed?")
-    return LinkLost("the connection to the hop failed", hint=_GO_NEARER)
+    return _Stale("the connection to the hop failed", hint=_GO_NEARER)

@@ -162,6 +162,21 @@ async def mtu_of(characteristic: str) -> int:
         bus.close()
 
 
+async def forget(device: str) -> None:
+    """Has BlueZ drop what it keeps of a remote device, by its path: services, names, the object. Not of one that is
+    connected, or paired, trusted or blocked by somebody. Raises LinkLost.
+    """
+    bus = BluezBus(lambda _: None)
+    await bus.open()
+    try:
+        known = (await bus.objects()).get(device, {}).get(DEVICE, {})
+        kept = ("Connected", "Paired", "Trusted", "Blocked")
+        if known and not any(known[name].value for name in kept if name in known):
+            await bus.call(device.rpartition("/")[0], ADAPTER, "RemoveDevice", "o", device)
+    finally:
+        bus.close()
+
+
 def _close(fd: int) -> None:
     with contextlib.suppress(OSError):
         os.close(fd)
