@@ -17,6 +17,7 @@ from transport.links.rfcomm import REDIAL_S, SERVICE, RfcommDialer, RfcommLink
 from transport.links.virtual_time import run
 
 needs_bus = pytest.mark.skipif(shutil.which("dbus-daemon") is None, reason="needs dbus-daemon")
+LIMIT_S = 30.0
 HOP = Endpoint.parse("rfcomm:00:11:22:33:44:55")
 
 
@@ -24,7 +25,7 @@ HOP = Endpoint.parse("rfcomm:00:11:22:33:44:55")
 async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeBluez]:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
     monkeypatch.setattr(rfcomm_bluez, "RETRY_S", (0.01, 0.1))
-    async with asyncio.timeout(60), fake_bluez() as made:
+    async with fake_bluez() as made:
         yield made
 
 
@@ -39,9 +40,13 @@ async def says(fake: FakeBluez, number: int = 1) -> bytes:
     with near:
         near.setblocking(False)
         assert not await fake.connect(device(number), far)
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(near, b"pump")
-        return await loop.sock_recv(near, 100)
+        near.send(b"pump")
+        return await heard(near)
+
+
+async def heard(near: socket.socket) -> bytes:
+    async with asyncio.timeout(LIMIT_S):
+        return await asyncio.get_running_loop().sock_recv(near, 100)
 
 
 @needs_bus
@@ -111,7 +116,7 @@ async def test_the_end_of_the_listener_is_the_end_of_its_links(fake: FakeBluez) 
         near.setblocking(False)
         assert not await fake.connect(device(1), far)
         await listener.close()
-        assert await asyncio.get_running_loop().sock_recv(near, 1) == b""
+        assert await heard(near) == b""
     os.close(kept)
 
 
@@ -122,7 +127,7 @@ async def test_descriptors_that_nobody_asked_for_are_closed(fake: FakeBluez) -> 
     with near:
         near.setblocking(False)
         assert await fake.connect(device(1), far, member="NoSuchCall")
-        assert await asyncio.get_running_loop().sock_recv(near, 1) == b""
+        assert await heard(near) == b""
     await listener.close()
 
 
