@@ -50,7 +50,7 @@ class Dialer:
         if scheme == "wss":
             return await connect(endpoint, timeout_s=CONNECT_S, tls=await self._tls())
         if scheme != "ble":
-            return await connect(endpoint, timeout_s=CONNECT_S)
+            return await connect(endpoint, timeout_s=RADIO_CONNECT_S if scheme == "rfcomm" else CONNECT_S)
         radio = await self._switched_on()
         try:
             return await connect(endpoint, timeout_s=RADIO_CONNECT_S, radio=radio)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 HOP: Final = typer.Option(
-    "--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge or ble:; else the invitation's."
+    "--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge, ble: or rfcomm:ADDRESS; else the invitation's."
 )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TUNNEL_PATH: Final = "/v1/tunnel"
 RETRY_S: Final = (5.0, 300.0)  # first and longest wait between attempts to renew
 CHECK_S: Final = 60.0  # a laptop that slept must notice that its SVID has run out
+_RADIO: Final = ("ble", "rfcomm")
 REPORTS: Final = Rate(0.1, 20)  # lines: strangers must not fill a log
 
 
@@ -108,8 +109,8 @@ class Hop:
     async def _on_link(self, edge: Link) -> None:
         door = edge.peer.partition(":")[0]
         # A Bluetooth address is made up as one likes, so the radio is one source, as a socket is.
-        source = "ble" if door == "ble" else source_of_link(edge.peer)
-        if not self._places.take(source, share=self._limits.per_door if door in ("unix", "ble") else None):
+        source = door if door in _RADIO else source_of_link(edge.peer)
+        if not self._places.take(source, share=self._limits.per_door if door in ("unix", *_RADIO) else None):
             if self._places.taken >= self._limits.max_links:
                 self._tell(f"all {self._limits.max_links} links are taken; one more was turned away")
             else:
@@ -126,7 +127,7 @@ class Hop:
             self._places.leave(source)
 
     async def _serve(self, edge: Link, door: str) -> None:
-        culprit = edge.peer if door == "ble" else source_of_link(edge.peer)
+        culprit = edge.peer if door in _RADIO else source_of_link(edge.peer)
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._patience.pause(culprit, loop.time()))
         try:

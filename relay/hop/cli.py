@@ -61,7 +61,7 @@ def join(
 def serve(
     listen: Annotated[
         list[str],
-        typer.Option("--listen", help="ble, ble:NAME, tcp:HOST:PORT or unix:PATH for edges; may be repeated."),
+        typer.Option("--listen", help="ble, ble:NAME, rfcomm, tcp:HOST:PORT or unix:PATH for edges; may be repeated."),
     ],
     gateway: Annotated[
         str | None,
@@ -91,7 +91,7 @@ def serve(
     from relay.hop.pipe import PipeLimits
     from transport.links.base import Endpoint
 
-    endpoints = [Endpoint.parse("ble:" if text.strip() == "ble" else text) for text in listen]
+    endpoints = [Endpoint.parse(f"{text}:" if text in ("ble", "rfcomm") else text) for text in map(str.strip, listen)]
     folder = home.expanduser()
     hop_home = identity.HopHome(folder, _passphrase(passphrase_file, confirm=False))
     me = hop_home.load()

@@ -112,7 +112,7 @@ async def next_edge_after_the_last(stack: Stack) -> str:
     return f"{(time.monotonic() - begun) / 3:.1f} s each"
 
 
-async def lost_in_the_middle(made: Lab, near: Link, far: Link) -> None:
+async def lost_in_the_middle(made: object, near: Link, far: Link) -> None:
     for end in (near, far):
         try:
             async with asyncio.timeout(20):

@@ -20,16 +20,18 @@ from transport.links.virtual_radio import VirtualRadio
 
 # With these two the kernel waits for events that bumble's controllers do not send.
 _NOT_OFFERED = hci.LeFeatureMask.LL_PRIVACY | hci.LeFeatureMask.LE_EXTENDED_ADVERTISING
-
+ACL_MAX = 1021  # bytes of a packet of BR/EDR
 
 # What the kernel asks of a controller of BR/EDR and bumble's does not know, with the answers of one that can little.
 _ANSWERS = {
     0x0C05: b"\0",  # set event filter
     0x0C16: b"\0",  # write connection accept timeout
     0x0C1B: b"\0\0\x08\x12\0",  # read page scan activity
+    0x0C1C: b"\0",  # write page scan activity
     0x0C25: b"\0\x60\0",  # read voice setting
     0x0C38: b"\0\1",  # read number of supported IACs
     0x0C39: b"\0\1\x33\x8b\x9e",  # read current IAC LAP
+    0x0C3A: b"\0",  # write current IAC LAP
     0x0C45: b"\0",  # write inquiry mode
     0x0C46: b"\0\0",  # read page scan type
     0x0C58: b"\0\0",  # read inquiry response transmit power level
@@ -38,6 +40,12 @@ _ANSWERS = {
 
 class VhciRadio(VirtualRadio):
     """Whose controllers have connections of BR/EDR as well, at once and without a timing model."""
+
+    def drop(self, which: str | None = None) -> None:
+        super().drop(which)
+        for controller in self._on_air:
+            for peer in list(controller.classic_connections):
+                controller.on_classic_disconnected(peer, hci.HCI_CONNECTION_TIMEOUT_ERROR)
 
     def send_acl_data(
         self, sender_controller: Controller, destination_address: hci.Address, transport: PhysicalTransport,
@@ -65,6 +73,16 @@ class VhciController(VirtualController):
         command.advertising_interval_min = round(command.advertising_interval_min * 0.625)
         return super().on_hci_le_set_advertising_parameters_command(command)
 
+    def on_link_acl_data(self, sender_address: hci.Address, transport: PhysicalTransport, data: bytes) -> None:
+        """bumble's own gives the host a whole L2CAP packet at once, however long, and the kernel takes no such."""
+        connection = self.classic_connections.get(sender_address)
+        if transport != PhysicalTransport.BR_EDR or connection is None:
+            super().on_link_acl_data(sender_address, transport, data)
+            return
+        for start in range(0, len(data), ACL_MAX):
+            part = data[start:start + ACL_MAX]
+            self.send_hci_packet(hci.HCI_AclDataPacket(connection.handle, 1 if start else 2, 0, len(part), part))
+
     def on_hci_acl_data_packet(self, packet: hci.HCI_AclDataPacket) -> None:
         if packet.connection_handle in self.ends:
             super().on_hci_acl_data_packet(packet)
@@ -84,6 +102,7 @@ class Adapters:
         controller.le_features &= ~_NOT_OFFERED
         if classic:
             controller.lmp_features &= ~hci.LmpFeatureMask.BR_EDR_NOT_SUPPORTED
+            controller.acl_data_packet_length, controller.total_num_acl_data_packets = ACL_MAX, 8
         controller.host = transport.sink
         transport.source.set_packet_sink(controller)
         self.plugged[number] = transport, controller

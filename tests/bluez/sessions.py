@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from relay.hop.identity import HopHome
@@ -44,20 +45,25 @@ async def lab(stack: Stack) -> Lab:
     """Made by the first step that needs it, which takes the longest, and closed with the stack."""
     if isinstance(stack.lab, Lab):
         return stack.lab
-    folder, exits = Path(stack.exits.enter_context(tempfile.TemporaryDirectory())), stack.exits
+    stack.lab = await chain(stack.exits, "ble", "ble:")
+    return stack.lab
+
+
+async def chain(exits: AsyncExitStack, listen: str, endpoint: str) -> Lab:
+    """A gateway, a hop that listens so, and an edge that has joined by way of `endpoint`."""
+    folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
     provider = await exits.enter_async_context(MockProvider())
     gateway = await exits.enter_async_context(gateway_process(folder / "gateway", provider.base_url))
     await join_hop(HopHome(folder / "hop", Passphrase("hop pass")), await gateway.invite("hop/pi"), gateway.https)
     await exits.enter_async_context(relay(
         "hop", "serve", "--home", str(folder / "hop"), "--passphrase-file",
-        secret_file(folder / "hop-pass", "hop pass"), "--listen", "ble", "--radio", f"system:hci{HOP}",
+        secret_file(folder / "hop-pass", "hop pass"), "--listen", listen, "--radio", f"system:hci{HOP}",
     ))
     edge = EdgeHome(folder / "edge", f"system:hci{EDGE}")
-    invitation = (await gateway.invite("edge/lap-1", "ble:")).encode()
+    invitation = (await gateway.invite("edge/lap-1", endpoint)).encode()
     line = secret_file(folder / "invitation", invitation)
     await edge.run("join", "--invitation-file", line)
-    stack.lab = made = Lab(edge, provider)
-    return made
+    return Lab(edge, provider)
 
 
 async def join_and_ask(stack: Stack) -> str:

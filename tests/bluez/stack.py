@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from dbus_fast import Variant
@@ -65,6 +66,22 @@ class Stack:
                                          Variant("b", True))
                 except (LinkLost, KeyError):
                     await asyncio.sleep(0.2)
+
+    @contextlib.asynccontextmanager
+    async def classic(self) -> AsyncIterator[None]:
+        """Adapters that can BR/EDR as well, instead of the others: with those, BlueZ may choose either for a device."""
+        await self._replug(" classic")
+        try:
+            yield
+        finally:
+            await self._replug("")
+
+    async def _replug(self, kind: str) -> None:
+        for number in (HOP, EDGE):
+            await self.radio(f"remove {number}")
+        for number in (HOP, EDGE):
+            await self.radio(f"add {number}{kind}")
+            await self.switch_on(number)
 
     async def close(self) -> None:
         await self.exits.aclose()

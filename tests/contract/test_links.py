@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import shutil
 import socket
 import struct
 import time
@@ -13,11 +14,13 @@ import pytest
 from aiohttp import web
 
 from tests.support.ca import Ca
+from tests.support.fake_bluez import device, fake_bluez
 from tests.support.memory_link import memory_links
 from transport.errors import CloseReason, LinkLost
 from transport.identity.tls import client_context, server_context
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint, Link, connect, listen
 from transport.links.radio import OpenRadio
+from transport.links.rfcomm import RfcommDialer
 from transport.links.virtual_radio import VirtualRadio
 from transport.links.websocket import WebSocketLink, accept_websocket
 
@@ -117,15 +120,49 @@ async def ble_pair() -> AsyncIterator[Pair]:
     await asyncio.gather(edge.close(), hop.close())
 
 
-@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "memory"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+@contextlib.asynccontextmanager
+async def rfcomm_pair() -> AsyncIterator[Pair]:
+    """The edge's and the hop's real code on a stand-in for BlueZ; the connection is a Unix socket's."""
+    arrived: asyncio.Queue[Link] = asyncio.Queue()
+    over = asyncio.Event()
+
+    async def hold(link: Link) -> None:
+        arrived.put_nowait(link)
+        await over.wait()
+
+    async with fake_bluez() as fake:
+        async def open_socket(address: str, channel: int | None) -> socket.socket:
+            near, far = socket.socketpair()
+            assert not await fake.connect(device(1), far)
+            return near
+
+        listener = await listen(Endpoint.parse("rfcomm:"), hold)
+        near = await RfcommDialer(open_socket).connect(Endpoint.parse("rfcomm:00:00:00:00:00:02"), timeout_s=10)
+        far = await arrived.get()
+
+        async def abort() -> None:
+            far._sock.shutdown(socket.SHUT_RDWR)
+
+        yield near, far, abort
+        over.set()
+        await near.close()
+        await listener.close()
+
+
+@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "memory", "rfcomm-unix"])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
     makers = {
         "tcp": lambda: stream_pair(Endpoint.parse("tcp:127.0.0.1:0")),
         "unix": lambda: stream_pair(Endpoint("unix", str(tmp_path / "s"))),
         "websocket": websocket_pair,
         "ble": ble_pair,
         "memory": memory_pair,
+        "rfcomm-unix": rfcomm_pair,
     }
+    if request.param == "rfcomm-unix":
+        if shutil.which("dbus-daemon") is None:
+            pytest.skip("needs dbus-daemon")
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")  # so that it is put back
     async with makers[request.param]() as made:
         async with asyncio.timeout(60):
             yield made

@@ -19,14 +19,16 @@ def device(number: int) -> str:
 
 
 class FakeBluez:
-    """`application` and `advertisement` are the names on the bus of who has registered one now, "" for nobody."""
+    """`application`, `advertisement` and `profile` are the names on the bus of who has registered one now, or ""."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self.powered = True
+        self.set: dict[str, Any] = {"Discoverable": False, "DiscoverableTimeout": 180}  # properties, by name
         self.mtu = 517
         self.adapters = [HCI0]
-        self.application = self.advertisement = ""
+        self.application = self.advertisement = self.profile = ""
+        self.profile_options: dict[str, Any] = {}
         self.disconnected: list[str] = []
         self.devices: dict[str, dict[str, bool]] = {}  # properties by path, of those that it remembers
         self.ends: list[socket.socket] = []
@@ -37,12 +39,12 @@ class FakeBluez:
         await self._bus.request_name("org.bluez")
 
     async def stop(self) -> None:
-        self.application = self.advertisement = ""
+        self.application = self.advertisement = self.profile = ""
         await self._bus.release_name("org.bluez")
 
     def restart(self) -> None:
         """So quickly that nobody finds it absent."""
-        self.application = self.advertisement = ""
+        self.application = self.advertisement = self.profile = ""
         for member, signature, body in (("ReleaseName", "s", ["org.bluez"]), ("RequestName", "su", ["org.bluez", 0])):
             self._bus.send(Message("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", member,
                                    signature=signature, body=body))
@@ -90,6 +92,14 @@ class FakeBluez:
         self.ends.append(end)
         return end
 
+    async def connect(self, path: str, end: socket.socket, *, member: str = "NewConnection") -> str:
+        """Gives the profile this connection of a device, and lets go of it; the name of the error, "" for none."""
+        reply = await self._bus.call(Message(
+            self.profile, "/causeway_rfcomm", "org.bluez.Profile1", member, signature="oha{sv}",
+            body=[path, 0, {"Version": Variant("q", 1)}], unix_fds=[end.fileno()]))
+        end.close()
+        return reply.error_name or ""
+
     def _on_message(self, message: Message) -> Message | None:
         if message.message_type is not MessageType.METHOD_CALL or message.interface == "org.freedesktop.DBus.Peer":
             return None
@@ -102,9 +112,12 @@ class FakeBluez:
             return Message.new_method_return(message, "a{oa{sa{sv}}}", [objects])
         if message.member == "Get":
             return Message.new_method_return(message, "v", [Variant("q", self.mtu)])
-        if message.member == "Disconnect":
+        if message.member == "Set":
+            assert message.path in self.adapters and message.body[1] in self.set
+            self.set[message.body[1]] = message.body[2].value
+        elif message.member == "Disconnect":
             self.disconnected.append(message.path or "")
-        elif message.path not in self.adapters:
+        elif message.path not in (*self.adapters, "/org/bluez"):
             return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownObject", "")
         elif message.member == "RemoveDevice":
             del self.devices[message.body[0]]
@@ -114,10 +127,14 @@ class FakeBluez:
             if bool(held) is (verb == "Register"):
                 return Message.new_error(message, f"org.bluez.Error.{'Already' if held else 'DoesNot'}Exist", "")
             setattr(self, what.lower(), message.sender if verb == "Register" else "")
+            if message.member == "RegisterProfile":
+                self.profile_options = {"UUID": message.body[1], **{key: v.value for key, v in message.body[2].items()}}
         return Message.new_method_return(message)
 
     def _adapter(self) -> dict[str, dict[str, Variant]]:
-        return {"org.bluez.Adapter1": {"Powered": Variant("b", self.powered)}, **{name: {} for name in MANAGERS}}
+        properties = {name: Variant("b" if isinstance(value, bool) else "u", value) for name, value in self.set.items()}
+        return {"org.bluez.Adapter1": {"Powered": Variant("b", self.powered), **properties},
+                **{name: {} for name in MANAGERS}}
 
     def _property(self, path: str, interface: str, name: str, value: bool) -> None:
         self._signal(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",

@@ -21,6 +21,8 @@ async def ignore(link: Link) -> None:
     "wss://gw.example:8443", "wss://[::1]:8443/v1/tunnel", "unix:/with:colon",
     "tcp:gw.example.:1", "tcp:" + "a" * 63 + ":1", "wss://gw.example.", "tcp:my_host-1:1",
     "ble:", "ble:relay1", "ble:F0:F1:F2:F3:F4:F5", "sim:ble-1m@tcp:127.0.0.1:1", "sim:sat?loss=0.02&seed=7@unix:/a@b",
+    "rfcomm:", "rfcomm:?channel=30", "rfcomm:00:1A:7D:DA:71:13", "rfcomm:00:1A:7D:DA:71:13?channel=1",
+    "sim:rfcomm@rfcomm:00:1A:7D:DA:71:13?channel=9",
 ])
 def test_endpoints_that_are_endpoints(text: str) -> None:
     assert str(Endpoint.parse(f" {text}\n")) == text
@@ -33,6 +35,8 @@ def test_endpoints_that_are_endpoints(text: str) -> None:
     "tcp:a..b:1", "tcp:.:1", "tcp:" + "a" * 64 + ":1", "tcp:" + "a." * 127 + ":1", "tcp:.h:1", "wss://a..b", "wss://.",
     "wss://" + "a" * 64 + "/x", "wss://" + "a." * 127 + ":1/x",
     "ble: x", "ble:" + "n" * 65, "ble:a\nb", "sim:", "sim:ble-1m", "sim:@tcp:h:1", "sim:ble-1m@", "sim:ble-1m@udp:h:1",
+    "rfcomm:name", "rfcomm:00:1A:7D:DA:71", "rfcomm:00:1a:7d:da:71:13", "rfcomm:?channel=0", "rfcomm:?channel=31",
+    "rfcomm:?channel=", "rfcomm:?channel=01", "rfcomm:?psm=1", "rfcomm:?channel=1&x=2",
     "sim:a@sim:b@tcp:h:1", "sim:a?" + "x" * 256 + "@tcp:h:1",
 ])
 def test_what_is_no_endpoint(text: str) -> None:

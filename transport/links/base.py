@@ -5,6 +5,7 @@ A link promises order and back-pressure, and nothing else: no secrecy, no integr
 
 import re
 import ssl
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
@@ -21,7 +22,11 @@ _HOST = re.compile(rf"{_LABELS}|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _URL = re.compile(rf"//(?P<host>{_LABELS}|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{{1,5}}))?(?P<path>/[\x21-\x7e]*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}", re.ASCII)
 _SIM = re.compile(r"(?P<weather>[a-z0-9][a-z0-9-]{0,31}(\?[\x21-\x3f\x41-\x7e]{0,255})?)@(?P<inner>.+)", re.ASCII)
-_FORMS: Final = "an endpoint is tcp:HOST:PORT, unix:PATH, wss://HOST:PORT, ble: or ble:NAME, or sim:PROFILE@ENDPOINT"
+_RFCOMM = re.compile(r"((?:[0-9A-F]{2}:){5}[0-9A-F]{2})?(\?channel=([1-9]|[12][0-9]|30))?", re.ASCII)
+_FORMS: Final = (
+    "an endpoint is tcp:HOST:PORT, unix:PATH, wss://HOST:PORT, ble: or ble:NAME, rfcomm:[ADDRESS][?channel=N], or "
+    "sim:PROFILE@ENDPOINT"
+)
 
 
 class Link(Protocol):
@@ -61,8 +66,9 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to connect or listen. `address` is HOST:PORT, a path, a Bluetooth name or address ("" for any hop), what
-    follows `wss:`, or for `sim` a profile of weather (`transport.links.simulated`) and the endpoint that it lies over.
+    """Where to connect or listen. `address` is HOST:PORT, a path, a Bluetooth name or address ("" for any hop), for
+    `rfcomm` an address ("" to listen) and a channel, what follows `wss:`, or for `sim` a profile of weather
+    (`transport.links.simulated`) and the endpoint that it lies over.
     """
 
     scheme: str
@@ -70,11 +76,11 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH`, `wss://HOST[:PORT][/PATH]`, `ble:[NAME]` or
-        `sim:PROFILE[?NAME=VALUE&...]@ENDPOINT`. BadInput.
+        """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH`, `wss://HOST[:PORT][/PATH]`, `ble:[NAME]`,
+        `rfcomm:[ADDRESS][?channel=1..30]` or `sim:PROFILE[?NAME=VALUE&...]@ENDPOINT`. BadInput.
         """
         scheme, colon, address = text.strip().partition(":")
-        valid = {"tcp": _is_host_port, "unix": _is_path, "wss": _is_url, "ble": _is_ble, "sim": _is_sim}.get(scheme)
+        valid = _VALID.get(scheme)
         if not colon or valid is None:
             raise BadInput("this is not an endpoint", hint=_FORMS)
         if not valid(address):
@@ -125,6 +131,10 @@ async def connect(
         from transport.links.websocket import connect_websocket  # the HTTP client takes 170 ms to import
 
         return await connect_websocket(endpoint, tls=tls, timeout_s=timeout_s)
+    if endpoint.scheme == "rfcomm":
+        from transport.links.rfcomm import connect_rfcomm
+
+        return await connect_rfcomm(endpoint, timeout_s=timeout_s)
     from transport.links.tcp import connect_stream
 
     return await connect_stream(endpoint, timeout_s=timeout_s)
@@ -133,7 +143,7 @@ async def connect(
 async def listen(
     endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]], *, radio: Radio | None = None
 ) -> Listener:
-    """Accepts links on a tcp, unix or ble endpoint; each runs `on_link` in a task of its own and is closed after it.
+    """Accepts links on a tcp, unix, ble or rfcomm endpoint; each runs `on_link` in its own task, is closed after it.
 
     Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept) and for sim.
     """
@@ -143,6 +153,12 @@ async def listen(
         if radio is None:
             raise BadInput("no Bluetooth radio is open", hint="open one, see transport.links.radio")
         return await radio.listen(on_link, name=endpoint.address)
+    if endpoint.scheme == "rfcomm":
+        if sys.platform != "linux":
+            raise BadInput("a hop for RFCOMM needs Linux and its BlueZ", hint="listen on ble: or tcp:HOST:PORT")
+        from transport.links.rfcomm_bluez import listen_rfcomm
+
+        return await listen_rfcomm(endpoint, on_link)
     from transport.links.tcp import listen_stream
 
     return await listen_stream(endpoint, on_link)
@@ -159,6 +175,10 @@ def _is_port(port: str) -> bool:
 
 def _is_ble(address: str) -> bool:
     return not address or _NAME.fullmatch(address) is not None
+
+
+def _is_rfcomm(address: str) -> bool:
+    return _RFCOMM.fullmatch(address) is not None
 
 
 def _is_sim(address: str) -> bool:
@@ -183,3 +203,8 @@ def _is_path(address: str) -> bool:
 def _is_url(address: str) -> bool:
     match = _URL.fullmatch(address)
     return match is not None and (match["port"] is None or _is_port(match["port"]))
+
+
+_VALID: Final[dict[str, Callable[[str], bool]]] = {
+    "tcp": _is_host_port, "unix": _is_path, "wss": _is_url, "ble": _is_ble, "rfcomm": _is_rfcomm, "sim": _is_sim,
+}

@@ -20,11 +20,11 @@ ADAPTER: Final = "org.bluez.Adapter1"
 DEVICE: Final = "org.bluez.Device1"
 CALL_S: Final = 10.0
 _OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
-_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _RULES: Final = (
     f"type='signal',sender='{BLUEZ}',interface='{_OBJECTS}'",
-    f"type='signal',sender='{BLUEZ}',interface='{_PROPERTIES}',arg0='{ADAPTER}'",
-    f"type='signal',sender='{BLUEZ}',interface='{_PROPERTIES}',arg0='{DEVICE}'",
+    f"type='signal',sender='{BLUEZ}',interface='{PROPERTIES}',arg0='{ADAPTER}'",
+    f"type='signal',sender='{BLUEZ}',interface='{PROPERTIES}',arg0='{DEVICE}'",
     f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{BLUEZ}'",
 )
 _ACCESS: Final = "allow this program to use Bluetooth by a D-Bus policy, as in bluetooth.conf"
@@ -74,7 +74,8 @@ class BluezBus:
         methods: Mapping[tuple[str, str], Callable[[Properties], tuple[str, list[Any], int | None]]],
     ) -> None:
         """What BlueZ finds here. A method, by path and name, is given the options of its call and returns signature,
-        body and a file descriptor to be sent, which is closed here; it may raise Refused.
+        body and a file descriptor to be sent, which is closed here; it may raise Refused. A descriptor that comes with
+        a call, from then on the method's own, and its device are given as the options "fd" and "device".
         """
         self._own = {path: dict(interfaces) for path, interfaces in objects.items()}
         self._methods = dict(methods)
@@ -122,13 +123,17 @@ class BluezBus:
         body = message.body
         if message.interface == _OBJECTS and message.member == "GetManagedObjects":
             return Message.new_method_return(message, "a{oa{sa{sv}}}", [self._own])
-        if message.interface == _PROPERTIES and message.member == "GetAll" and len(body) == 1:
+        if message.interface == PROPERTIES and message.member == "GetAll" and len(body) == 1:
             properties = self._own.get(message.path or "", {}).get(body[0], {})
             return Message.new_method_return(message, "a{sv}", [properties])
         method = self._methods.get((message.path or "", message.member or ""))
         if method is None:
+            for unwanted in message.unix_fds:
+                _close(unwanted)
             return None
         options = next((part for part in reversed(body) if isinstance(part, dict)), {})
+        if message.unix_fds:
+            options = {**options, "device": Variant("o", str(body[0])), "fd": Variant("h", message.unix_fds[0])}
         try:
             signature, values, fd = method(options)
         except Refused as error:
@@ -156,7 +161,7 @@ async def mtu_of(characteristic: str) -> int:
     bus = BluezBus(lambda _: None)
     await bus.open()
     try:
-        found = await bus.call(characteristic, _PROPERTIES, "Get", "ss", "org.bluez.GattCharacteristic1", "MTU")
+        found = await bus.call(characteristic, PROPERTIES, "Get", "ss", "org.bluez.GattCharacteristic1", "MTU")
         return int(found[0].value)
     finally:
         bus.close()
