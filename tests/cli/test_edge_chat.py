@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.commands.beside import Beside
@@ -30,7 +29,6 @@ from edge_client.errors import EngineFailed
 from edge_client.history import NAMESPACE, History
 from store.settings import Settings
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
-from tests.support.stores import CachedStretch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Piped = Callable[..., tuple[int, str, str]]
@@ -56,7 +54,6 @@ def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     secret.chmod(0o600)
     monkeypatch.setenv("CAUSEWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     chat, embedder = Engine(), FakeEmbedder()
 
     def make(self: App, path: Path | None = None, name: str = "local") -> Engine:

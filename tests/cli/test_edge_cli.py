@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.commands import terminal
@@ -26,7 +25,6 @@ from edge_client.errors import GaveUp, Unreached
 from edge_client.extracts import extract
 from store.keys import Passphrase, create_key
 from tests.support.fake_engine import FakeChat, FakeEmbedder, FakeRelay
-from tests.support.stores import CachedStretch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PASSPHRASE = "correct horse"
@@ -54,7 +52,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CAUSEWAY_HOME", str(home))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE", raising=False)
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     return home
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from tests.support.fake_engine import FakeEmbedder
-from tests.support.stores import CachedStretch
 
 Edge = Callable[..., Result]
 
@@ -24,7 +22,6 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edge:
     monkeypatch.setenv("CAUSEWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE", raising=False)
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     monkeypatch.setattr(App, "embedder", lambda self, progress=None: embedder)
 
     def run(*arguments: str) -> Result:

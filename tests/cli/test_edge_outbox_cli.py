@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.config import Config
@@ -20,7 +19,6 @@ from tests.support.ca import Ca
 from tests.support.edge_lab import ENDPOINT, join_gateway
 from tests.support.fake_engine import sse
 from tests.support.fake_gateway import Call, FakeClock, FakeGateway, say_hello
-from tests.support.stores import CachedStretch
 from transport.messages import RequestHeader, encode_header
 
 Edge = Callable[..., Any]
@@ -33,7 +31,6 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
     monkeypatch.setenv("CAUSEWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE", raising=False)
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
 
     def run(*arguments: str) -> Any:
         done = CliRunner().invoke(app, list(arguments))

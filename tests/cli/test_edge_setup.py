@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from store.keys import held_for
@@ -25,7 +24,6 @@ from tests.support.edge_lab import ENDPOINT
 from tests.support.fake_engine import FakeEmbedder
 from tests.support.fake_gateway import FakeGateway, say_hello
 from tests.support.fake_keyring import FakeSecretService
-from tests.support.stores import CachedStretch
 from transport.errors import LinkLost
 from transport.identity.join import Invitation
 from transport.links.base import Link
@@ -41,7 +39,6 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEmbedder:
     secret.chmod(0o600)
     monkeypatch.setenv("CAUSEWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     monkeypatch.setattr("edge_client.engine.models.installed", lambda: {"model": True, "embedder": True})
     embedder = FakeEmbedder()
     monkeypatch.setattr(App, "embedder", lambda self, progress=None: embedder)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.app import App
 from edge_client.cli import app
 from edge_client.config import Config
@@ -20,7 +19,6 @@ from edge_client.promises import Kept
 from tests.support.ca import Ca
 from tests.support.edge_lab import ENDPOINT, join_gateway
 from tests.support.fake_gateway import FakeClock, FakeGateway, say_hello
-from tests.support.stores import CachedStretch
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link
 
@@ -42,7 +40,6 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Models) -> 
     secret.chmod(0o600)
     monkeypatch.setenv("CAUSEWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(secret))
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     monkeypatch.setattr("edge_client.posture.posture", lambda home: Posture("unknown", "in a test"))
     gateway = FakeGateway(Ca(), say_hello)
     real = GatewayClient.close

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-import store.keys
-import store.sealed
 from edge_client.answering import Assistant
 from edge_client.api.names import Names
 from edge_client.api.server import make_runner
@@ -33,20 +31,12 @@ from tests.support.gateway_lab import chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport import telemetry
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link
 
-CACHED = CachedStretch()
 STREAM = [chunk(f"{number} " + "x" * 400) for number in range(40)] + [b"data: [DONE]\n\n"]
 WHOLE = b"".join(STREAM)
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-import store.keys
-import store.sealed
 from edge_client.dialing import Dialer, WssTrust
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, join
@@ -34,20 +32,12 @@ from tests.support.edge_lab import read, until
 from tests.support.gateway_lab import chat, make_folder
 from tests.support.joining_gateway import JoiningGateway
 from tests.support.mock_provider import STREAM, MockProvider
-from tests.support.stores import CachedStretch
 from transport import telemetry
 from transport.errors import IdentityRefused, LinkLost, TransportError
 from transport.identity.tls import server_context, unverified_context
 from transport.links.base import Endpoint, Link, connect
 
-CACHED = CachedStretch()
 LIMIT = 60.0
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

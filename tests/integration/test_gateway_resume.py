@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway.journal import JournalLimits
 from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker
 from store.database import Connection
@@ -20,7 +18,6 @@ from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import LinkLost, PeerRefused, RequestRefused, StreamEnded, TicketRefused
 from transport.events import EventEncoder
@@ -31,18 +28,11 @@ from transport.primitives import random_bytes
 from transport.stream import Progress
 from transport.tickets import Wallet
 
-CACHED = CachedStretch()  # one Argon2 for all these gateways
 STREAM = [chunk(f"{number} " + "x" * 900) for number in range(300)] + [b"data: [DONE]\n\n"]
 _encoder = EventEncoder()
 _HELD = _encoder.feed(STREAM[0] + STREAM[1])
 HELD = len(_HELD)  # what comes of what a provider in mode stream_stall gives before it waits
 WHOLE = _HELD + _encoder.feed(b"".join(STREAM[2:])) + _encoder.finish()
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

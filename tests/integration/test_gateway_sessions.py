@@ -7,28 +7,18 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway.audit.refusals import PER_MINUTE
 from relay.gateway.sessions import SessionLimits
 from tests.support.connection_pair import make_pair
 from tests.support.gateway_lab import DOMAIN, Clock, make_folder
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.errors import Overloaded, TransportError
 from transport.handshake import ResponderHandshake
 
-CACHED = CachedStretch()  # one Argon2 for all these gateways
 LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
 FIRST_FRAME = make_pair().edge.data_to_send(0.0)  # of somebody who means to go no further
 HOP, OTHER = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
 from edge_client.answering import Question, Routed
 from edge_client.app import App
 from edge_client.config import Config, RelaySettings
@@ -24,7 +23,6 @@ from tests.support.ca import Ca
 from tests.support.edge_lab import join_gateway, until
 from tests.support.fake_engine import FakeChat, FakeEmbedder, sse
 from tests.support.fake_gateway import Call, FakeGateway
-from tests.support.stores import CachedStretch
 from transport.links.base import Endpoint, Link
 
 PASSPHRASE = "correct horse"
@@ -43,7 +41,6 @@ async def gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeGateway]
         return await made.dial(endpoint)
 
     monkeypatch.setattr(Dialer, "__call__", dial)
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     monkeypatch.setattr("edge_client.app.given", lambda: False)
     yield made
     for task in made.tasks:

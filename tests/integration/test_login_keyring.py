@@ -20,7 +20,6 @@ from store.database import STORE_SCHEMA, Database
 from store.errors import StoreMisuse, WrongKey
 from store.keys import HeldKey, Passphrase, add_held, create_key, held_for, remove_held, unlock_held, unlock_key
 from tests.support.fake_keyring import FakeSecretService
-from tests.support.stores import CachedStretch
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,7 +31,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(mode=0o700)
     secret.write_text("correct horse\n")
     secret.chmod(0o600)
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     key = create_key(home / "store.key", Passphrase("correct horse"))
     Database.open(home / "store.db", key, schema=STORE_SCHEMA).close()
     monkeypatch.setenv("CAUSEWAY_HOME", str(home))

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
 from tests.support.gateway_lab import chat, make_folder
 from tests.support.mock_provider import MockProvider, chunk
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.errors import LinkLost, StreamEnded
 from transport.events import EventEncoder
 from transport.links.base import Endpoint, Link, Radio, connect, listen
@@ -25,7 +22,6 @@ from transport.primitives import random_bytes
 from transport.stream import Progress
 from transport.tickets import Wallet
 
-CACHED = CachedStretch()
 # long against what a session has under way, so that no break comes when everything is there already
 STREAM = [chunk(f"{number} " + "x" * 900) for number in range(1_300)] + [b"data: [DONE]\n\n"]
 _encoder = EventEncoder()
@@ -37,8 +33,6 @@ Way = Callable[[], Awaitable[tuple[Link, Break]]]
 
 @pytest.fixture
 async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Lab, MockProvider]]:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
     folder = make_folder(tmp_path / "made")
     shutil.copytree(folder, tmp_path / "gateway")
     async with MockProvider() as provider, asyncio.timeout(60):

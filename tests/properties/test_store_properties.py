@@ -18,9 +18,7 @@ from store.keys import Passphrase
 from store.queue import FINAL_STATES, Queue
 from store.search import fts_words, fuse
 from store.vectors import CodeIndex, encode_codes, encode_rows, mixed
-from tests.support.stores import CachedStretch, open_store
-
-CACHED = CachedStretch()
+from tests.support.stores import open_store
 
 
 def index_of(rows: np.ndarray, ids: list[int]) -> CodeIndex:
@@ -102,7 +100,6 @@ def test_sealed_files_open_whole_or_not_at_all(data: st.DataObject, plaintext: b
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(store.sealed, "CHUNK_LEN", 32),
-        mock.patch.object(store.sealed, "stretch", CACHED),
         mock.patch.object(store.sealed.os, "urandom", lambda n: bytes(n)),  # one salt, one derivation for all examples
     ):
         path = Path(folder) / "x"

@@ -12,7 +12,6 @@ import pytest
 import store.keys
 from store.errors import PassphraseRefused, StoreCorrupt, StoreError, StoreExists, StoreMissing, WrongKey
 from store.keys import DatabaseKey, KdfCost, Passphrase, create_key, unlock_key
-from tests.support.stores import CachedStretch
 
 PASSPHRASE = Passphrase("correct horse")
 COST_AT = 8 + 16 + 1 + 3
@@ -81,7 +80,6 @@ def test_damage_of_any_byte_is_told_from_a_wrong_passphrase(made: tuple[bytes, D
 def test_no_byte_can_be_changed_on_purpose(
     made: tuple[bytes, DatabaseKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.keys, "stretch", CachedStretch())
     path = tmp_path / "store.key"
     content = made[0][:-32]
     for index in range(len(content)):

@@ -12,17 +12,10 @@ import store.sealed
 from store.errors import DiskFull, StoreCorrupt, StoreMissing, StoreMisuse, StoreUnwritable, WrongKey
 from store.keys import KdfCost, Passphrase
 from store.sealed import CHUNK_LEN, open_file, seal_file
-from tests.support.stores import CachedStretch
 
 PASSPHRASE = Passphrase("correct horse")
-CACHED = CachedStretch()
 HEADER_LEN = 8 + 6 + 16 + 1 + len("test") + 32
 Seal = Callable[[bytes], bytes]
-
-
-@pytest.fixture(autouse=True)
-def _cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.sealed, "stretch", CACHED)
 
 
 @pytest.fixture
