@@ -487,6 +487,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.provider is None) != (arguments.key_file is None):
         parser.error("--provider and --key-file belong together")
+    if arguments.provider is not None and not arguments.provider.startswith(("https://", "http://")):
+        parser.error("--provider is the base of an API, for example https://HOST/v1")
     if arguments.key_file is not None and not arguments.key_file.is_file():
         parser.error(f"there is no file {arguments.key_file}")
     return arguments

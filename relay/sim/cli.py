@@ -44,10 +44,13 @@ def run(
 ) -> None:
     """Play edges, hops and a gateway in virtual time; ends with 1 if a prompt was lost or went out twice."""
     from relay.sim.runner import run
-    from relay.sim.scenario import read, run_seconds
+    from relay.sim.scenario import read, run_seconds, seconds
 
     played = read(scenario)
     length = None if duration is None else run_seconds(duration, "--duration")
+    missed = sum(length is not None and seconds(fault.at) >= length for fault in played.faults)
+    if missed:
+        typer.echo(f"relay: note: faults that come after the end of so short a run: {missed} of {len(played.faults)}", err=True)
     if report is not None:
         _try(report)  # now, and not after an hour
     try:
