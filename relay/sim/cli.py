@@ -50,7 +50,8 @@ def run(
     length = None if duration is None else run_seconds(duration, "--duration")
     missed = sum(length is not None and seconds(fault.at) >= length for fault in played.faults)
     if missed:
-        typer.echo(f"relay: note: faults that come after the end of so short a run: {missed} of {len(played.faults)}", err=True)
+        told = f"relay: note: faults that come after the end of so short a run: {missed} of {len(played.faults)}"
+        typer.echo(told, err=True)
     if report is not None:
         _try(report)  # now, and not after an hour
     try:
