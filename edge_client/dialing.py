@@ -15,6 +15,7 @@ from transport.links.base import Endpoint, Link, Radio, connect
 
 CONNECT_S: Final = 10.0
 RADIO_CONNECT_S: Final = 20.0  # a scan, a connection and its discovery
+PHONE_S: Final = 30.0  # for a phone to be there; who has more time waits again
 
 WssTrust = Literal["bundle", "webpki"]
 
@@ -49,11 +50,11 @@ class Dialer:
         scheme = _under_the_weather(endpoint).scheme
         if scheme == "wss":
             return await connect(endpoint, timeout_s=CONNECT_S, tls=await self._tls())
-        if scheme != "ble":
+        if scheme not in ("ble", "phone"):
             return await connect(endpoint, timeout_s=RADIO_CONNECT_S if scheme == "rfcomm" else CONNECT_S)
         radio = await self._switched_on()
         try:
-            return await connect(endpoint, timeout_s=RADIO_CONNECT_S, radio=radio)
+            return await connect(endpoint, timeout_s=PHONE_S if scheme == "phone" else RADIO_CONNECT_S, radio=radio)
         except LinkLost as lost:
             if lost.reason == "unavailable":  # pulled out, or switched off: another attempt looks anew
                 await self.close()
