@@ -178,7 +178,7 @@ def renew_ca(
 
 
 def _say_ready(ready: "Ready") -> None:
-    places = {"session": ready.session, "https": ready.https, "health": ready.health}
+    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 

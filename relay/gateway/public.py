@@ -1,0 +1,245 @@
+"""The public listener: the page that makes a phone a hop, and what that page alone asks for.
+
+A browser shows no SVID, so the page proves a key of its own with each request (RFC 9449, `identity.dpop`). It gets that
+key registered by an invitation, which it finds in its address's fragment, and then tokens that are good for a short
+while and with that key alone. All this is against abuse, as hops are not trusted; sessions inside prove themselves.
+"""
+
+import asyncio
+import importlib.resources
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from relay.gateway.admin import PAGE_PATH, PAGE_ROLE
+from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral
+from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.refusals import Refusals
+from relay.gateway.errors import AuditUnavailable, EnrolmentRefused
+from relay.gateway.identity.dpop import TOKEN_S, Proof, ProofRefused, Proofs, Tokens
+from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.nonces import Nonces
+from relay.gateway.listening import Gate
+from relay.gateway.sessions import Sessions
+from relay.gateway.trace import TraceStore
+from relay.gateway.tunnels import TunnelNotes, carry
+from transport.errors import BadInput, IdentityRefused
+from transport.identity.join import Invitation
+from transport.identity.svid import SpiffeId
+from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX
+from transport.links.websocket import WebSocketLink
+
+JOIN_PATH: Final = "/hop/join"
+TOKEN_PATH: Final = "/hop/token"
+TUNNEL_PATH: Final = "/hop/tunnel"
+FIRST_MAX: Final = 4_096  # bytes of a tunnel's first message
+REFUSED_CODE: Final = 4401  # a WebSocket's close code
+_TYPES: Final = {
+    "html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml",
+}
+_WORDS: Final = {
+    "use_dpop_nonce": "a proof needs the nonce of our last answer",
+    "clock": "this device's clock is off by more than a minute",
+    "proof": "the proof of the key is not valid",
+    "token": "the token is not valid; ask for a new one",
+    "refused": "the gateway does not accept this",
+}
+
+
+class _JoinBody(msgspec.Struct, forbid_unknown_fields=True):
+    invitation: str
+
+    def __repr__(self) -> str:  # it is a secret
+        return "<JoinBody>"
+
+
+class _TokenBody(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _First(msgspec.Struct, forbid_unknown_fields=True):
+    token: str
+    proof: str
+
+    def __repr__(self) -> str:
+        return "<First>"
+
+
+def page_headers(origin: str) -> dict[str, str]:
+    """What goes with each of the page's files: it may load and reach nothing but its own origin."""
+    socket = origin.replace("http", "ws", 1)
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' {socket}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; manifest-src 'self'"
+    )
+    return {
+        "Content-Security-Policy": policy, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Permissions-Policy": "bluetooth=(self), serial=(self), screen-wake-lock=(self)",
+    }
+
+
+def make_public_app(
+    *, origin: str, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, audit: AuditLog, refusals: Refusals,
+    gate: Gate, clock: Callable[[], float] = time.time,
+) -> web.Application:
+    """The application behind the public listener, whose connections come through `gate`; browsers see `origin`."""
+    proofs, tokens = Proofs(origin, Nonces(clock), clock), Tokens(clock)
+    headers, files = page_headers(origin), _files()
+
+    async def refuse(event: str, rule: str, request: web.Request, **fields: str) -> Refused:
+        """To be raised. What lacks a nonce of ours leaves no record: it is how every page begins."""
+        code = {"nonce": "use_dpop_nonce", "time": "clock", "token": "token"}.get(rule, "proof")
+        if code != "use_dpop_nonce":
+            await refusals.append(event, reason=rule, peer=request.remote or "", **fields)
+        return Refused(401, code, _WORDS[code])
+
+    def registered(proof: Proof) -> Registration:
+        """Whose key it is. Raises IdentityRefused."""
+        registration = enrolment.registration(proof.device_id)
+        if SpiffeId.parse(registration.id).role != PAGE_ROLE:
+            raise IdentityRefused("only a hop may be a page", rule="role")
+        return registration
+
+    async def proven(request: web.Request, event: str) -> Proof:
+        """The proof of a request's one DPoP header. Raises Refused."""
+        given = request.headers.getall("DPoP", [])
+        try:
+            return proofs.check(given[0] if len(given) == 1 else "", method=request.method, path=request.path)
+        except ProofRefused as refusal:
+            raise await refuse(event, refusal.rule, request) from None
+
+    async def answer(proof: Proof, registration: Registration) -> web.Response:
+        token = tokens.give(proof.device_id, registration.enrolment)
+        await audit.append(
+            "token.issued", id=registration.id, enrolment=registration.enrolment, seconds=TOKEN_S
+        )
+        return json_answer(200, {
+            "id": registration.id, "access_token": token, "token_type": "DPoP", "expires_in": TOKEN_S,
+        })
+
+    async def join(request: web.Request) -> web.Response:
+        body = await body_of(request, _JoinBody, gate.limits.body_s)
+        proof = await proven(request, "join.refused")
+        try:
+            invitation = Invitation.parse(body.invitation)
+        except BadInput:
+            raise Refused(403, "invitation", _WORDS["refused"]) from None
+        registration = await enrolment.register(
+            invitation.token_id, invitation.secret, proof.key, roles=(PAGE_ROLE,)
+        )
+        await used(proof, request, "join.refused")
+        return await answer(proof, registration)
+
+    async def used(proof: Proof, request: web.Request, event: str) -> None:
+        try:
+            proofs.use(proof)
+        except ProofRefused as refusal:
+            if refusal.rule == "overloaded":
+                raise Refused(503, "overloaded", "try again later") from None
+            raise await refuse(event, refusal.rule, request) from None
+
+    async def token(request: web.Request) -> web.Response:
+        await body_of(request, _TokenBody, gate.limits.body_s)
+        proof = await proven(request, "token.refused")
+        try:
+            registration = registered(proof)
+        except IdentityRefused as refusal:
+            await refusals.append(
+                "token.refused", reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote or ""
+            )
+            raise Refused(403, "refused", _WORDS["refused"]) from None
+        await used(proof, request, "token.refused")
+        await enrolment.seen(registration.enrolment)
+        return await answer(proof, registration)
+
+    async def admitted(socket: web.WebSocketResponse[Any], request: web.Request) -> Registration:
+        """By the first message, for which a stranger has a while. Raises Refused."""
+        try:
+            async with asyncio.timeout(gate.limits.body_s):
+                message = await socket.receive()
+        except TimeoutError:
+            raise Refused(408, "timeout", "the first message came too slowly") from None
+        if message.type is not WSMsgType.TEXT or len(message.data) > FIRST_MAX:
+            raise Refused(400, "bad_request", "the first message is not valid")
+        try:
+            first = msgspec.json.decode(message.data, type=_First)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            raise Refused(400, "bad_request", "the first message is not valid") from None
+        event = "tunnel.refused"
+        try:
+            proof = proofs.check(first.proof, method="GET", path=TUNNEL_PATH, token=first.token)
+        except ProofRefused as refusal:
+            raise await refuse(event, refusal.rule, request) from None
+        try:
+            registration = registered(proof)
+        except IdentityRefused as refusal:
+            await refusals.append(
+                event, reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote or ""
+            )
+            raise Refused(403, "refused", _WORDS["refused"]) from None
+        if not tokens.good(first.token, proof.device_id, registration.enrolment):
+            raise await refuse(event, "token", request, id=registration.id)
+        await used(proof, request, event)
+        return registration
+
+    async def tunnel(request: web.Request) -> web.StreamResponse:
+        if request.headers.getall("Origin", []) != [origin]:
+            await refusals.append("tunnel.refused", reason="origin", peer=request.remote or "")
+            raise Refused(403, "refused", _WORDS["refused"])
+        socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=RECEIVE_MAX + 1, compress=False)
+        await socket.prepare(request)
+        try:
+            registration = await admitted(socket, request)
+        except Refused as refusal:
+            await _turn_away(socket, refusal.code, str(refusal), proofs.nonce())
+            return socket
+        except (AuditUnavailable, EnrolmentRefused):
+            await _turn_away(socket, "overloaded", "try again later", proofs.nonce())
+            return socket
+        gate.settled(request.protocol)
+        await enrolment.seen(registration.enrolment)
+        notes = TunnelNotes(registration.id, traces)
+        link = WebSocketLink(socket, f"{notes.hop} {request.remote}", on_note=notes.take)
+        await link.send_note(msgspec.json.encode({"id": registration.id}).decode())
+        await carry(link, notes, sessions)
+        return socket
+
+    async def file(request: web.Request) -> web.Response:
+        body, kind = files[request.path]
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+
+    async def prepared(request: web.Request, response: web.StreamResponse) -> None:
+        if request.path in (JOIN_PATH, TOKEN_PATH, TUNNEL_PATH):
+            response.headers.update({"DPoP-Nonce": proofs.nonce(), "Cache-Control": "no-store"})
+
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[neutral])
+    app.on_response_prepare.append(prepared)
+    for path in files:
+        app.router.add_get(path, file)
+    app.router.add_post(JOIN_PATH, join)
+    app.router.add_post(TOKEN_PATH, token)
+    app.router.add_get(TUNNEL_PATH, tunnel)
+    return app
+
+
+async def _turn_away(socket: web.WebSocketResponse[Any], code: str, message: str, nonce: str) -> None:
+    if not socket.closed:
+        answer = {"error": {"code": code, "message": message}, "nonce": nonce}
+        await socket.send_str(msgspec.json.encode(answer).decode())
+        await socket.close(code=REFUSED_CODE)
+
+
+def _files() -> dict[str, tuple[bytes, str]]:
+    """The page's files by path; nothing else can be asked for, whatever a path looks like."""
+    files = {}
+    for file in (importlib.resources.files("relay.hop") / "web").iterdir():
+        kind = _TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            path = PAGE_PATH if file.name == "index.html" else f"{PAGE_PATH}/{file.name}"
+            files[path] = (file.read_bytes(), kind)
+    return files
