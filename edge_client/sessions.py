@@ -136,6 +136,11 @@ class Sessions:
         """Where the gateway was last reached; empty if it was not."""
         return "" if self._ways.worked is None else str(self._ways.worked)
 
+    def forget(self, endpoints: Sequence[Endpoint]) -> None:
+        """They were found, and are not to be tried any more. A session over one of them goes on."""
+        self._ways.forget(endpoints)
+        self._seen = tuple(endpoint for endpoint in self._seen if endpoint not in endpoints)
+
     def known(self) -> list[Way]:
         """What is known of each way that was tried, given or found, best first."""
         return [self._ways.told(endpoint) for endpoint in self._ways.order(self._seen, self._clock.now())]

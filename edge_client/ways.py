@@ -69,6 +69,13 @@ class Ways:
         record.until = now + min(_REST_S * 2.0**record.failures, _REST_MAX_S)
         record.failures = min(record.failures + 1, 16)
 
+    def forget(self, endpoints: Iterable[Endpoint]) -> None:
+        """These are no ways any more, unless they are named again."""
+        for endpoint in endpoints:
+            self._records.pop(endpoint, None)
+            if self.worked == endpoint:
+                self.worked = None
+
     def order(self, endpoints: Iterable[Endpoint], now: float) -> list[Endpoint]:
         """These ways and the one that last worked, each once, best first; of equals the first named."""
         worked = self.worked

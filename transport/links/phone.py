@@ -15,7 +15,7 @@ from transport.links.base import Link, Listener
 from transport.links.gatt import Role
 
 OnLink = Callable[[Link], Awaitable[None]]
-_WHAT_TO_DO: Final = "open the gateway's page on the phone, near this device, and tap Connect"
+WHAT_TO_DO: Final = "open the gateway's page on the phone, near this device, and tap Connect"
 
 
 class Announcer(Listener, Protocol):
@@ -110,7 +110,7 @@ class PhoneDoor:
                     await self._let_in(name)
                 return self._phone
         except TimeoutError:
-            raise LinkLost("no phone has come", reason="out_of_range", hint=_WHAT_TO_DO) from None
+            raise LinkLost("no phone has come", reason="out_of_range", hint=WHAT_TO_DO) from None
 
     async def close(self) -> None:
         listener, self._listener = self._listener, None
