@@ -185,47 +185,46 @@ async def serve(
                 full_per_second=limits.full_handshakes_per_s,
             ),
         )
-        context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
-        rotation = asyncio.create_task(_rotate(context, identity))
+        own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
+        rotation = asyncio.create_task(_rotate(own_context, identity))
         stack.push_async_callback(_ended, rotation)
         gate = Gate(HttpsLimits())
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             clock=clock,
         )
-        session = https = health = public = ""
-        origin: str | None = None
+        session = https = health = public = origin = ""
         if config.session is not None:
             listener = await listen(config.session, sessions.serve_link)
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await listen_https(stack, https_app, config.https, context, gate)
+            https = await listen_https(stack, https_app, config.https, own_context, gate)
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
         if config.public is not None:
-            certificate = config.public.certificate
+            context = None
+            if config.public.certificate is not None:
+                context = public_context(*config.public.certificate)
+                current = asyncio.create_task(stay_current(context, *config.public.certificate))
+                stack.push_async_callback(_ended, current)
             door, public = bind(config.public.address)
             stack.callback(door.close)
             origin = config.public.origin or f"http://{public}"
-            shown = None
-            if certificate is not None:
-                shown = public_context(*certificate)
-                stack.push_async_callback(_ended, asyncio.create_task(stay_current(shown, *certificate)))
-            public_gate = Gate(HttpsLimits() if shown is not None else BEHIND_A_PROXY)
+            gate = Gate(HttpsLimits() if context is not None else BEHIND_A_PROXY)
             page = make_public_app(
                 origin=origin, enrolment=enrolment, sessions=sessions, traces=traces, audit=audit, refusals=refusals,
-                gate=public_gate, clock=clock,
+                gate=gate, clock=clock,
             )
-            await listen_https(stack, page, door, shown, public_gate)
-        control = ControlServer(config.directory, Admin(enrolment, traces, origin=origin))
+            await listen_https(stack, page, door, context, gate)
+        control = ControlServer(config.directory, Admin(enrolment, traces, origin=origin or None))
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id)
-        ready(Ready(own_id, session, https, health, public, origin or ""))
+        ready(Ready(own_id, session, https, health, public, origin))
         await stop.wait()
         await sessions.drain(limits.drain_s, hurry)
         await journal.close()

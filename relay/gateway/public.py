@@ -6,11 +6,13 @@ while and with that key alone. All this is against abuse, as hops are not truste
 """
 
 import asyncio
+import contextlib
 import importlib.resources
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import aiohttp
 import msgspec
 from aiohttp import WSMsgType, web
 
@@ -18,7 +20,7 @@ from relay.gateway.admin import PAGE_PATH, PAGE_ROLE
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.errors import AuditUnavailable, EnrolmentRefused
+from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.dpop import TOKEN_S, Proof, ProofRefused, Proofs, Tokens
 from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.identity.nonces import Nonces
@@ -26,7 +28,8 @@ from relay.gateway.listening import Gate
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
 from relay.gateway.tunnels import TunnelNotes, carry
-from transport.errors import BadInput, IdentityRefused
+from store.errors import StoreError
+from transport.errors import BadInput, IdentityRefused, LinkLost
 from transport.identity.join import Invitation
 from transport.identity.svid import SpiffeId
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX
@@ -35,12 +38,17 @@ from transport.links.websocket import WebSocketLink
 JOIN_PATH: Final = "/hop/join"
 TOKEN_PATH: Final = "/hop/token"
 TUNNEL_PATH: Final = "/hop/tunnel"
-FIRST_MAX: Final = 4_096  # bytes of a tunnel's first message
+FIRST_MAX: Final = 4_096  # characters of a tunnel's first message
 REFUSED_CODE: Final = 4401  # a WebSocket's close code
 _TYPES: Final = {
     "html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml",
 }
+_CODES: Final = {"nonce": "use_dpop_nonce", "time": "clock", "token": "token"}  # by rule; all others are "proof"
 _WORDS: Final = {
+    "bad_request": "the request is not valid",
+    "timeout": "the request came too slowly",
+    "overloaded": "try again later",
+    "unavailable": "try again later",
     "use_dpop_nonce": "a proof needs the nonce of our last answer",
     "clock": "this device's clock is off by more than a minute",
     "proof": "the proof of the key is not valid",
@@ -76,9 +84,8 @@ def page_headers(origin: str) -> dict[str, str]:
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; manifest-src 'self'"
     )
     return {
-        "Content-Security-Policy": policy, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
+        "Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
         "Permissions-Policy": "bluetooth=(self), serial=(self), screen-wake-lock=(self)",
     }
 
@@ -92,39 +99,52 @@ def make_public_app(
     headers, files = page_headers(origin), _files()
 
     async def refuse(event: str, rule: str, request: web.Request, **fields: str) -> Refused:
-        """To be raised. What lacks a nonce of ours leaves no record: it is how every page begins."""
-        code = {"nonce": "use_dpop_nonce", "time": "clock", "token": "token"}.get(rule, "proof")
-        if code != "use_dpop_nonce":
-            await refusals.append(event, reason=rule, peer=request.remote or "", **fields)
+        """To be raised. A nonce that is missing or old leaves no record: so every page begins."""
+        code = _CODES.get(rule, "proof")
+        if rule != "nonce":
+            await refusals.append(event, reason=rule, peer=request.remote, **fields)
         return Refused(401, code, _WORDS[code])
 
-    def registered(proof: Proof) -> Registration:
-        """Whose key it is. Raises IdentityRefused."""
-        registration = enrolment.registration(proof.device_id)
-        if SpiffeId.parse(registration.id).role != PAGE_ROLE:
-            raise IdentityRefused("only a hop may be a page", rule="role")
-        return registration
-
-    async def proven(request: web.Request, event: str) -> Proof:
-        """The proof of a request's one DPoP header. Raises Refused."""
-        given = request.headers.getall("DPoP", [])
+    async def proven(event: str, request: web.Request, text: str, token: str | None = None) -> Proof:
+        """The proof, which is for this request and was shown with `token`. Raises Refused."""
         try:
-            return proofs.check(given[0] if len(given) == 1 else "", method=request.method, path=request.path)
+            return proofs.check(text, method=request.method, path=request.path, token=token)
         except ProofRefused as refusal:
             raise await refuse(event, refusal.rule, request) from None
 
-    async def answer(proof: Proof, registration: Registration) -> web.Response:
-        token = tokens.give(proof.device_id, registration.enrolment)
+    async def registered(event: str, request: web.Request, proof: Proof) -> Registration:
+        """Whose key it is. Raises Refused."""
+        try:
+            registration = enrolment.registration(proof.device_id)
+            if SpiffeId.parse(registration.id).role != PAGE_ROLE:
+                raise IdentityRefused("a page is a hop and nothing else", rule="role")
+        except IdentityRefused as refusal:
+            await refusals.append(event, reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote)
+            raise Refused(403, "refused", _WORDS["refused"]) from None
+        return registration
+
+    async def spent(event: str, request: web.Request, proof: Proof) -> None:
+        """Uses a proof up, of a key that is known. Raises Refused."""
+        try:
+            proofs.use(proof)
+        except ProofRefused as refusal:
+            if refusal.rule == "overloaded":
+                raise Refused(503, "overloaded", _WORDS["overloaded"]) from None
+            raise await refuse(event, refusal.rule, request) from None
+
+    async def token_for(proof: Proof, registration: Registration) -> web.Response:
         await audit.append(
-            "token.issued", id=registration.id, enrolment=registration.enrolment, seconds=TOKEN_S
+            "token.issued", id=registration.id, enrolment=registration.enrolment, device=proof.device_id.hex()
         )
         return json_answer(200, {
-            "id": registration.id, "access_token": token, "token_type": "DPoP", "expires_in": TOKEN_S,
+            "id": registration.id, "access_token": tokens.give(proof.device_id, registration.enrolment),
+            "token_type": "DPoP", "expires_in": TOKEN_S,
         })
 
     async def join(request: web.Request) -> web.Response:
+        event = "join.refused"
         body = await body_of(request, _JoinBody, gate.limits.body_s)
-        proof = await proven(request, "join.refused")
+        proof = await proven(event, request, _only(request, "DPoP"))
         try:
             invitation = Invitation.parse(body.invitation)
         except BadInput:
@@ -132,80 +152,47 @@ def make_public_app(
         registration = await enrolment.register(
             invitation.token_id, invitation.secret, proof.key, roles=(PAGE_ROLE,)
         )
-        await used(proof, request, "join.refused")
-        return await answer(proof, registration)
-
-    async def used(proof: Proof, request: web.Request, event: str) -> None:
-        try:
-            proofs.use(proof)
-        except ProofRefused as refusal:
-            if refusal.rule == "overloaded":
-                raise Refused(503, "overloaded", "try again later") from None
-            raise await refuse(event, refusal.rule, request) from None
+        await spent(event, request, proof)
+        return await token_for(proof, registration)
 
     async def token(request: web.Request) -> web.Response:
+        event = "token.refused"
         await body_of(request, _TokenBody, gate.limits.body_s)
-        proof = await proven(request, "token.refused")
-        try:
-            registration = registered(proof)
-        except IdentityRefused as refusal:
-            await refusals.append(
-                "token.refused", reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote or ""
-            )
-            raise Refused(403, "refused", _WORDS["refused"]) from None
-        await used(proof, request, "token.refused")
+        proof = await proven(event, request, _only(request, "DPoP"))
+        registration = await registered(event, request, proof)
+        await spent(event, request, proof)
         await enrolment.seen(registration.enrolment)
-        return await answer(proof, registration)
+        return await token_for(proof, registration)
 
     async def admitted(socket: web.WebSocketResponse[Any], request: web.Request) -> Registration:
-        """By the first message, for which a stranger has a while. Raises Refused."""
-        try:
-            async with asyncio.timeout(gate.limits.body_s):
-                message = await socket.receive()
-        except TimeoutError:
-            raise Refused(408, "timeout", "the first message came too slowly") from None
-        if message.type is not WSMsgType.TEXT or len(message.data) > FIRST_MAX:
-            raise Refused(400, "bad_request", "the first message is not valid")
-        try:
-            first = msgspec.json.decode(message.data, type=_First)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            raise Refused(400, "bad_request", "the first message is not valid") from None
+        """By the first message, for which a stranger has a while. Raises Refused, AuditUnavailable, StoreError."""
         event = "tunnel.refused"
-        try:
-            proof = proofs.check(first.proof, method="GET", path=TUNNEL_PATH, token=first.token)
-        except ProofRefused as refusal:
-            raise await refuse(event, refusal.rule, request) from None
-        try:
-            registration = registered(proof)
-        except IdentityRefused as refusal:
-            await refusals.append(
-                event, reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote or ""
-            )
-            raise Refused(403, "refused", _WORDS["refused"]) from None
+        first = await _first(socket, gate.limits.body_s)
+        proof = await proven(event, request, first.proof, first.token)
+        registration = await registered(event, request, proof)
         if not tokens.good(first.token, proof.device_id, registration.enrolment):
             raise await refuse(event, "token", request, id=registration.id)
-        await used(proof, request, event)
+        await spent(event, request, proof)
+        await enrolment.seen(registration.enrolment)
         return registration
 
     async def tunnel(request: web.Request) -> web.StreamResponse:
-        if request.headers.getall("Origin", []) != [origin]:
-            await refusals.append("tunnel.refused", reason="origin", peer=request.remote or "")
+        if _only(request, "Origin") != origin:
+            await refusals.append("tunnel.refused", reason="origin", peer=request.remote)
             raise Refused(403, "refused", _WORDS["refused"])
         socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=RECEIVE_MAX + 1, compress=False)
         await socket.prepare(request)
         try:
             registration = await admitted(socket, request)
-        except Refused as refusal:
-            await _turn_away(socket, refusal.code, str(refusal), proofs.nonce())
-            return socket
-        except (AuditUnavailable, EnrolmentRefused):
-            await _turn_away(socket, "overloaded", "try again later", proofs.nonce())
+        except (Refused, AuditUnavailable, StoreError) as error:
+            code = error.code if isinstance(error, Refused) else "unavailable"
+            await _turn_away(socket, code, proofs.nonce())
             return socket
         gate.settled(request.protocol)
-        await enrolment.seen(registration.enrolment)
         notes = TunnelNotes(registration.id, traces)
         link = WebSocketLink(socket, f"{notes.hop} {request.remote}", on_note=notes.take)
-        await link.send_note(msgspec.json.encode({"id": registration.id}).decode())
+        with contextlib.suppress(LinkLost):  # then the session finds it lost, too
+            await link.send_note(msgspec.json.encode({"id": registration.id}).decode())
         await carry(link, notes, sessions)
         return socket
 
@@ -214,6 +201,7 @@ def make_public_app(
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     async def prepared(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["X-Content-Type-Options"] = "nosniff"
         if request.path in (JOIN_PATH, TOKEN_PATH, TUNNEL_PATH):
             response.headers.update({"DPoP-Nonce": proofs.nonce(), "Cache-Control": "no-store"})
 
@@ -227,9 +215,30 @@ def make_public_app(
     return app
 
 
-async def _turn_away(socket: web.WebSocketResponse[Any], code: str, message: str, nonce: str) -> None:
-    if not socket.closed:
-        answer = {"error": {"code": code, "message": message}, "nonce": nonce}
+def _only(request: web.Request, header: str) -> str:
+    """A header that comes once, else ""."""
+    values = request.headers.getall(header, [])
+    return values[0] if len(values) == 1 else ""
+
+
+async def _first(socket: web.WebSocketResponse[Any], seconds: float) -> _First:
+    """A tunnel's first message. Raises Refused."""
+    try:
+        async with asyncio.timeout(seconds):
+            message = await socket.receive()
+    except TimeoutError:
+        raise Refused(408, "timeout", _WORDS["timeout"]) from None
+    try:
+        if message.type is WSMsgType.TEXT and len(message.data) <= FIRST_MAX:
+            return msgspec.json.decode(message.data, type=_First)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        pass
+    raise Refused(400, "bad_request", _WORDS["bad_request"])
+
+
+async def _turn_away(socket: web.WebSocketResponse[Any], code: str, nonce: str) -> None:
+    answer = {"error": {"code": code, "message": _WORDS[code]}, "nonce": nonce}
+    with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):  # it has gone
         await socket.send_str(msgspec.json.encode(answer).decode())
         await socket.close(code=REFUSED_CODE)
 

@@ -6,6 +6,7 @@ Proofs are put together here by hand, so that a test can get any part of one wro
 import base64
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ def ath(token: str) -> str:
     return pack(sha256(token.encode()))
 
 
-def jws(header: dict[str, Any], claims: Any, key: SigningKey) -> str:
+def jws(header: Any, claims: Any, key: SigningKey) -> str:
     """Signed with ES256, whatever the header says."""
     body = ".".join(pack(part if isinstance(part, bytes) else json.dumps(part).encode()) for part in (header, claims))
     return f"{body}.{pack(key.sign(body.encode()))}"
@@ -50,6 +51,8 @@ class DpopPage:
     key: SigningKey = field(default_factory=SigningKey.generate)
     nonce: str = ""
     token: str = ""
+    clock: Callable[[], float] = time.time
+    server_hostname: str | None = None  # whose certificate it is, if `url` does not say
 
     def proof(
         self, method: str, path: str, *, token: str | None = None, header: dict[str, Any] | None = None, **claims: Any
@@ -57,7 +60,7 @@ class DpopPage:
         """A good one but for what `header` and `claims` put in place of its members."""
         head = {"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk_of(self.key)}
         body = {
-            "jti": pack(random_bytes(16)), "htm": method, "htu": self.origin + path, "iat": int(time.time()),
+            "jti": pack(random_bytes(16)), "htm": method, "htu": self.origin + path, "iat": int(self.clock()),
             "nonce": self.nonce, "ath": LEFT_OUT if token is None else ath(token),
         }
         return jws(without(head | (header or {})), without(body | claims), self.key)
@@ -65,7 +68,9 @@ class DpopPage:
     async def post(self, path: str, body: Any, proof: str | None = None, **claims: Any) -> tuple[int, dict[str, Any]]:
         """Keeps the nonce that comes back."""
         headers = {"DPoP": self.proof("POST", path, **claims) if proof is None else proof}
-        async with self.client.post(self.url + path, json=body, headers=headers) as response:
+        async with self.client.post(
+            self.url + path, json=body, headers=headers, server_hostname=self.server_hostname
+        ) as response:
             self.nonce = response.headers["DPoP-Nonce"]
             return response.status, msgspec.json.decode(await response.read())
 
@@ -89,7 +94,8 @@ class DpopPage:
     async def open(self, first: str | None = None, *, origin: str | None = None) -> aiohttp.ClientWebSocketResponse:
         """A tunnel to which its first message has been sent."""
         socket = await self.client.ws_connect(
-            f"{self.url}/hop/tunnel", headers={"Origin": self.origin if origin is None else origin}
+            f"{self.url}/hop/tunnel", headers={"Origin": self.origin if origin is None else origin},
+            server_hostname=self.server_hostname,
         )
         await socket.send_str(self.first() if first is None else first)
         return socket

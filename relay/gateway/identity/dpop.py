@@ -62,7 +62,7 @@ class _Claims(_Strict, frozen=True):
     jti: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
     htm: str
     htu: str
-    iat: int
+    iat: Annotated[int, Meta(ge=0, le=1 << 40)]
     nonce: str = ""
     ath: str | None = None
 
