@@ -7,8 +7,8 @@ one: that link is held, as long as the phone lets it stand.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from transport.errors import BadInput, CloseReason, LinkLost
 from transport.links.base import Link, Listener
@@ -91,9 +91,10 @@ class PhoneDoor:
         self._peripheral, self._beside = peripheral, beside
         self._name = ""
         self._listener: Announcer | None = None
-        self._ending: set[asyncio.Task[None]] = set()  # listeners beside, that were
+        self._ending: set[asyncio.Task[None]] = set()  # listeners that are being closed
         self._one = asyncio.Lock()  # who waits
         self._arrival = asyncio.Event()
+        self._lost = False  # the radio is
         self._phone: PhoneLink | None = None  # the latest
 
     async def wait(self, name: str, *, timeout_s: float) -> Link:
@@ -107,24 +108,31 @@ class PhoneDoor:
                 if self._phone is not None and self._phone.in_use:
                     raise LinkLost("the phone carries another link", reason="limit", hint="it is free when that ends")
                 while self._phone is None or not await self._phone.take():
+                    if self._lost:
+                        raise LinkLost("the Bluetooth radio is gone", reason="unavailable", hint="plug it in anew")
                     await self._let_in(name)
                 return self._phone
         except TimeoutError:
             raise LinkLost("no phone has come", reason="out_of_range", hint=WHAT_TO_DO) from None
 
+    def radio_lost(self) -> None:
+        """Nobody will come any more."""
+        self._lost = True
+        self._arrival.set()
+
     async def close(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            await listener.close()
         if self._phone is not None:
             self._phone.over.set()
-        await asyncio.gather(*self._ending)
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            self._later(listener.close())
+        await asyncio.shield(asyncio.gather(*self._ending))
 
     async def _let_in(self, name: str) -> None:
         """Returns when a phone has begun a pipe."""
+        self._arrival.clear()
         listener = await self._listening(name)
         other: Listener | None = None
-        self._arrival.clear()
         try:
             await listener.advertise(True)
             if self._beside is not None:
@@ -133,8 +141,7 @@ class PhoneDoor:
             await self._arrival.wait()
         finally:
             if other is not None:
-                self._ending.add(task := asyncio.create_task(self._end(other)))
-                task.add_done_callback(self._ending.discard)
+                self._later(self._end(other))
             with contextlib.suppress(LinkLost):
                 await listener.advertise(False)
 
@@ -143,6 +150,11 @@ class PhoneDoor:
         if self._phone is not None and self._phone.beside:
             await self._phone.over.wait()
         await other.close()
+
+    def _later(self, end: Coroutine[Any, Any, None]) -> None:
+        """Goes on though nobody waits for it."""
+        self._ending.add(task := asyncio.create_task(end))
+        task.add_done_callback(self._ending.discard)
 
     async def _listening(self, name: str) -> Announcer:
         if self._listener is not None and name != self._name:

@@ -46,7 +46,7 @@ class OpenRadio:
         from transport.links.gatt_bumble import BumblePeripheral
         from transport.links.virtual_bleak import bleak_backend
 
-        device.host.on("flush", self.gone.set)  # once it is switched on, bumble says so at the end alone
+        device.host.on("flush", self._lost)  # once it is switched on, bumble says so at the end alone
         backend = bleak_backend(device)
         self._central = BleCentral(backend.scanner, backend.client)
         self._peripheral = BumblePeripheral(device)
@@ -73,6 +73,11 @@ class OpenRadio:
                 hint='use a dongle, radio "hci:usb:0", or the phone\'s hotspot and a wss:// endpoint',
             )
         return await self._door.wait(name, timeout_s=timeout_s)
+
+    def _lost(self) -> None:
+        self.gone.set()
+        if self._door is not None:
+            self._door.radio_lost()
 
     async def close(self) -> None:
         await self._central.close()
