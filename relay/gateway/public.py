@@ -98,7 +98,7 @@ def make_public_app(
     proofs, tokens = Proofs(origin, Nonces(clock), clock), Tokens(clock)
     headers, files = page_headers(origin), _files()
 
-    async def refuse(event: str, rule: str, request: web.Request, **fields: str) -> Refused:
+    async def unproven(event: str, rule: str, request: web.Request, **fields: str) -> Refused:
         """To be raised. A nonce that is missing or old leaves no record: so every page begins."""
         code = _CODES.get(rule, "proof")
         if rule != "nonce":
@@ -110,7 +110,7 @@ def make_public_app(
         try:
             return proofs.check(text, method=request.method, path=request.path, token=token)
         except ProofRefused as refusal:
-            raise await refuse(event, refusal.rule, request) from None
+            raise await unproven(event, refusal.rule, request) from None
 
     async def registered(event: str, request: web.Request, proof: Proof) -> Registration:
         """Whose key it is. Raises Refused."""
@@ -130,7 +130,7 @@ def make_public_app(
         except ProofRefused as refusal:
             if refusal.rule == "overloaded":
                 raise Refused(503, "overloaded", _WORDS["overloaded"]) from None
-            raise await refuse(event, refusal.rule, request) from None
+            raise await unproven(event, refusal.rule, request) from None
 
     async def token_for(proof: Proof, registration: Registration) -> web.Response:
         await audit.append(
@@ -171,7 +171,7 @@ def make_public_app(
         proof = await proven(event, request, first.proof, first.token)
         registration = await registered(event, request, proof)
         if not tokens.good(first.token, proof.device_id, registration.enrolment):
-            raise await refuse(event, "token", request, id=registration.id)
+            raise await unproven(event, "token", request, id=registration.id)
         await spent(event, request, proof)
         await enrolment.seen(registration.enrolment)
         return registration

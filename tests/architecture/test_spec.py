@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from relay.gateway import https
-from relay.gateway.identity import enrolment
+from relay.gateway import answers, public
+from relay.gateway.identity import dpop, enrolment, nonces
 from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSEDED, UNKNOWN, JournalLimits
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
@@ -176,11 +176,15 @@ EXPECTED = {
     "an invitation": f"{join.LINE_MAX:,} characters",
     "hints of an invitation": f"{join.HINTS_MAX} of {join.HINT_MAX}",
     "life of an invitation": f"{enrolment.INVITATION_MAX_S:,} s",
-    "life of a nonce": f"{https.NONCE_S} s",
-    "a body by HTTPS": _n(https.BODY_MAX),
+    "life of a nonce": f"{nonces.NONCE_S} s",
+    "a body by HTTPS": _n(answers.BODY_MAX),
     "an answer by HTTPS": _n(identity.ANSWER_MAX),
     "a frame of a tunnel": _n(base.RECEIVE_MAX),
     "a note of a hop": _n(websocket.NOTE_MAX),
+    "a proof of a page's key": f"{dpop.PROOF_MAX:,} characters",
+    "first message of a page's tunnel": f"{public.FIRST_MAX:,} characters",
+    "a page's clock beside the gateway's": f"{dpop.AROUND_S} s",
+    "life of an access token": f"{dpop.TOKEN_S} s",
 }
 
 

@@ -78,7 +78,7 @@ def test_the_thing_is_what_a_library_makes_too(lab: Lab) -> None:
     {"jwk": LEFT_OUT}, {"jwk": None}, {"jwk": "x"}, {"jwk": {}},
     {"crit": ["b64"], "b64": False}, {"b64": False}, {"kid": "1"}, {"jku": "https://evil.example"}, {"x5c": []},
 ])
-def test_the_header_is_exactly_one(lab: Lab, header: dict[str, Any]) -> None:
+def test_M14_the_header_is_exactly_one(lab: Lab, header: dict[str, Any]) -> None:
     assert lab.rule(lab.proof(header)) == "form"
 
 
@@ -117,7 +117,7 @@ def signed_otherwise(lab: Lab, header: dict[str, Any], how: str) -> str:
 
 @pytest.mark.parametrize("how", ["nothing", "mac with the public key", "der", "zeros", "short"])
 @pytest.mark.parametrize("alg", ["none", "HS256", "ES256"])
-def test_nothing_but_an_es256_signature_is_one(lab: Lab, how: str, alg: str) -> None:
+def test_M14_nothing_but_an_es256_signature_is_one(lab: Lab, how: str, alg: str) -> None:
     header = {"typ": "dpop+jwt", "alg": alg, "jwk": jwk_of(KEY)}
     assert lab.rule(signed_otherwise(lab, header, how)) == "form"
     assert lab.rule(signed_otherwise(lab, header | {"alg": "ES256"}, "as it should be")) == ""
@@ -148,7 +148,7 @@ def test_no_part_can_be_swapped_for_that_of_another_proof(lab: Lab, part: int) -
     ({"jti": LEFT_OUT}, "form"), ({"jti": ""}, "form"), ({"jti": "short"}, "form"), ({"jti": "a" * 65}, "form"),
     ({"jti": "a" * 15 + "\n"}, "form"), ({"jti": "a" * 16 + "\n"}, "form"), ({"exp": 9_000_000_000}, "form"),
 ])
-def test_each_claim(lab: Lab, claims: dict[str, Any], rule: str) -> None:
+def test_M14_each_claim(lab: Lab, claims: dict[str, Any], rule: str) -> None:
     assert lab.rule(lab.proof(**claims)) == rule
     assert lab.rule(lab.proof()) == ""
 
@@ -178,7 +178,7 @@ def test_another_server_s_nonce_is_worth_nothing(lab: Lab) -> None:
     assert lab.rule(lab.proof(nonce=Lab().proofs.nonce())) == "nonce"
 
 
-def test_a_proof_is_for_one_token(lab: Lab) -> None:
+def test_M14_a_proof_is_for_one_token(lab: Lab) -> None:
     assert lab.rule(lab.proof(ath=ath("token")), "token") == ""
     assert lab.rule(lab.proof(ath=ath("other")), "token") == "token hash"
     assert lab.rule(lab.proof(), "token") == "token hash"
@@ -218,7 +218,7 @@ def test_no_header_and_no_claim_of_any_type_does_more_than_be_refused(
 # --- replays ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_proof_is_used_once(lab: Lab) -> None:
+def test_M14_a_proof_is_used_once(lab: Lab) -> None:
     text = lab.proof()
     lab.proofs.use(lab.check(text))
     assert lab.rule(text) == "replayed"
@@ -240,7 +240,7 @@ def test_the_same_name_by_another_key_is_another_proof(lab: Lab) -> None:
     assert lab.rule(lab.proof(key=OTHER, jti="a" * 22)) == ""
 
 
-def test_a_proof_is_remembered_for_as_long_as_it_could_be_shown(lab: Lab) -> None:
+def test_M14_a_proof_is_remembered_for_as_long_as_it_could_be_shown(lab: Lab) -> None:
     text = lab.proof()
     lab.proofs.use(lab.check(text))
     for _ in range(NONCE_S + 10):
