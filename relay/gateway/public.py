@@ -77,11 +77,14 @@ class _First(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def page_headers(origin: str) -> dict[str, str]:
-    """What goes with each of the page's files: it may load and reach nothing but its own origin."""
+    """What goes with each of the page's files: it may load and reach nothing but its own origin, make no text markup,
+    and use the radio.
+    """
     socket = origin.replace("http", "ws", 1)
     policy = (
         f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' {socket}; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; manifest-src 'self'"
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; manifest-src 'self'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return {
         "Content-Security-Policy": policy, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer",

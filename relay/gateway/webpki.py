@@ -29,6 +29,7 @@ async def stay_current(context: ssl.SSLContext, chain: Path, key: Path) -> None:
         if (now := _versions(chain, key)) != seen:
             seen = now
             try:
+                public_context(chain, key)  # first: a live one that is given half of a pair has lost what it had
                 _load(context, chain, key)
             except ConfigError as error:
                 _log.error("the certificate has changed and is not used: %s", error)
@@ -37,12 +38,13 @@ async def stay_current(context: ssl.SSLContext, chain: Path, key: Path) -> None:
 def _load(context: ssl.SSLContext, chain: Path, key: Path) -> None:
     try:
         context.load_cert_chain(chain, key, password=lambda: "")  # else it would ask at the terminal
-    except (OSError, ValueError) as error:
-        why = (error.strerror or "").lower() if not isinstance(error, ssl.SSLError | ValueError) else (
-            "they are not a certificate and its unencrypted key, as PEM"
-        )
-        raise ConfigError(f"public: cannot use {chain} and {key}: {why}",
-                          hint="name the full chain by cert_file and its key by key_file") from None
+        return
+    except (ssl.SSLError, ValueError):
+        why = "they are not a certificate and its unencrypted key, as PEM"
+    except OSError as error:
+        why = (error.strerror or "").lower()
+    raise ConfigError(f"public: cannot use {chain} and {key}: {why}",
+                      hint="name the full chain by cert_file and its key by key_file")
 
 
 def _versions(*files: Path) -> list[tuple[int, int] | None]:

@@ -51,6 +51,7 @@ key_file = "provider.key"
 
 def write_certificate(folder: Path, name: str = "gw.example", *, password: bytes | None = None) -> bytes:
     """A certificate that signs itself, as PEM in `folder`; returns it as DER."""
+    folder.mkdir(exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -113,6 +114,12 @@ async def test_a_renewed_certificate_is_shown_and_a_bad_one_is_not(
         while await shown(context) != second:
             pass
         (tmp_path / "public.pem").write_text("half a certi")
+        while "is not used" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert await shown(context) == second
+        caplog.clear()
+        write_certificate(tmp_path / "next")
+        files[0].write_bytes((tmp_path / "next" / "public.pem").read_bytes())  # and its key is yet to come
         while "is not used" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert await shown(context) == second

@@ -149,7 +149,7 @@ async def test_the_page_s_files_come_with_a_strict_policy(lab: Lab) -> None:
             assert response.headers["Content-Security-Policy"] == (
                 "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
                 "connect-src 'self' wss://gw.example; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                "manifest-src 'self'"
+                "manifest-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
             )
             assert response.headers["Permissions-Policy"] == "bluetooth=(self), serial=(self), screen-wake-lock=(self)"
             assert response.headers["X-Content-Type-Options"] == "nosniff"
