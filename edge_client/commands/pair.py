@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge_client.ways import LinkPicture
     from transport.errors import TransportError
 
+MINUTE_S: Final = 60.0
 _LOOK_S: Final = 1.0  # between looks at what was carried
 
 
@@ -52,7 +53,7 @@ def pair(
         async with App.open(alone, store="if present", tell=screen.note) as app:
             if await app.relay() is None:
                 raise NotJoined
-            seconds = None if minutes is None else 60.0 * minutes
+            seconds = None if minutes is None else MINUTE_S * minutes
             if (serving := _serving(config, seconds, name)) is not None:
                 _tell(serving, as_json)
             else:
