@@ -25,8 +25,7 @@ _SIZE_MAX: Final = 1 << 20
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _LOOPBACK_HOSTS: Final = ("127.0.0.1", "[::1]", "localhost")
 _ORIGIN: Final = re.compile(
-    r"(?P<scheme>https?)://(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(:(?P<port>[0-9]{1,5}))?",
-    re.ASCII,
+    r"https?://(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(:(?P<port>[1-9][0-9]{0,4}))?",
 )
 _EXPLAINED: Final = "the gateway.toml that init writes explains every key"
 
@@ -97,7 +96,7 @@ class _File(_Section, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Public:
-    """`origin` None: that of the loopback address it listens on. `certificate` None: plain HTTP, on loopback only."""
+    """`origin` None: of the loopback address, whose port the system is to choose. `certificate` None: plain HTTP."""
 
     address: tuple[str, int]
     origin: str | None
@@ -201,9 +200,15 @@ def _public(file: _File, directory: Path) -> Public | None:
     if section.origin is None:
         if certificate is not None:
             raise ConfigError("public.origin: this key is missing", hint='as in origin = "https://gw.example"')
-        return Public(address, None, None)
+        return Public(address, _own_origin(*address), None)
     _check_origin(section.origin, plain=certificate is None)
     return Public(address, section.origin, certificate)
+
+
+def _own_origin(host: str, port: int) -> str | None:
+    if port == 0:
+        return None
+    return f"http://{f'[{host}]' if ':' in host else host}{'' if port == 80 else f':{port}'}"
 
 
 def _check_origin(text: str, *, plain: bool) -> None:
@@ -211,10 +216,8 @@ def _check_origin(text: str, *, plain: bool) -> None:
 
     HTTP needs `plain`, and this machine's own address, for which alone browsers take it to be secure.
     """
-    match = _ORIGIN.fullmatch(text)
-    secure = match is not None and match["scheme"] == "https"
-    port = int(match["port"] or 0) if match else 0
-    if match is None or port > 65_535 or port == (443 if secure else 80) or (match["port"] or "1").startswith("0"):
+    match, secure = _ORIGIN.fullmatch(text), text.startswith("https:")
+    if match is None or int(match["port"] or 1) > 65_535 or match["port"] == ("443" if secure else "80"):
         raise ConfigError("public.origin: this is not the origin of a page, as browsers write it",
                           hint='like "https://gw.example" or "https://gw.example:8443": lower case, no path, no /')
     if not secure and not plain:

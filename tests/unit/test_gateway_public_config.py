@@ -40,7 +40,16 @@ def test_behind_a_proxy_it_is_on_loopback_and_knows_what_browsers_see() -> None:
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:8080", "http://localhost:8080", "http://[::1]:8080"])
 def test_a_trial_on_this_machine_needs_no_certificate(origin: str) -> None:
     assert read("127.0.0.1:8080", f'origin = "{origin}"') == Public(("127.0.0.1", 8080), origin, None)
-    assert read("127.0.0.1:0", None) == Public(("127.0.0.1", 0), None, None)
+    assert read("127.0.0.1:0", None) == Public(("127.0.0.1", 0), None, None), "which port it is shows when it listens"
+
+
+@pytest.mark.parametrize(("listen", "origin"), [
+    ("127.0.0.1:8080", "http://127.0.0.1:8080"), ("localhost:80", "http://localhost"), ("[::1]:8080", "http://[::1]:8080"),
+])
+def test_on_this_machine_the_origin_may_be_left_out(listen: str, origin: str) -> None:
+    public = read(listen, None)
+    assert public is not None and public.origin == origin
+    assert read(listen, f'origin = "{origin}"') == public
 
 
 def test_the_example_s_lines_are_right_once_uncommented() -> None:
