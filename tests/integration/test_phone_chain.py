@@ -124,6 +124,22 @@ async def test_an_edge_asks_through_a_phone_alone(lab: Lab) -> None:
     assert lab.provider.calls == 1
 
 
+async def test_an_answer_goes_on_when_the_page_comes_back(lab: Lab) -> None:
+    lab.provider.mode = "stream_stall"
+    async with lab.command("ask", "--relay", "--no-documents", "How fast does the pump run?") as ask:
+        begun = await ask.out.readexactly(len("".join(WORDS[:2])))
+        assert begun.decode() == "".join(WORDS[:2])
+        lab.radio.radio.drop("phone")
+        await lab.close_page()
+        await ask.note("resuming")
+        lab.provider.release.set()
+        lab.open_page()
+        rest, err = await ask.process.communicate()
+    assert begun.decode() + rest.decode() == "".join(WORDS) + "\n"
+    assert ANSWER[1] in err.decode() and "waiting for a phone" in err.decode()
+    assert lab.provider.calls == 1
+
+
 async def test_pairing_in_front_brings_the_queue_and_outlives_drops(lab: Lab) -> None:
     await lab.close_page()
     queued = await lab.edge.run("ask", "--queue", "--relay", "--model", "small", "How fast does the pump run?")
