@@ -44,16 +44,17 @@ _TYPES: Final = {
     "html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml",
 }
 _CODES: Final = {"nonce": "use_dpop_nonce", "time": "clock", "token": "token"}  # by rule; all others are "proof"
-_WORDS: Final = {
-    "bad_request": "the request is not valid",
-    "timeout": "the request came too slowly",
-    "overloaded": "try again later",
-    "unavailable": "try again later",
-    "use_dpop_nonce": "a proof needs the nonce of our last answer",
-    "clock": "this device's clock is off by more than a minute",
-    "proof": "the proof of the key is not valid",
-    "token": "the token is not valid; ask for a new one",
-    "refused": "the gateway does not accept this",
+_ANSWERS: Final = {
+    "bad_request": (400, "the request is not valid"),
+    "timeout": (408, "the request came too slowly"),
+    "overloaded": (503, "try again later"),
+    "unavailable": (503, "try again later"),
+    "use_dpop_nonce": (401, "a proof needs the nonce of our last answer"),
+    "clock": (401, "this device's clock is off by more than a minute"),
+    "proof": (401, "the proof of the key is not valid"),
+    "token": (401, "the token is not valid; ask for a new one"),
+    "invitation": (403, "the gateway does not accept this"),
+    "refused": (403, "the gateway does not accept this"),
 }
 
 
@@ -76,7 +77,7 @@ class _First(msgspec.Struct, forbid_unknown_fields=True):
         return "<First>"
 
 
-def page_headers(origin: str) -> dict[str, str]:
+def _headers(origin: str) -> dict[str, str]:
     """What goes with each of the page's files: it may load and reach nothing but its own origin, make no text markup,
     and use the radio.
     """
@@ -99,14 +100,13 @@ def make_public_app(
 ) -> web.Application:
     """The application behind the public listener, whose connections come through `gate`; browsers see `origin`."""
     proofs, tokens = Proofs(origin, Nonces(clock), clock), Tokens(clock)
-    headers, files = page_headers(origin), _files()
+    headers, files = _headers(origin), _files()
 
     async def unproven(event: str, rule: str, request: web.Request, **fields: str) -> Refused:
         """To be raised. A nonce that is missing or old leaves no record: so every page begins."""
-        code = _CODES.get(rule, "proof")
         if rule != "nonce":
             await refusals.append(event, reason=rule, peer=request.remote, **fields)
-        return Refused(401, code, _WORDS[code])
+        return _refusal(_CODES.get(rule, "proof"))
 
     async def proven(event: str, request: web.Request, text: str, token: str | None = None) -> Proof:
         """The proof, which is for this request and was shown with `token`. Raises Refused."""
@@ -123,7 +123,7 @@ def make_public_app(
                 raise IdentityRefused("a page is a hop and nothing else", rule="role")
         except IdentityRefused as refusal:
             await refusals.append(event, reason=refusal.rule, device=proof.device_id.hex(), peer=request.remote)
-            raise Refused(403, "refused", _WORDS["refused"]) from None
+            raise _refusal("refused") from None
         return registration
 
     async def spent(event: str, request: web.Request, proof: Proof) -> None:
@@ -132,7 +132,7 @@ def make_public_app(
             proofs.use(proof)
         except ProofRefused as refusal:
             if refusal.rule == "overloaded":
-                raise Refused(503, "overloaded", _WORDS["overloaded"]) from None
+                raise _refusal("overloaded") from None
             raise await unproven(event, refusal.rule, request) from None
 
     async def token_for(proof: Proof, registration: Registration) -> web.Response:
@@ -151,7 +151,7 @@ def make_public_app(
         try:
             invitation = Invitation.parse(body.invitation)
         except BadInput:
-            raise Refused(403, "invitation", _WORDS["refused"]) from None
+            raise _refusal("invitation") from None
         registration = await enrolment.register(
             invitation.token_id, invitation.secret, proof.key, roles=(PAGE_ROLE,)
         )
@@ -182,7 +182,7 @@ def make_public_app(
     async def tunnel(request: web.Request) -> web.StreamResponse:
         if _only(request, "Origin") != origin:
             await refusals.append("tunnel.refused", reason="origin", peer=request.remote)
-            raise Refused(403, "refused", _WORDS["refused"])
+            raise _refusal("refused")
         socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=RECEIVE_MAX + 1, compress=False)
         await socket.prepare(request)
         try:
@@ -218,6 +218,11 @@ def make_public_app(
     return app
 
 
+def _refusal(code: str) -> Refused:
+    status, message = _ANSWERS[code]
+    return Refused(status, code, message)
+
+
 def _only(request: web.Request, header: str) -> str:
     """A header that comes once, else ""."""
     values = request.headers.getall(header, [])
@@ -230,17 +235,17 @@ async def _first(socket: web.WebSocketResponse[Any], seconds: float) -> _First:
         async with asyncio.timeout(seconds):
             message = await socket.receive()
     except TimeoutError:
-        raise Refused(408, "timeout", _WORDS["timeout"]) from None
+        raise _refusal("timeout") from None
     try:
         if message.type is WSMsgType.TEXT and len(message.data) <= FIRST_MAX:
             return msgspec.json.decode(message.data, type=_First)
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         pass
-    raise Refused(400, "bad_request", _WORDS["bad_request"])
+    raise _refusal("bad_request")
 
 
 async def _turn_away(socket: web.WebSocketResponse[Any], code: str, nonce: str) -> None:
-    answer = {"error": {"code": code, "message": _WORDS[code]}, "nonce": nonce}
+    answer = {"error": {"code": code, "message": _ANSWERS[code][1]}, "nonce": nonce}
     with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):  # it has gone
         await socket.send_str(msgspec.json.encode(answer).decode())
         await socket.close(code=REFUSED_CODE)

@@ -113,6 +113,12 @@ def test_close_codes() -> None:
     assert used == {row[0].strip("`") for row in rows(end)}
 
 
+def test_what_a_page_is_refused_with() -> None:
+    text = section(8)[section(8).index("### 8.4 ") :]
+    table = {code.strip(" `"): int(row[0]) for row in rows(text) if row[0].isdigit() for code in row[1].split(",")}
+    assert table == {code: status for code, (status, _) in public._ANSWERS.items()}
+
+
 def test_message_numbers() -> None:
     table = {int(row[0]): row[1] for row in rows(section(6))}
     tags = {kind.__struct_config__.tag: kind.__name__.lower() for kind in get_args(messages.Message)}
