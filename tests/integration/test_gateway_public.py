@@ -82,7 +82,7 @@ async def test_a_gateway_shows_browsers_its_public_certificate(tmp_path: Path) -
     try:
         answer = await call(folder, "invite", {"path": "hop/phone-1"})
         assert answer["url"] == f"https://gw.example/hop#{answer['invitation']}"
-        connector = aiohttp.TCPConnector(ssl=trusting)
+        connector = aiohttp.TCPConnector(ssl=trusting, force_close=True)
         async with asyncio.timeout(LIMIT), aiohttp.ClientSession(connector=connector) as client:
             page = DpopPage(client, "https://gw.example", f"https://{ready.public}", server_hostname="gw.example")
             await page.greet()
@@ -169,7 +169,7 @@ async def test_an_edge_joins_and_asks_through_a_page(tmp_path: Path) -> None:
     """The page carries bytes alone: here the tunnel's binary frames are the edge's link."""
     async with (
         MockProvider() as provider, gateway_process(tmp_path / "g", provider.base_url) as gateway,
-        aiohttp.ClientSession() as client, asyncio.timeout(LIMIT),
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client, asyncio.timeout(LIMIT),
     ):
         page = DpopPage(client, gateway.origin, gateway.origin)
         await page.greet()

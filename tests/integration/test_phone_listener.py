@@ -35,6 +35,7 @@ from transport.primitives import SigningKey, sha256
 ORIGIN = "https://gw.example"
 HOP = f"spiffe://{DOMAIN}/hop/phone-1"
 LIMIT = 60.0
+PATIENT = {"idle_s": 600.0, "life_s": 600.0, "body_s": 600.0}  # how slow the machine is ends no connection
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ async def running(made: Path, directory: Path, **limits: Any) -> AsyncIterator[L
 
 @pytest.fixture
 async def lab(made: Path, tmp_path: Path) -> AsyncIterator[Lab]:
-    async with running(made, tmp_path / "gateway") as lab:
+    async with running(made, tmp_path / "gateway", **PATIENT) as lab:
         yield lab
 
 
@@ -608,7 +609,7 @@ async def test_who_says_nothing_in_a_tunnel_is_told_and_let_go(made: Path, tmp_p
 
 
 async def test_one_source_has_a_share_of_the_places(made: Path, tmp_path: Path) -> None:
-    async with running(made, tmp_path / "g", per_source=2, idle_s=100.0, life_s=100.0, body_s=100.0) as lab:
+    async with running(made, tmp_path / "g", per_source=2, **PATIENT) as lab:
         held = [await lab.dial() for _ in range(2)]
         for _, writer in held:
             writer.write(UPGRADE.encode())
