@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from edge_client.commands.pair import until_when
-from edge_client.commands.terminal import JSON, Exit, exit_code, run, show
+from edge_client.commands.terminal import JSON, Exit, exit_code, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.app import App
@@ -46,7 +46,7 @@ def status(
         }
         fault = None
         try:
-            async with App.open(config, store="if present") as app:
+            async with App.open(config, store="if present", tell=note) as app:
                 if app.has_store:
                     result["store"] = "open"
                     await _fill(app, result)

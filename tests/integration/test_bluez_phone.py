@@ -147,6 +147,11 @@ async def test_a_phone_comes_by_its_serial_port(lab: Lab) -> None:
     await link.send(b"hello")
     assert await asyncio.get_running_loop().sock_recv(near, 100) == b"hello"
     assert lab.fake.profile, "it stays for as long as its link does"
+    second, far = socket.socketpair()
+    second.setblocking(False)
+    assert not await lab.fake.connect(device(3), far)
+    assert await asyncio.get_running_loop().sock_recv(second, 100) == b"", "one phone at a time"
+    second.close()
     await link.close()
     await lab.fake.until(lambda: not lab.fake.profile)
     near.close()

@@ -307,7 +307,7 @@ async def test_a_radio_that_goes_while_one_waits_is_told() -> None:
         begun = asyncio.get_running_loop().time()
         await made.edge._peripheral._device.close()
         for attempt in (waiting, made.wait()):
-            with pytest.raises(LinkLost) as lost:
+            with pytest.raises(LinkLost, match="is gone") as lost:
                 await attempt
             assert lost.value.reason == "unavailable"
         assert asyncio.get_running_loop().time() < begun + 5
