@@ -1,4 +1,4 @@
-"""The phone's page in a real browser, between a real edge and a real gateway: scanned, joined, linked, dropped, resumed."""
+"""The phone's page in a real browser, between a real edge and a real gateway: joined, linked, dropped, resumed."""
 
 import asyncio
 import os

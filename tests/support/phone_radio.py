@@ -62,6 +62,7 @@ class Laptop:
         self.connected = False
         self._radio, self._ids = radio, dict[str, str]()
         self._values: asyncio.Queue[bytes] = asyncio.Queue()  # a pipe's credit bounds it
+        self._connecting: asyncio.Task[None] | None = None
         self._notifying = asyncio.create_task(self._notify())
 
     async def drop(self) -> None:
@@ -72,27 +73,32 @@ class Laptop:
     async def leave(self) -> None:
         """The page has gone."""
         self.connected = False
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
         await self.central.disconnect()
 
     async def close(self) -> None:
         self._notifying.cancel()
         await asyncio.gather(self._notifying, return_exceptions=True)
-        with contextlib.suppress(LinkLost):
-            await self.central.disconnect()
+        await self.leave()
 
     async def gatt(self, kind: str) -> None:
         """Answers an operation on the device."""
         code = _OK
         if kind == "connection":
             self.connects += 1
+            self._connecting = self._radio.do(
+                self.central.connect(self._values.put_nowait, lambda: self._radio.do(self._gone()))
+            )
             try:
-                await self.central.connect(self._values.put_nowait, lambda: self._radio.do(self._gone()))
+                await self._connecting
                 self.connected = True
-            except LinkLost:
+            except (LinkLost, asyncio.CancelledError):
                 code = _FAILED
         elif kind == "discovery":
             await self._add_service()
-        await self._radio.tell("simulateGATTOperationResponse", address=self.address, type=kind, code=code)
+        await self._radio.answer("simulateGATTOperationResponse", address=self.address, type=kind, code=code)
 
     async def operate(self, characteristic: str, kind: str, data: bytes) -> None:
         """Answers an operation on a characteristic."""
@@ -110,7 +116,7 @@ class Laptop:
                 await self.central.subscribe(False)
         except LinkLost:
             code = 0x0E  # ATT: unlikely error
-        await self._radio.tell(
+        await self._radio.answer(
             "simulateCharacteristicOperationResponse", characteristicId=characteristic, type=kind, code=code, **back
         )
 
@@ -132,7 +138,7 @@ class Laptop:
     async def _gone(self) -> None:
         if self.connected:
             self.connected = False
-            await self._radio.tell("simulateGATTDisconnection", address=self.address)
+            await self._radio.answer("simulateGATTDisconnection", address=self.address)
 
     async def _notify(self) -> None:
         while True:
@@ -202,6 +208,11 @@ class PhoneRadio:
 
     async def tell(self, command: str, **params: Any) -> Any:
         return await self.page.whole.send(f"BluetoothEmulation.{command}", **params)
+
+    async def answer(self, command: str, **params: Any) -> None:
+        """To a page that may have gone on, or away."""
+        with contextlib.suppress(AssertionError):
+            await self.tell(command, **params)
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._tasks.add(task := asyncio.create_task(work))

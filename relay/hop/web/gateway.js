@@ -2,117 +2,112 @@
 
 const utf8 = (text) => new TextEncoder().encode(text);
 const base64url = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes)))
-  .replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+	.replace(/[+/=]/g, (sign) => ({ "+": "-", "/": "_" })[sign] ?? "");
 const sha256 = (bytes) => crypto.subtle.digest("SHA-256", bytes);
 const done = (request) => new Promise((resolve, reject) => {
-  request.onsuccess = () => resolve(request.result);
-  request.onerror = () => reject(request.error);
+	request.onsuccess = () => resolve(request.result);
+	request.onerror = reject;
 });
-
+export const total = { up: 0, down: 0 }; // bytes
 export class Refused extends Error {} // asking again changes nothing
 
-let key, token, renewAt, nonce;
+const opening = indexedDB.open("causeway-hop");
+opening.onupgradeneeded = () => opening.result.createObjectStore("keys");
+const database = done(opening);
+const keys = async () => (await database).transaction("keys", "readwrite").objectStore("keys");
+let key, token, renewAt = 0, nonce;
 
-// What the browser keeps for this page: {key, id}.
-async function kept(work) {
-  const opening = indexedDB.open("causeway-hop");
-  opening.onupgradeneeded = () => opening.result.createObjectStore("kept");
-  return done(work((await done(opening)).transaction("kept", "readwrite").objectStore("kept")));
+// Kept before its first use, which binds the invitation to it. Nobody can export it.
+async function ownKey() {
+	const kept = await done((await keys()).get("own"));
+	const made = kept ?? await crypto.subtle.generateKey({ name: "ECDSA", namedCurve: "P-256" }, false, ["sign"]);
+	if (!kept) await done((await keys()).put(made, "own"));
+	return made;
 }
 
-// The ID under which this phone has joined, if it has.
-export async function known() {
-  const found = await kept((store) => store.get("hop"));
-  key = found?.key;
-  return found?.id;
-}
-
+// Under an ID that is kept.
 export async function join(invitation) {
-  if (!key) { // and kept before it is used: should the answer be lost, the invitation is bound to it
-    key = await crypto.subtle.generateKey({ name: "ECDSA", namedCurve: "P-256" }, false, ["sign"]); // not exportable
-    await kept((store) => store.put({ key }, "hop"));
-  }
-  const { id } = await ask("/hop/join", { invitation });
-  await kept((store) => store.put({ key, id }, "hop"));
-  return id;
+	localStorage.hop = (await ask("/hop/join", { invitation })).id;
 }
 
 // A token, a new one in the last fifth of its life or if `anew`.
 export async function authorise(anew) {
-  if (anew || !(performance.now() < renewAt)) await ask("/hop/token", {});
-  return token;
+	if (anew || performance.now() > renewAt) await ask("/hop/token", {});
+	return token;
 }
 
 async function ask(path, body, again = true) {
-  const headers = { DPoP: await proof("POST", path), "Content-Type": "application/json" };
-  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
-  const said = await answer.json().catch(() => ({}));
-  nonce = answer.headers.get("DPoP-Nonce") ?? nonce;
-  if (said.error?.code === "use_dpop_nonce" && again) return ask(path, body, false);
-  if (answer.status >= 500 || answer.status === 429) throw new Error("busy");
-  if (!answer.ok) throw new Refused(said.error?.code);
-  token = said.access_token;
-  renewAt = performance.now() + 800 * said.expires_in;
-  return said;
+	const headers = { DPoP: await proof("POST", path), "Content-Type": "application/json" };
+	const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+	const said = await answer.json();
+	nonce = answer.headers.get("DPoP-Nonce") ?? nonce;
+	if (said.error?.code === "use_dpop_nonce" && again) return ask(path, body, false);
+	if (!answer.ok) throw new (answer.status < 404 ? Refused : Error)(said.error?.code);
+	token = said.access_token;
+	renewAt = performance.now() + 800 * said.expires_in;
+	return said;
 }
 
 async function proof(htm, path, access) {
-  const { kty, crv, x, y } = await crypto.subtle.exportKey("jwk", key.publicKey);
-  const signed = [{ typ: "dpop+jwt", alg: "ES256", jwk: { kty, crv, x, y } }, {
-    jti: base64url(crypto.getRandomValues(new Uint8Array(16))), htm, htu: location.origin + path, nonce,
-    iat: Math.floor(Date.now() / 1000), ath: access && base64url(await sha256(utf8(access))),
-  }].map((part) => base64url(utf8(JSON.stringify(part)))).join(".");
-  const signature = await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, key.privateKey, utf8(signed));
-  return `${signed}.${base64url(signature)}`;
+	const { publicKey, privateKey } = await (key ??= ownKey());
+	const { kty, crv, x, y } = await crypto.subtle.exportKey("jwk", publicKey);
+	const signed = [{ typ: "dpop+jwt", alg: "ES256", jwk: { kty, crv, x, y } }, {
+		jti: base64url(crypto.getRandomValues(new Uint8Array(16))), htm, htu: location.origin + path, nonce,
+		iat: Math.floor(Date.now() / 1000), ath: access && base64url(await sha256(utf8(access))),
+	}].map((part) => base64url(utf8(JSON.stringify(part)))).join(".");
+	const signature = await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, privateKey, utf8(signed));
+	return `${signed}.${base64url(signature)}`;
 }
 
-// A link over streams. Links: receive() gives bytes, or a string at the end; send() waits for room; close() lets go.
+// A link over streams. Links receive() bytes, none at the end; send() waits for room.
 export function streamed({ readable, writable }, close) {
-  const reader = readable.getReader(), writer = writable.getWriter();
-  return {
-    receive: async () => (await reader.read().catch(() => ({}))).value ?? "",
-    send: (data) => writer.write(data),
-    close: () => close(reader, writer),
-  };
+	const reader = readable.getReader(), writer = writable.getWriter();
+	return {
+		async receive() {
+			const { value = "" } = await reader.read();
+			return value.byteLength ? new Uint8Array(value) : value;
+		},
+		send: (data) => writer.write(data),
+		close: () => close(reader, writer),
+	};
 }
 
 // A tunnel for one link to a laptop, and never for another.
 export async function openTunnel(again = true) {
-  const access = await authorise();
-  const socket = new WebSocketStream(`${location.origin.replace("http", "ws")}/hop/tunnel`);
-  const tunnel = streamed(await socket.opened, () => socket.close({ closeCode: 1000 }));
-  await tunnel.send(JSON.stringify({ token: access, proof: await proof("GET", "/hop/tunnel", access) }));
-  const said = JSON.parse(await tunnel.receive() || "{}");
-  if (said.id) return tunnel;
-  nonce = said.nonce ?? nonce;
-  if (!again || !said.error) throw new (said.error ? Refused : Error)(said.error?.code);
-  if (said.error.code !== "use_dpop_nonce") await authorise(true);
-  return openTunnel(false);
+	const access = await authorise();
+	const socket = new WebSocketStream(`${location.origin.replace("http", "ws")}/hop/tunnel`);
+	const tunnel = streamed(await socket.opened, () => socket.close({ closeCode: 1000 }));
+	await tunnel.send(JSON.stringify({ token: access, proof: await proof("GET", "/hop/tunnel", access) }));
+	if (JSON.parse(await tunnel.receive() || "{}").id) return tunnel;
+	if (!again) throw new Error("no tunnel");
+	await authorise(true); // with a new nonce
+	return openTunnel(false);
 }
 
-// Copies until one end ends, then closes both. `moved` is told of bytes up and down.
-export async function carry(laptop, tunnel, first, moved) {
-  const counts = { up: 0, down: 0 }, start_ms = Date.now();
-  let start = [], link, end_ms, noted = 0;
-  const note = (final) => link && tunnel.send(JSON.stringify({ link, start_ms, end_ms, ...counts, final }));
-  const copy = async (from, to, way, got) => {
-    for (got ??= await from.receive(); typeof got !== "string"; got = await from.receive()) {
-      const data = new Uint8Array(got);
-      end_ms = Date.now();
-      counts[way] += data.length;
-      moved(way, data.length);
-      if (way === "up" && !link) { // docs/SPEC.md section 9: made of the first 64 bytes
-        start = [...start, ...data.slice(0, 64 - start.length)];
-        const id = start.length === 64 && await sha256(Uint8Array.of(...utf8("causeway link"), ...start));
-        link = id && Array.from(new Uint8Array(id, 0, 8), (byte) => byte.toString(16).padStart(2, "0")).join("");
-      }
-      await to.send(data);
-      if (!link || end_ms < noted + 1000) continue;
-      noted = end_ms;
-      await note(false);
-    }
-  };
-  const copies = [copy(laptop, tunnel, "up", first), copy(tunnel, laptop, "down")];
-  await Promise.race(copies).catch(() => {}); // how it ended is for the session to judge
-  await Promise.allSettled([note(true), laptop.close(), tunnel.close(), ...copies]);
+// Copies until one end ends, then closes both; `first` came up already.
+export async function carry(laptop, tunnel, first) {
+	const start = [...utf8("causeway link")], note = { start_ms: Date.now(), up: 0, down: 0, final: false };
+	let noted = 0;
+	const tell = async () => note.link && tunnel.send(JSON.stringify(note));
+	const copy = async (from, to, way, data) => {
+		for (data ??= await from.receive(); data.byteLength; data = await from.receive()) {
+			note.end_ms = Date.now();
+			note[way] += data.length;
+			total[way] += data.length;
+			if (way === "up" && start.length < 77) { // the link's id is made of the laptop's first 64 bytes
+				start.push(...data.subarray(0, 77 - start.length));
+				const id = [...new Uint8Array(await sha256(new Uint8Array(start)), 0, 8)];
+				if (start.length === 77) note.link = id.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+			}
+			await to.send(data);
+			if (note.end_ms < noted + 1000) continue;
+			noted = note.end_ms;
+			await tell();
+		}
+	};
+	const copies = [copy(laptop, tunnel, "up", first), copy(tunnel, laptop, "down")];
+	await Promise.race(copies).catch(() => {}); // the session knows how it ended
+	note.final = true;
+	await Promise.allSettled([tell()]);
+	await Promise.allSettled([laptop.close(0), tunnel.close(), ...copies]);
 }
