@@ -19,6 +19,7 @@ from relay.gateway import app, webpki
 from relay.gateway.config import parse
 from relay.gateway.control import call
 from relay.gateway.errors import ConfigError
+from relay.gateway.listening import HttpsLimits
 from relay.gateway.webpki import public_context, stay_current
 from tests.support.dpop_page import DpopPage
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, chat, make_folder
@@ -117,6 +118,7 @@ async def test_a_renewed_certificate_is_shown_and_a_bad_one_is_not(
         while "is not used" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert await shown(context) == second
+        assert caplog.text.count("is not used") == 1, "it is said once, not each minute"
         caplog.clear()
         write_certificate(tmp_path / "next")
         files[0].write_bytes((tmp_path / "next" / "public.pem").read_bytes())  # and its key is yet to come
@@ -197,6 +199,17 @@ async def test_an_edge_joins_and_asks_through_a_page(tmp_path: Path) -> None:
         assert b"".join([part async for part in answer])
         await session.close()
         assert await statuses(gateway) == {"edge/lap-1": "active", "hop/phone-1": "active"}
+
+
+async def test_a_proxy_stands_for_many(tmp_path: Path) -> None:
+    """All who come by it have its address: more than one source's share of the places."""
+    async with gateway_process(tmp_path / "g", "http://127.0.0.1:9/v1") as gateway, asyncio.timeout(LIMIT):
+        host, _, port = gateway.origin.removeprefix("http://").rpartition(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(HttpsLimits().per_source + 1)]
+        async with aiohttp.ClientSession() as client, client.get(f"{gateway.origin}/hop") as response:
+            assert response.status == 200
+        for _, writer in idle:
+            writer.close()
 
 
 async def tunnel(page: DpopPage) -> WebSocketLink:

@@ -265,11 +265,11 @@ async def test_an_invitation_ends(lab: Lab) -> None:
     assert lab.refused() == [("join.refused", "invitation expired")]
 
 
-@pytest.mark.parametrize("path", ["edge/lap-1", "workload/w"])
+@pytest.mark.parametrize("path", ["edge/lap-1", "workload/w", "gateway/two"])
 async def test_M13_a_page_is_a_hop_and_nothing_else(lab: Lab, path: str) -> None:
     page = lab.page()
     await page.greet()
-    status, answer = await page.join((await lab.enrolment.invite(path)).encode())
+    status, answer = await page.join((await lab.enrolment.invite(path, allow_gateway=True)).encode())
     assert (status, answer["error"]["code"]) == (403, "invitation")
     assert lab.refused() == [("join.refused", "this role does not join this way")]
     assert lab.enrolment.registrations() == []
