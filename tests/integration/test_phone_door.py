@@ -15,6 +15,7 @@ from transport.errors import BadInput, LinkLost
 from transport.links import ble_central, gatt_bumble, radio
 from transport.links.base import Endpoint, Link, connect, listen
 from transport.links.gatt import ADVERTISED, SERVICE, WAITING
+from transport.links.gatt_link import GattLink
 from transport.links.radio import OpenRadio
 from transport.links.virtual_air import PHYS, Phy
 from transport.links.virtual_bleak import bleak_backend
@@ -181,22 +182,44 @@ async def test_a_held_phone_that_leaves_or_speaks_first_is_waited_for_anew(leave
 @in_virtual_time
 async def test_one_phone_at_a_time() -> None:
     async with lab() as made:
-        first, second = await made.phone("first"), await made.phone("second")
+        first, second, third = [await made.phone(name) for name in ("first", "second", "third")]
         waiting = made.wait()
         await first.connect()
-        coming = asyncio.create_task(second.connect())
+        await second.connect()
+        coming = asyncio.create_task(third.connect())
         far, near = await first.begin(), await waiting
+        for refused in (await second.begin(), made.wait()):
+            with pytest.raises(LinkLost) as lost:
+                await (refused.receive() if isinstance(refused, GattLink) else refused)
+            assert lost.value.reason == "limit"
         await exchange(near, far)
-        with pytest.raises(LinkLost) as lost:
-            await made.wait()
-        assert lost.value.reason == "limit"
-        assert not coming.done(), "the second finds nobody who waits"
         await near.close("error")
         await far.close()
+        assert not coming.done(), "the third finds nobody who waits"
         waiting = made.wait()
         await coming
-        far = await second.begin()
-        await exchange(await waiting, far)
+        await exchange(await third.begin(), await waiting)
+
+
+@in_virtual_time
+async def test_a_held_phone_is_not_lost_to_a_wait_that_is_cancelled() -> None:
+    async with lab() as made:
+        phone, waiting = await made.phone(), made.wait()
+        await phone.connect()
+        far, near = await phone.begin(), await waiting
+        await asyncio.gather(near.close(), far.close())
+        held = await phone.begin()
+        await asyncio.sleep(1)
+        for turns in range(1, 5):
+            waiting = made.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if waiting.done():
+                break
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert turns > 1
+        await exchange(held, await waiting)
 
 
 @in_virtual_time
@@ -224,10 +247,10 @@ async def test_one_who_connects_and_begins_nothing_is_shown_out() -> None:
     async with lab() as made:
         stranger, phone, waiting = await made.phone("stranger"), await made.phone(), made.wait(timeout_s=60)
         await stranger.connect()
-        await asyncio.sleep(gatt_bumble.SUBSCRIBE_S + 1)
-        assert not stranger.client.is_connected
         await phone.connect()
         await exchange(await phone.begin(), await waiting)
+        await asyncio.sleep(gatt_bumble.SUBSCRIBE_S + 1)
+        assert (stranger.client.is_connected, phone.client.is_connected) == (False, True)
 
 
 @in_virtual_time

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
@@ -18,19 +19,26 @@ Dial = Callable[[], Awaitable[Tunnel]]
 
 
 class PhoneCentral:
-    """`info` is what the edge it is connected to has said. `pipes` counts those it has begun."""
+    """On a bumble device, or the system's own radio, of which `adapter` names one. `info` is what the edge that it is
+    connected to has said, `pipes` how many it has begun.
+    """
 
-    def __init__(self, device: Device) -> None:
-        self.device, self._backend = device, bleak_backend(device)
+    def __init__(self, device: Device | None = None, *, adapter: str = "") -> None:
+        backend = None if device is None else bleak_backend(device)
+        bluez = {"bluez": {"adapter": adapter}} if adapter else {}
+        self._scanner: dict[str, Any] = {"backend": backend.scanner} if backend else bluez
+        self._client: dict[str, Any] = {"backend": backend.client} if backend else bluez
+        self._link: GattLink | None = None
         self.info: Info | None = None
         self.pipes = 0
         self.client: BleakClient
 
     async def connect(self) -> None:
         """To the first edge that waits."""
-        async with BleakScanner(service_uuids=[WAITING], backend=self._backend.scanner) as scanner:
-            found, _ = await anext(scanner.advertisement_data())
-        self.client = BleakClient(found, backend=self._backend.client)
+        async with BleakScanner(service_uuids=[WAITING], **self._scanner) as scanner:
+            heard = scanner.advertisement_data()
+            found = await anext(found async for found, data in heard if WAITING in data.service_uuids)
+        self.client = BleakClient(found, self._disconnected, **self._client)
         await self.client.connect()
         self.info = Info.decode(bytes(await self.client.read_gatt_char(INFO)))
 
@@ -50,12 +58,15 @@ class PhoneCentral:
                 await client.stop_notify(TX)
 
         pipe = GattPipe(self.info.value_size, self.info.credit if self.info.credit > 1 else 0, 0, loop.time())
-        link = GattLink(pipe, "ble:edge", write, let_go)
-        client._backend._disconnected_callback = lambda: link.carrier_lost(LinkLost("the edge has gone"))
+        self._link = link = GattLink(pipe, "ble:edge", write, let_go)
         await client.start_notify(TX, lambda _, value: link.take(bytes(value)))
         link.start()
         self.pipes += 1
         return link
+
+    def _disconnected(self, _: BleakClient) -> None:
+        if self._link is not None:
+            self._link.carrier_lost(LinkLost("the edge has gone"))
 
     async def carry(self, dial: Dial) -> None:
         """Finds an edge and carries its pipes, one after the other, over and over, until it is cancelled."""

@@ -117,7 +117,7 @@ class BluezListener:
 
     async def start(self) -> None:
         """Raises LinkLost."""
-        if self._role == "hop" and _version(await _bluez_says()) >= _SEPARATE_SINCE:
+        if _version(await _bluez_says()) >= _SEPARATE_SINCE:
             self._centrals_max = CENTRALS_MAX
         await self._open()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())

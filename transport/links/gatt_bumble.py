@@ -1,9 +1,9 @@
 """The Bluetooth peripheral on a bumble device, which is a virtual radio's or owns a dongle: a hop that edges find and
 connect to, or an edge that waits for a phone.
 
-Several edges at once, or one phone; each has state of its own, bounded, and gives way to the others in the controller's
-buffers. The name that is advertised is the same for all unless one is given, nothing is paired or bonded. A central
-that does not subscribe, or lets its pipe end and begins no other, is disconnected.
+Several centrals at once; each has state of its own, bounded, and gives way to the others in the controller's buffers.
+The name that is advertised is the same for all unless one is given, nothing is paired or bonded. A central that does
+not subscribe, or lets its pipe end and begins no other, is disconnected.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from transport.links.gatt import (
 )
 from transport.links.gatt_link import GattLink
 
-CENTRALS_MAX: Final = 8  # connections at once; while there are as many, the hop does not advertise
+CENTRALS_MAX: Final = 8  # connections at once; while there are as many, nothing is advertised
 SUBSCRIBE_S: Final = 10.0  # for a central to begin a pipe: after connecting, and after its last one ended
 DISCONNECT_S: Final = 5.0
 ADVERTISE_MS: Final = 100.0  # a compromise of what scanners find quickly and what batteries like
@@ -135,7 +135,6 @@ class BumbleListener:
         self.role = role
         self.closed = False
         self._wanted = role == "hop"  # that it advertises while it has room
-        self._centrals_max = CENTRALS_MAX if role == "hop" else 1
         self._device, self._tx, self._on_link = device, tx, on_link
         self._centrals: dict[int, _Central] = {}  # by connection handle
         self._running: dict[asyncio.Task[None], GattLink] = {}
@@ -197,7 +196,7 @@ class BumbleListener:
     async def _adjust(self) -> None:
         """Raises LinkLost."""
         async with self._advertising:
-            if self._wanted and not self.closed and len(self._centrals) < self._centrals_max:
+            if self._wanted and not self.closed and len(self._centrals) < CENTRALS_MAX:
                 await self._advertise()
             else:
                 with contextlib.suppress(BaseBumbleError, TimeoutError):
@@ -240,7 +239,7 @@ class BumbleListener:
             central.gone.set_result(None)
         if central.link is not None:
             central.link.carrier_lost(LinkLost("the connection was lost"))
-        if len(self._centrals) == self._centrals_max - 1:
+        if len(self._centrals) == CENTRALS_MAX - 1:
             self._advertise_again()
 
     def _advertise_again(self) -> None:
