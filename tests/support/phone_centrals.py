@@ -17,10 +17,10 @@ _HEARD_S = 3.0  # for an edge to be heard; the page tries again
 
 
 class RadioCentral:
-    """Copies what the browser asks for to the first edge that waits on a virtual radio, and back."""
+    """Copies what the browser asks for to an edge that waits under that name on a virtual radio, and back."""
 
-    def __init__(self, device: Device) -> None:
-        self._backend = bleak_backend(device)
+    def __init__(self, device: Device, name: str) -> None:
+        self._backend, self._name = bleak_backend(device), name
         self._client: BleakClient | None = None
 
     async def connect(self, notify: Callable[[bytes], None], gone: Callable[[], object]) -> None:
@@ -28,7 +28,9 @@ class RadioCentral:
         with _as_link_lost():
             async with asyncio.timeout(_HEARD_S):
                 async with BleakScanner(service_uuids=[WAITING], backend=self._backend.scanner) as scanner:
-                    found, _ = await anext(scanner.advertisement_data())
+                    async for found, said in scanner.advertisement_data():
+                        if said.local_name == self._name:
+                            break
             self._client = BleakClient(found, lambda _: gone(), backend=self._backend.client)
             await self._client.connect()
 

@@ -53,13 +53,13 @@ class PhoneLab:
         """A laptop with nothing but the radio, and what the phone sees of it. It has an invitation, and has not joined.
         """
         home = EdgeHome(self.folder / name, f"virtual:{self.folder / 'radio.sock'}")
-        home.configure("phone:")
+        home.configure(f"phone:{name}")
         secret_file(self.folder / f"{name}.invitation", (await self.gateway.invite(f"edge/{name}")).encode())
-        return home, await self.radio.add(name, RadioCentral(await self.air.radio.device(f"phone for {name}")))
+        return home, await self.radio.add(name, RadioCentral(await self.air.radio.device(f"phone for {name}"), name))
 
     async def join(self, home: EdgeHome, name: str = "lap-1") -> Any:
         line = self.folder / f"{name}.invitation"
-        return await home.run("join", "--invitation-file", str(line), "--hop", "phone:")
+        return await home.run("join", "--invitation-file", str(line), "--hop", f"phone:{name}")
 
     async def connected(self) -> tuple[EdgeHome, Laptop]:
         """Scans the code, and has a laptop join through the phone."""

@@ -60,6 +60,7 @@ class Laptop:
         self.name, self.address, self.central = name, address, central
         self.connects = 0
         self.connected = False
+        self.came = asyncio.Event()  # a connection, since it was cleared
         self._radio, self._ids = radio, dict[str, str]()
         self._values: asyncio.Queue[bytes] = asyncio.Queue()  # a pipe's credit bounds it
         self._connecting: asyncio.Task[None] | None = None
@@ -94,6 +95,7 @@ class Laptop:
             try:
                 await self._connecting
                 self.connected = True
+                self.came.set()
             except (LinkLost, asyncio.CancelledError):
                 code = _FAILED
         elif kind == "discovery":

@@ -9,15 +9,17 @@ const shown = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(b
 const say = (row, className, textContent) => Object.assign(row, { className, textContent });
 const warn = (textContent = "") => Object.assign($("note"), { textContent, hidden: !textContent });
 const awake = () => rows.size && navigator.wakeLock?.request("screen").catch(() => {});
-let before = 0;
+let before = 0, reached = true;
 
 // Shows what came of asking the gateway.
 async function asking(work) {
 	try {
 		const result = await work();
+		reached = true;
 		say($("gateway"), "up", "The gateway answers");
 		return result;
 	} catch (error) {
+		reached = false;
 		say($("gateway"), "down", "The gateway does not answer");
 		if (error.message === "clock") warn("This phone's clock is wrong. Set it.");
 		else if (error instanceof Refused) {
@@ -38,21 +40,24 @@ async function serve({ device, name, open }) {
 		const carried = sum();
 		let link;
 		try {
-			await asking(() => authorise(wait > 1));
+			await asking(() => authorise(!reached));
 			say(row, "", `${name}: looking for it`);
 			link = await open(device);
 			say(row, "up", `${name}: linked`);
 			const first = await link.receive();
 			await (first.length ? carry(link, await asking(openTunnel), first) : link.close(0));
-		} catch {
+		} catch (error) {
 			await link?.close(4);
 			device.gatt?.disconnect();
+			if (error instanceof Refused) break;
 		}
 		wait = sum() > carried ? 1 : Math.min(2 * wait, 30);
 		if (wait === 1) continue;
 		say(row, "down", `${name}: not linked, trying again`);
 		await new Promise((done) => { setTimeout(done, 500 * wait); });
 	}
+	rows.delete(device);
+	row.remove();
 }
 
 // Says why not, unless nothing was chosen.
