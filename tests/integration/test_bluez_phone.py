@@ -192,6 +192,15 @@ async def test_without_a_radio_that_is_on_it_says_so_at_once(lab: Lab) -> None:
     await lab.fake.start()
 
 
+async def test_closing_the_radio_ends_a_wait(lab: Lab) -> None:
+    waiting = lab.wait()
+    await lab.shown(True)
+    await lab.radio.close()
+    with pytest.raises(LinkLost, match="is gone"):
+        await waiting
+    await lab.shown(False)
+
+
 async def test_a_strange_read_is_answered(lab: Lab) -> None:
     waiting = lab.wait()
     await lab.shown(True)

@@ -336,6 +336,16 @@ async def test_a_radio_that_goes_while_one_waits_is_told() -> None:
         assert asyncio.get_running_loop().time() < begun + 5
 
 
+@in_virtual_time
+async def test_closing_the_radio_ends_a_wait() -> None:
+    async with lab() as made:
+        waiting = made.wait()
+        await asyncio.sleep(1)
+        await made.edge.close()
+        with pytest.raises(LinkLost, match="is gone"):
+            await waiting
+
+
 def test_without_a_peripheral_role_it_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(radio.sys, "platform", "darwin")
 

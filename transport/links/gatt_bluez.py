@@ -125,7 +125,8 @@ class BluezListener:
     async def advertise(self, on: bool) -> None:
         """Begins or stops to be found; who is connected stays. Raises LinkLost."""
         self._wanted = on
-        await self._register()
+        if not self.closed:
+            await self._register()
 
     async def close(self) -> None:
         if self.closed:

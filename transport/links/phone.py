@@ -121,6 +121,11 @@ class PhoneDoor:
         self._arrival.set()
 
     async def close(self) -> None:
+        """Who waits learns that nobody will come."""
+        self.radio_lost()
+        await self._shut()
+
+    async def _shut(self) -> None:
         if self._phone is not None:
             self._phone.over.set()
         if self._listener is not None:
@@ -158,7 +163,7 @@ class PhoneDoor:
 
     async def _listening(self, name: str) -> Announcer:
         if self._listener is not None and name != self._name:
-            await self.close()
+            await self._shut()
         if self._listener is None:
             self._listener = await self._peripheral.listen(self._arrived, name=name, role="edge")
             self._name = name
