@@ -78,12 +78,12 @@ class StandInLaptop:
         self.reachable = True
         self.written: list[bytes] = []  # the latest values
         self._link: GattLink | None = None
-        self._notify: Callable[[bytes], None]
+        self.notify: Callable[[bytes], None]
 
     async def connect(self, notify: Callable[[bytes], None], gone: Callable[[], object]) -> None:
         if not self.reachable:
             raise LinkLost("out of reach")
-        self._notify, self._gone = notify, gone
+        self.notify, self._gone = notify, gone
 
     async def info(self) -> bytes:
         return self.said
@@ -109,7 +109,7 @@ class StandInLaptop:
             self._link.carrier_lost(LinkLost("the connection to the phone was lost"))
 
     async def _write(self, value: bytes) -> None:
-        self._notify(value)
+        self.notify(value)
 
     async def _let_go(self) -> None:
         """The connection stays, as for a next pipe."""

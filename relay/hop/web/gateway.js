@@ -9,7 +9,6 @@ const done = (request) => new Promise((resolve, reject) => {
 	request.onerror = reject;
 });
 export const total = { up: 0, down: 0 }; // bytes
-export class Refused extends Error {} // asking again changes nothing
 
 const opening = indexedDB.open("causeway-hop");
 opening.onupgradeneeded = () => opening.result.createObjectStore("keys");
@@ -25,7 +24,6 @@ async function ownKey() {
 	return made;
 }
 
-// Under an ID that is kept.
 export async function join(invitation) {
 	localStorage.hop = (await ask("/hop/join", { invitation })).id;
 }
@@ -42,7 +40,7 @@ async function ask(path, body, again = true) {
 	const said = await answer.json();
 	nonce = answer.headers.get("DPoP-Nonce") ?? nonce;
 	if (said.error?.code === "use_dpop_nonce" && again) return ask(path, body, false);
-	if (!answer.ok) throw new (answer.status < 404 ? Refused : Error)(said.error?.code);
+	if (!answer.ok) throw { refused: answer.status < 404, code: said.error.code };
 	token = said.access_token;
 	renewAt = performance.now() + 800 * said.expires_in;
 	return said;
@@ -59,7 +57,7 @@ async function proof(htm, path, access) {
 	return `${signed}.${base64url(signature)}`;
 }
 
-// A link over streams. Links receive() bytes, none at the end; send() waits for room.
+// A link: receive() gives bytes, none at the end; send() waits for room.
 export function streamed({ readable, writable }, close) {
 	const reader = readable.getReader(), writer = writable.getWriter();
 	return {
@@ -84,7 +82,7 @@ export async function openTunnel(again = true) {
 	return openTunnel(false);
 }
 
-// Copies until one end ends, then closes both; `first` came up already.
+// Copies until an end ends, then closes both; `first` came already.
 export async function carry(laptop, tunnel, first) {
 	const start = [...utf8("causeway link")], note = { start_ms: Date.now(), up: 0, down: 0, final: false };
 	let noted = 0;

@@ -13,13 +13,14 @@ export async function remembered() {
 }
 
 export async function choose() {
-	const wanted = { filters: [{ services: [WAITING] }], optionalServices: [SERVICE] };
-	return bluetooth(await navigator.bluetooth.requestDevice(wanted));
+	return bluetooth(await navigator.bluetooth.requestDevice({
+		filters: [{ services: [WAITING] }], optionalServices: [SERVICE],
+	}));
 }
 
 export async function chooseSerial() {
 	const wanted = { allowedBluetoothServiceClassIds: [SERIAL], filters: [{ bluetoothServiceClassId: SERIAL }] };
-	return { device: await navigator.serial.requestPort(wanted), name: "Laptop, by serial port", open: openSerial };
+	return { device: await navigator.serial.requestPort(wanted), name: "Laptop", open: openSerial };
 }
 
 async function openSerial(port) {
@@ -32,18 +33,16 @@ async function openSerial(port) {
 	});
 }
 
-// Begins a pipe.
 async function openBluetooth(device) {
 	if (!device.gatt.connected && device.watchAdvertisements) await heard(device);
 	await device.gatt.connect();
 	const service = await device.gatt.getPrimaryService(SERVICE);
 	const rx = await service.getCharacteristic(RX), tx = await service.getCharacteristic(TX);
-	const said = await (await service.getCharacteristic(INFO)).readValue();
-	const { role, size, credit } = readInfo(new Uint8Array(said.buffer));
+	const { buffer } = await (await service.getCharacteristic(INFO)).readValue();
+	const { role, size, credit } = readInfo(new Uint8Array(buffer));
 	if (role !== 2) throw new Error("a hop");
 	// One that grants a single value says when it is ready for more.
-	const pipe = makePipe(size, credit > 1 ? credit : 0, 0, now());
-	const link = overPipe(pipe, (value) => rx.writeValueWithoutResponse(value),
+	const link = overPipe(makePipe(size, credit > 1 ? credit : 0, 0, now()), (value) => rx.writeValueWithoutResponse(value),
 		(clean) => (clean ? tx.stopNotifications() : device.gatt.disconnect()));
 	tx.oncharacteristicvaluechanged = () => link.take(new Uint8Array(tx.value.buffer));
 	device.ongattserverdisconnected = link.fail;
@@ -60,7 +59,7 @@ const heard = (device) => new Promise((done) => {
 });
 
 function overPipe(pipe, write, leave) {
-	let over = false, bell = Promise.withResolvers(); // which rings at every change
+	let over = false, bell = Promise.withResolvers();
 	function change(work) {
 		try {
 			work?.();
@@ -71,11 +70,11 @@ function overPipe(pipe, write, leave) {
 		bell = Promise.withResolvers();
 	}
 	const fail = () => change(() => { over = true; });
-	const clock = setInterval(() => change(() => pipe.tick(now())), TICK_MS);
 	return {
 		fail,
 		take: (value) => change(() => over || pipe.take(value, now())),
-		async run() { // as fast as the radio takes it
+		async run() {
+			const clock = setInterval(() => change(() => pipe.tick(now())), TICK_MS);
 			while (!over) {
 				const value = pipe.next(now());
 				await (value ? write(value).then(change, fail) : bell.promise);

@@ -1,6 +1,6 @@
-// The screen: joining, which laptops are linked, and what is carried.
+// The screen.
 
-import { authorise, carry, join, openTunnel, Refused, total } from "./gateway.js";
+import { authorise, carry, join, openTunnel, total } from "./gateway.js";
 import { choose, chooseSerial, remembered } from "./laptop.js";
 
 const $ = (id) => document.getElementById(id);
@@ -21,9 +21,9 @@ async function asking(work) {
 	} catch (error) {
 		reached = false;
 		say($("gateway"), "down", "The gateway does not answer");
-		if (error.message === "clock") warn("This phone's clock is wrong. Set it.");
-		else if (error instanceof Refused) {
-			warn("The gateway does not accept this phone or its invitation. Ask for a new one.");
+		if (error.code === "clock") warn("This phone's clock is wrong. Set it.");
+		else if (error.refused) {
+			warn("The gateway refuses this phone or invitation. Ask for a new one.");
 			$("join").hidden = false;
 		}
 		throw error;
@@ -44,12 +44,13 @@ async function serve({ device, name, open }) {
 			say(row, "", `${name}: looking for it`);
 			link = await open(device);
 			say(row, "up", `${name}: linked`);
+			warn();
 			const first = await link.receive();
 			await (first.length ? carry(link, await asking(openTunnel), first) : link.close(0));
 		} catch (error) {
 			await link?.close(4);
 			device.gatt?.disconnect();
-			if (error instanceof Refused) break;
+			if (error.refused) break;
 		}
 		wait = sum() > carried ? 1 : Math.min(2 * wait, 30);
 		if (wait === 1) continue;
@@ -60,7 +61,6 @@ async function serve({ device, name, open }) {
 	row.remove();
 }
 
-// Says why not, unless nothing was chosen.
 const picked = (choosing) => choosing().then(serve, ({ name, message }) => name === "NotFoundError" || warn(message));
 
 async function enter(line) {
@@ -81,7 +81,7 @@ function count() {
 }
 
 document.onvisibilitychange = () => {
-	if (rows.size) warn("This page was not in front, and links may have ended. They come back.");
+	if (rows.size) warn("This page was not in front: links may have ended.");
 	document.title = document.hidden && rows.size ? "Come back! Causeway" : "Causeway";
 	awake();
 };

@@ -28,7 +28,7 @@ export function makePipe(size, limit, granted, start) {
 	let end = "", last = NEVER, ownEnd = -1, sayEnd, saidAt = NEVER, closing, toldAt = start;
 	const held = new Map(), grants = [granted]; // the peer may know only the first of them
 
-	const reach = () => Math.min(came - ready.length + WINDOW, 2 ** 32 - 1);
+	const reach = () => came - ready.length + WINDOW;
 	const due = () => reach() - grants.at(-1) >= WINDOW / 2;
 	const ended = () => came === last;
 	const finished = () => saidAt < NEVER && last < NEVER && (closing || ended());
