@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Literal, Self
 from edge_client import login_keyring
 from edge_client.answering import Assistant, Relay
 from edge_client.config import Config
-from edge_client.dialing import Dialer, nearby, nobody
+from edge_client.dialing import Dialer, nearby
 from edge_client.draining import Drain
 from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
@@ -22,6 +22,7 @@ from edge_client.identity import NAMESPACE, DeviceIdentity
 from edge_client.key_agent import StoreState, key_from_serve, unlock_serve
 from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
+from edge_client.pairing import Pairing
 from edge_client.passphrase import given, passphrase
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
@@ -63,6 +64,7 @@ class App:
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
         self._drain: Drain | None = None
+        self.pairing = Pairing(self._way, tell)
 
     @classmethod
     def open(
@@ -95,6 +97,8 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.pairing.end()
+        await self.pairing.ended()
         async with self._changing:
             try:
                 await self._hang_up()
@@ -223,7 +227,9 @@ class App:
         """Opens links to hops and gateways. Raises NoStore where there is none yet."""
         if self._dialer is None:
             config = self.config
-            self._dialer = Dialer(self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust)
+            self._dialer = Dialer(
+                self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust, tell=self._tell
+            )
         return self._dialer
 
     @property
@@ -235,12 +241,18 @@ class App:
             self._client = GatewayClient(
                 self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
-                find=nearby if relay.discover else nobody, worked=self.dial.worked,
+                find=self._find, worked=self.dial.worked,
             )
         return self._client
 
+    async def _find(self) -> Sequence[Endpoint]:
+        return *(await nearby() if self.config.relay.discover else ()), *self.pairing.endpoints
+
     async def relay(self) -> Relay | None:
         """The way to the gateway, or None before joining. Raises StoreLocked."""
+        return await self._way()
+
+    async def _way(self) -> GatewayClient | None:
         if not self.has_store or await DeviceIdentity.load(self.settings) is None:
             return None
         return self.client

@@ -15,6 +15,7 @@ from edge_client.commands.examples import add_examples
 from edge_client.commands.explain import explain
 from edge_client.commands.models import models
 from edge_client.commands.outbox import outbox
+from edge_client.commands.pair import pair
 from edge_client.commands.serve import serve
 from edge_client.commands.setup import setup
 from edge_client.commands.status import status
@@ -57,6 +58,7 @@ app.command()(ingest)
 app.command()(search)
 app.command()(serve)
 app.command()(join)
+app.command()(pair)
 app.command()(status)
 app.add_typer(documents, name="documents")
 app.add_typer(store, name="store")

@@ -24,7 +24,7 @@
     [store]
     lock_after_s = 28800            # `edge serve` locks the store after so long without a request; 0: never
     [bluetooth]
-    radio = "system"                # for ble endpoints; or "system:hci1", "hci:TRANSPORT" (a dongle), "virtual:PATH"
+    radio = "system"                # for ble and phone: or "system:hci1", "hci:TRANSPORT" (dongle), "virtual:PATH"
 """
 
 import os

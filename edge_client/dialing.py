@@ -12,9 +12,11 @@ from edge_client.identity import DeviceIdentity
 from store.settings import Settings
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link, Radio, connect
+from transport.links.phone import WHAT_TO_DO
 
 CONNECT_S: Final = 10.0
 RADIO_CONNECT_S: Final = 20.0  # a scan, a connection and its discovery
+PHONE_S: Final = 30.0  # for a phone to be there; who has more time waits again
 
 WssTrust = Literal["bundle", "webpki"]
 
@@ -38,9 +40,11 @@ class Dialer:
     def __init__(
         self, settings: Settings, *, radio: str, wss_trust: WssTrust,
         open_radio: Callable[[str], Awaitable[RankingRadio]] = _open_radio,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`radio` is a spec of `transport.links.radio.open_radio`."""
+        """`radio` is a spec of `transport.links.radio.open_radio`. `tell` shows a person what is to be done."""
         self._settings, self._spec, self._trust, self._open_radio = settings, radio, wss_trust, open_radio
+        self._tell, self._told = tell, False
         self._radio: RankingRadio | None = None
         self._opening = asyncio.Lock()
 
@@ -49,15 +53,26 @@ class Dialer:
         scheme = _under_the_weather(endpoint).scheme
         if scheme == "wss":
             return await connect(endpoint, timeout_s=CONNECT_S, tls=await self._tls())
-        if scheme != "ble":
+        if scheme not in ("ble", "phone"):
             return await connect(endpoint, timeout_s=RADIO_CONNECT_S if scheme == "rfcomm" else CONNECT_S)
         radio = await self._switched_on()
         try:
+            if scheme == "phone":
+                return await self._phone(endpoint, radio)
             return await connect(endpoint, timeout_s=RADIO_CONNECT_S, radio=radio)
         except LinkLost as lost:
             if lost.reason == "unavailable":  # pulled out, or switched off: another attempt looks anew
                 await self.close()
             raise
+
+    async def _phone(self, endpoint: Endpoint, radio: RankingRadio) -> Link:
+        """Says once what to do, and again when a phone that was there has gone."""
+        if not self._told:
+            self._told = True
+            self._tell(f"waiting for a phone: {WHAT_TO_DO}")
+        link = await connect(endpoint, timeout_s=PHONE_S, radio=radio)
+        self._told = False
+        return link
 
     def worked(self, link: Link) -> None:
         """The gateway was reached over this link."""

@@ -122,6 +122,15 @@ class GatewayClient:
         await self._sessions.stand()
         return self._sessions.endpoint
 
+    async def while_up(self) -> None:
+        """Returns when the session that stands has ended; at once if there is none."""
+        if self._sessions.current is not None:
+            await self._sessions.current.ended()
+
+    def forget(self, endpoints: Sequence[Endpoint]) -> None:
+        """Ways that `find` has named are not to be tried any more."""
+        self._sessions.forget(endpoints)
+
     async def unsettled(self) -> list[Entry]:
         """What earlier processes have left to be taken up, oldest first; what has expired is settled as such."""
         await self._outbox.expire(now=int(self._clock.now()))

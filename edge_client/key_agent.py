@@ -1,4 +1,5 @@
-"""A running `edge serve` holds the unlocked store, and gives its key to commands beside it: nobody types it again.
+"""A running `edge serve` holds the unlocked store, and gives its key to commands beside it: nobody types it again. They
+also tell it whether it is to wait for a phone.
 
 On a Unix socket in the home's `run` folder, which both ends reach through that folder's descriptor: a socket's path has
 room for 107 bytes, a home may be longer. Each end asks the kernel who the other one is, and goes on only with its own
@@ -17,7 +18,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,7 +27,10 @@ from edge_client.one_serve import run_folder
 from store.errors import StoreError
 from store.keys import DatabaseKey
 
-__all__ = ["StoreState", "Unlockable", "key_from_serve", "lock_serve", "serve_key", "state_of_serve", "unlock_serve"]
+__all__ = [
+    "Serving", "StoreState", "Unlockable", "key_from_serve", "lock_serve", "pair_serve", "serve_key", "state_of_serve",
+    "unlock_serve", "unpair_serve",
+]
 
 StoreState = Literal["none", "locked", "open"]
 
@@ -39,6 +43,15 @@ _log = logging.getLogger(__name__)
 _Key = Annotated[bytes, msgspec.Meta(min_length=48, max_length=48)]
 
 
+class Wish(Protocol):
+    """What it needs of pairing.Pairing."""
+
+    @property
+    def until(self) -> float: ...
+    def begin(self, seconds: float | None, name: str) -> None: ...
+    def end(self) -> None: ...
+
+
 class Unlockable(Protocol):
     """What the agent needs of app.App."""
 
@@ -46,13 +59,17 @@ class Unlockable(Protocol):
     def store(self) -> StoreState: ...
     @property
     def key(self) -> DatabaseKey | None: ...
+    @property
+    def pairing(self) -> "Wish": ...
     async def lock(self) -> bool: ...
     async def unlock(self, key: DatabaseKey) -> None: ...
 
 
 class _Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    do: Literal["state", "key", "lock", "unlock"]
+    do: Literal["state", "key", "lock", "unlock", "pair", "unpair"]
     key: _Key | None = None
+    seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    name: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
     def __repr__(self) -> str:
         return "<key agent request>"
@@ -63,9 +80,19 @@ class _Reply(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     key: _Key | None = None
     failure: str = ""
     hint: str | None = None
+    pairing: float = 0.0
 
     def __repr__(self) -> str:
         return "<key agent reply>"
+
+
+class Serving(NamedTuple):
+    """What a running `edge serve` says. `pairing`: until when it waits for a phone where there is no hop, in unix
+    seconds; infinity until it is told otherwise, 0 not at all.
+    """
+
+    store: StoreState
+    pairing: float
 
 
 def key_from_serve(home: Path) -> DatabaseKey | None:
@@ -77,9 +104,26 @@ def key_from_serve(home: Path) -> DatabaseKey | None:
     return None if reply.key is None else DatabaseKey(reply.key)
 
 
-def state_of_serve(home: Path) -> StoreState:
-    """The store as the running `edge serve` has it; none also by --no-store. Raises NotServing."""
-    return _ask(home, _Request("state"), _READ_S).store
+def state_of_serve(home: Path) -> Serving:
+    """Its store is none also by --no-store. Raises NotServing."""
+    return _said(_ask(home, _Request("state"), _READ_S))
+
+
+def pair_serve(home: Path, seconds: float | None, name: str) -> Serving:
+    """Has the running `edge serve` wait for a phone whenever it has no hop, for so long or until it is told otherwise.
+
+    `name`, perhaps empty, is what phones see. Raises NotServing.
+    """
+    return _said(_ask(home, _Request("pair", None, seconds, name), _READ_S))
+
+
+def unpair_serve(home: Path) -> Serving:
+    """Raises NotServing."""
+    return _said(_ask(home, _Request("unpair"), _READ_S))
+
+
+def _said(reply: _Reply) -> Serving:
+    return Serving(reply.store, reply.pairing)
 
 
 def lock_serve(home: Path) -> None:
@@ -161,12 +205,16 @@ class _Agent:
             await self._app.lock()
         elif request.do == "key":
             key = self._app.key
+        elif request.do == "pair":
+            self._app.pairing.begin(request.seconds, request.name)
+        elif request.do == "unpair":
+            self._app.pairing.end()
         elif request.do == "unlock" and request.key is not None:
             try:
                 await self._app.unlock(DatabaseKey(request.key))
             except (StoreError, EdgeError) as error:
                 return _Reply(self._app.store, None, str(error)[:256], (error.hint or "")[:256] or None)
-        return _Reply(self._app.store, None if key is None else key.expose())
+        return _Reply(self._app.store, None if key is None else key.expose(), pairing=self._app.pairing.until)
 
 
 def _ask(home: Path, request: _Request, limit_s: float) -> _Reply:

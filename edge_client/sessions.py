@@ -78,6 +78,7 @@ class Sessions:
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
+        self._over: Endpoint | None = None  # the way that a session was opened by last
         self.traffic = Traffic()
         self._wallet = Wallet()
         self._lock = asyncio.Lock()
@@ -134,7 +135,12 @@ class Sessions:
     @property
     def endpoint(self) -> str:
         """Where the gateway was last reached; empty if it was not."""
-        return "" if self._ways.worked is None else str(self._ways.worked)
+        return "" if self._over is None else str(self._over)
+
+    def forget(self, endpoints: Sequence[Endpoint]) -> None:
+        """They were found, and are not to be tried any more. A session over one of them goes on."""
+        self._ways.forget(endpoints)
+        self._seen = tuple(endpoint for endpoint in self._seen if endpoint not in endpoints)
 
     def known(self) -> list[Way]:
         """What is known of each way that was tried, given or found, best first."""
@@ -254,6 +260,7 @@ class Sessions:
         try:
             self._reached(link)
             self._ways.succeeded(endpoint, self._clock.now() - begun)
+            self._over = endpoint
             await self._stands(session, identity)
         except BaseException:
             await session.close()

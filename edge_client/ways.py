@@ -16,8 +16,9 @@ __all__ = ["CountedLink", "LinkPicture", "Traffic", "Way", "Ways"]
 _CLEARLY: Final = 0.5  # of the time that the way in use takes
 _REST_S: Final = 30.0  # after a failure; twice as long after each more
 _REST_MAX_S: Final = 960.0
-# Seconds to open a link and its session, until it is known: a scan is slow, and so is what follows it.
-_USUAL_S: Final = {"unix": 0.05, "tcp": 0.2, "wss": 0.4, "rfcomm": 2.0, "ble": 3.0}
+# Seconds to open a link and its session, until it is known: a scan is slow, and so is what follows it; a phone comes in
+# a person's hand.
+_USUAL_S: Final = {"unix": 0.05, "tcp": 0.2, "wss": 0.4, "rfcomm": 2.0, "ble": 3.0, "phone": 30.0}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Ways:
         record = self._records.setdefault(endpoint, _Record())
         record.until = now + min(_REST_S * 2.0**record.failures, _REST_MAX_S)
         record.failures = min(record.failures + 1, 16)
+
+    def forget(self, endpoints: Iterable[Endpoint]) -> None:
+        """These are no ways any more, unless they are named again."""
+        for endpoint in endpoints:
+            self._records.pop(endpoint, None)
+            if self.worked == endpoint:
+                self.worked = None
 
     def order(self, endpoints: Iterable[Endpoint], now: float) -> list[Endpoint]:
         """These ways and the one that last worked, each once, best first; of equals the first named."""

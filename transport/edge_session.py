@@ -174,6 +174,10 @@ class EdgeSession:
         while self.alive and (rest := self._connection.tail_seconds(clock())) and clock() < end:  # noqa: ASYNC110
             await asyncio.sleep(min(rest, end - clock()))
 
+    async def ended(self) -> None:
+        """Waits until it is over, whoever ended it."""
+        await self._driver.ended()
+
     async def close(self) -> None:
         await self._driver.close("normal")
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 HOP: Final = typer.Option(
-    "--hop", help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge, ble: or rfcomm:ADDRESS; else the invitation's."
+    "--hop",
+    help="tcp:HOST:PORT, unix:PATH, wss://HOST:PORT/v1/edge, ble:, rfcomm:ADDRESS, or phone: to wait for one; "
+    "else the invitation's.",
 )
 
 
@@ -38,7 +40,7 @@ def join(
         invitation = Invitation.parse(read_invitation(invitation_file))
         config = Config.load()
         ways = await find_ways(config, invitation, hop)
-        async with App.open(config, store="create") as app:
+        async with App.open(config, store="create", tell=note) as app:
             identity, through = await redeem(app, invitation, *ways)
         if as_json:
             show({"id": str(identity.id), "endpoints": list(identity.endpoints), "enrolment": identity.enrolment})
@@ -59,7 +61,10 @@ async def find_ways(
     endpoints = list(dict.fromkeys([*([Endpoint.parse(hop)] if hop else []), *_hints(invitation)]))
     ways = [*endpoints, *(await nearby() if config.relay.discover else ())]
     if not ways:
-        raise BadUse("the invitation names no way to the gateway", hint="give one with --hop tcp:HOST:PORT")
+        raise BadUse(
+            "the invitation names no way to the gateway",
+            hint="give one with --hop tcp:HOST:PORT, or wait for a phone with --hop phone:",
+        )
     return endpoints, ways
 
 

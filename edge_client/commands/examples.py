@@ -21,6 +21,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "search": ('edge search "relief valve"', "edge search --top 10 --json strainer"),
     "serve": ("edge serve", "edge serve --port 0 --no-store"),
     "join": ("edge join", "edge join --invitation-file invitation --hop tcp:10.0.0.7:7443"),
+    "pair": ("edge pair", "edge pair --minutes 30 --name 'van 3'", "edge pair --stop"),
     "status": ("edge status", "edge status --check --json"),
     "documents": ("edge documents", "edge documents --collection default --json"),
     "documents forget": ("edge documents forget manuals/old.pdf",),

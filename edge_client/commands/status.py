@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from edge_client.commands.terminal import JSON, Exit, exit_code, run, show
+from edge_client.commands.pair import until_when
+from edge_client.commands.terminal import JSON, Exit, exit_code, note, run, show
 
 if TYPE_CHECKING:
     from edge_client.app import App
     from edge_client.config import Config
+    from edge_client.key_agent import Serving
 
 _PATIENCE_S: Final = 20.0  # for all endpoints together
 
@@ -34,16 +36,17 @@ def status(
         from edge_client.posture import posture
 
         config = Config.load()
-        disk = posture(config.home)
+        disk, serving = posture(config.home), _serving(config)
         result: dict[str, Any] = {
-            "home": str(config.home), "serve": _serve(config), "store": "none", "documents": 0, "chunks": 0,
+            "home": str(config.home), "serve": serving and serving.store,
+            "pairing": serving is not None and serving.pairing > 0, "store": "none", "documents": 0, "chunks": 0,
             "models": models_there(config), "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
             "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
         }
         fault = None
         try:
-            async with App.open(config, store="if present") as app:
+            async with App.open(config, store="if present", tell=note) as app:
                 if app.has_store:
                     result["store"] = "open"
                     await _fill(app, result)
@@ -57,15 +60,15 @@ def status(
         if as_json:
             show(result)
         else:
-            _print_status(result)
+            _print_status(result, serving)
         if result["fault"] is not None:
             raise Exit(exit_code(result["fault"]))
 
     run(work, as_json=as_json)
 
 
-def _serve(config: "Config") -> str | None:
-    """The store as a running `edge serve` has it: open, locked or none; None if none runs."""
+def _serving(config: "Config") -> "Serving | None":
+    """What a running `edge serve` says; None if none runs."""
     from edge_client.errors import NotServing
     from edge_client.key_agent import state_of_serve
 
@@ -146,6 +149,8 @@ def _next(result: dict[str, Any]) -> list[str]:
         return steps
     if result["link"]["state"] == "down":
         steps.append(result["link"]["error"]["hint"] or "is the hop on, and in reach?")
+        if not result["pairing"]:
+            steps.append("`edge pair` takes a phone as the way")
         steps.append("`edge ask --local` needs no gateway, `edge ask --queue` leaves a question for later")
     if result["store"] == "none":
         steps.append("`edge setup` asks three questions and does the rest")
@@ -160,12 +165,14 @@ def _next(result: dict[str, Any]) -> list[str]:
     return steps or ["`edge ask \"...\"`"]
 
 
-def _print_status(result: dict[str, Any]) -> None:
+def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
     print(f"home       {result['home']}")
     held = f", {result['documents']} documents, {result['chunks']} passages" if result["store"] == "open" else ""
     print(f"store      {result['store']}{held}")
-    if result["serve"] is not None:
-        print(f"serve      running, {'without a store' if result['serve'] == 'none' else 'store ' + result['serve']}")
+    if serving is not None:
+        print(f"serve      running, {'without a store' if serving.store == 'none' else 'store ' + serving.store}")
+        if serving.pairing:
+            print(f"phone      waited for where there is no hop, {until_when(serving.pairing)}")
     print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
     for kind, name in result["models"].items():
         print(f"{kind:<10} {name or 'not there'}")

@@ -76,7 +76,7 @@ def unlock(as_json: Annotated[bool, JSON] = False) -> None:
         from edge_client.passphrase import passphrase
 
         config = Config.load()
-        state = state_of_serve(config.home)
+        state = state_of_serve(config.home).store
         if state == "none":
             if not config.key_path.exists():
                 raise NoStore

@@ -10,7 +10,7 @@ const LINK = {
   down: ["The gateway cannot be reached; questions for it wait in the queue.", "no link"],
   locked: ["The store is locked, and with it the way to the gateway.", "locked"],
 };
-const KINDS = { tcp: "TCP", wss: "WebSocket", ble: "Bluetooth", unix: "a local socket", sim: "a simulated link" };
+const KINDS = { tcp: "TCP", wss: "WebSocket", ble: "Bluetooth", phone: "a phone", unix: "a local socket", sim: "a simulated link" };
 const QUEUED = {
   waiting: "waits for a link, nothing was sent",
   sent: "sent, its answer is still to come",
@@ -139,7 +139,8 @@ function showLink({ link, store, words, queue }) {
   $("ways-list").replaceChildren(...ways.map((way) => {
     const used = way.endpoint === link.endpoint;
     const past = { worked: way.opened_ms === null ? "" : `opened in ${way.opened_ms} ms`, failed: "no answer lately", untried: "not tried yet" };
-    const name = way.endpoint.replace(/^ble:$/, "Bluetooth, any hop").replace(/^ble:/, "Bluetooth, ");
+    const name = way.endpoint.replace(/^ble:$/, "Bluetooth, any hop").replace(/^ble:/, "Bluetooth, ")
+      .replace(/^phone:/, "a phone ");
     const row = el("li", {}, el("i"), el("span", { className: "cut", title: way.endpoint }, name),
       el("span", {}, used ? "in use" : past[way.state]));
     row.dataset.state = used ? "up" : way.state;

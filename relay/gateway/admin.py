@@ -12,6 +12,8 @@ from relay.gateway.trace import TraceStore
 from transport.errors import BadInput
 from transport.telemetry import as_object
 
+PAGE_ROLE = "hop"
+PAGE_PATH = "/hop"
 _NO_TRACE = "traces are kept for 7 days; of answers given on the device itself the gateway never hears"
 _TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -19,7 +21,9 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 class Admin:
     """Answers are plain JSON objects, so that they can travel."""
 
-    def __init__(self, enrolment: Enrolment, traces: TraceStore) -> None:
+    def __init__(self, enrolment: Enrolment, traces: TraceStore, *, origin: str | None = None) -> None:
+        """`origin`: of the public listener, where there is one."""
+        self._origin = origin
         self._enrolment = enrolment
         self._traces = traces
         self._operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
@@ -40,12 +44,16 @@ class Admin:
     async def invite(
         self, path: str, hints: list[str] | None = None, ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False
     ) -> dict[str, Any]:
-        """`invitation` is the line to hand over; `replaces` the enrolment that joining with it would end."""
+        """`invitation` is the line to hand over; `replaces` the enrolment that joining with it would end; `url` the
+        page that joins with it, the line in its fragment, which no browser sends to a server; None if there is none.
+        """
         holder = self._enrolment.holder(path)
         invitation = await self._enrolment.invite(path, hints=hints or [], ttl_s=ttl_s, allow_gateway=allow_gateway)
         return {
             "invitation": invitation.encode(), "id": str(invitation.id), "ttl_s": ttl_s,
             "replaces": None if holder is None else holder.enrolment,
+            "url": None if self._origin is None or invitation.id.role != PAGE_ROLE
+            else f"{self._origin}{PAGE_PATH}#{invitation.encode()}",
         }
 
     async def devices(self) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
+from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import Journal
-from relay.gateway.listening import Gate, HttpsLimits
+from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
+from relay.gateway.public import make_public_app
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
@@ -34,6 +35,7 @@ from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
+from relay.gateway.webpki import public_context, stay_current
 from store.errors import StoreError
 from store.files import write_private
 from store.keys import Passphrase
@@ -98,7 +100,7 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
         try:
             enrolment = Enrolment(database, Authority.open(config.directory, passphrase), audit)
             await enrolment.load()
-            yield Admin(enrolment, TraceStore(database))
+            yield Admin(enrolment, TraceStore(database), origin=config.public.origin if config.public else None)
         finally:
             await audit.close()
 
@@ -129,6 +131,8 @@ class Ready:
     session: str
     https: str
     health: str
+    public: str  # HOST:PORT
+    origin: str  # of the public listener, as browsers see it
 
 
 async def serve(
@@ -181,31 +185,46 @@ async def serve(
                 full_per_second=limits.full_handshakes_per_s,
             ),
         )
-        context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
-        rotation = asyncio.create_task(_rotate(context, identity))
+        own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
+        rotation = asyncio.create_task(_rotate(own_context, identity))
         stack.push_async_callback(_ended, rotation)
         gate = Gate(HttpsLimits())
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             clock=clock,
         )
-        session = https = health = ""
+        session = https = health = public = origin = ""
         if config.session is not None:
             listener = await listen(config.session, sessions.serve_link)
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await listen_https(stack, https_app, config.https, context, gate)
+            https = await listen_https(stack, https_app, config.https, own_context, gate)
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
-        control = ControlServer(config.directory, Admin(enrolment, traces))
+        if config.public is not None:
+            context = None
+            if config.public.certificate is not None:
+                context = public_context(*config.public.certificate)
+                current = asyncio.create_task(stay_current(context, *config.public.certificate))
+                stack.push_async_callback(_ended, current)
+            door, public = bind(config.public.address)
+            stack.callback(door.close)
+            origin = config.public.origin or f"http://{public}"
+            gate = Gate(HttpsLimits() if context is not None else BEHIND_A_PROXY)
+            page = make_public_app(
+                origin=origin, enrolment=enrolment, sessions=sessions, traces=traces, audit=audit, refusals=refusals,
+                gate=gate, clock=clock,
+            )
+            await listen_https(stack, page, door, context, gate)
+        control = ControlServer(config.directory, Admin(enrolment, traces, origin=origin or None))
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id)
-        ready(Ready(own_id, session, https, health))
+        ready(Ready(own_id, session, https, health, public, origin))
         await stop.wait()
         await sessions.drain(limits.drain_s, hurry)
         await journal.close()

@@ -89,17 +89,29 @@ def invite(
     allow_gateway: Annotated[
         bool, typer.Option("--allow-gateway", help="Allow an invitation for a gateway or an administrator.")
     ] = False,
+    qr: Annotated[
+        bool, typer.Option("--qr", help="For a phone: a QR code of the page that makes it this hop.")
+    ] = False,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print an invitation: one line, a secret, to be handed over out of band."""
     for place in hint or ():
         _check_hint(place)
+    if qr:
+        _check_page(path, config)
     arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway}
     answer = _ask(config, passphrase_file, "invite", arguments)
     if answer["replaces"] is not None:
         typer.echo(f"relay: {path} has joined already; who joins with this invitation takes its place", err=True)
-    typer.echo(json.dumps(answer) if as_json else answer["invitation"])
+    if qr and answer["url"] is None:
+        raise _no_page()
+    if as_json:
+        typer.echo(json.dumps(answer))
+    elif qr:
+        _show_qr(answer["url"], ttl)
+    else:
+        typer.echo(answer["invitation"])
 
 
 @app.command()
@@ -178,7 +190,7 @@ def renew_ca(
 
 
 def _say_ready(ready: "Ready") -> None:
-    places = {"session": ready.session, "https": ready.https, "health": ready.health}
+    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 
@@ -257,6 +269,45 @@ def _check_hint(text: str) -> None:
     from transport.links.base import Endpoint
 
     Endpoint.parse(text.replace("https://", "wss://", 1))
+
+
+def _check_page(path: str, config: Path) -> None:
+    """Before an invitation is made that nobody could use. Raises ConfigError, SetupRefused."""
+    from relay.gateway.config import load
+    from relay.gateway.errors import SetupRefused
+
+    if not path.startswith("hop/"):
+        raise SetupRefused("a phone can be a hop and nothing else", hint="as in: relay gateway invite hop/NAME --qr")
+    if load(config).public is None:
+        raise _no_page()
+
+
+def _no_page() -> Exception:
+    from relay.gateway.errors import ConfigError
+
+    return ConfigError(
+        "the gateway has no public listener, where a phone would find its page",
+        hint="set listen.public and [public] in gateway.toml, and start the gateway anew",
+    )
+
+
+def _show_qr(url: str, seconds: int) -> None:
+    """The code needs a terminal, and one wide enough; the address alone is all that a pipe gets."""
+    import shutil
+
+    from relay.gateway.qr import qr_lines, width
+
+    if not sys.stdout.isatty():
+        typer.echo(url)
+        return
+    lines = qr_lines(url)
+    if width(lines) <= shutil.get_terminal_size().columns:
+        typer.echo("\n".join(lines), color=True)
+    else:
+        typer.echo(f"relay: the QR code needs a terminal of {width(lines)} columns", err=True)
+    typer.echo(url)
+    good = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
+    typer.echo(f"for one phone, within {good}; who scans it is this hop, so show it to nobody else")
 
 
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:

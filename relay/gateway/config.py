@@ -22,6 +22,11 @@ from transport.links.base import Endpoint
 
 CONFIG_FILE: Final = "gateway.toml"
 _SIZE_MAX: Final = 1 << 20
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK_HOSTS: Final = ("127.0.0.1", "[::1]", "localhost")
+_ORIGIN: Final = re.compile(
+    r"https?://(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(:(?P<port>[1-9][0-9]{0,4}))?",
+)
 _EXPLAINED: Final = "the gateway.toml that init writes explains every key"
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
@@ -37,6 +42,15 @@ class Listen(_Section, frozen=True, kw_only=True):
     session: str | None = None
     https: str | None = None
     health: str | None = None
+    public: str | None = None
+
+
+class PublicFile(_Section, frozen=True, kw_only=True):
+    """The listener that browsers see: under which address, and by which certificate of a public authority."""
+
+    origin: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
 
 
 class Provider(_Section, frozen=True, kw_only=True):
@@ -74,9 +88,19 @@ class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     listen: Listen = Listen()
+    public: PublicFile | None = None
     provider: Provider
     limits: Limits = Limits()
     allow: list[Allow] = []
+
+
+@dataclass(frozen=True)
+class Public:
+    """`origin` None: of the loopback address, whose port the system is to choose. `certificate` None: plain HTTP."""
+
+    address: tuple[str, int]
+    origin: str | None
+    certificate: tuple[Path, Path] | None  # chain and key, PEM
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,7 @@ class Config:
     provider: Provider
     limits: Limits
     allowed: AllowList
+    public: Public | None = None
 
     @property
     def key_file(self) -> Path | None:
@@ -138,7 +163,7 @@ def _checked(file: _File, directory: Path) -> Config:
                 raise BadInput("the session listener is tcp:HOST:PORT or unix:PATH", hint='as in "tcp:127.0.0.1:7443"')
     https = _address("listen.https", file.listen.https)
     health = _address("listen.health", file.listen.health)
-    if health is not None and health[0] not in ("127.0.0.1", "::1", "localhost"):
+    if health is not None and health[0] not in _LOOPBACK:
         raise ConfigError("listen.health: plain HTTP stays on loopback", hint='for example "127.0.0.1:8081"')
     if session is None and https is None:
         raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway",
@@ -152,8 +177,54 @@ def _checked(file: _File, directory: Path) -> Config:
         with _At(f"allow[{number}]"):
             rules.append(AllowRule.parse(rule.id, rule.models))
     return Config(
-        directory, file.trust_domain, file.name, session, https, health, file.provider, file.limits, AllowList(rules)
+        directory, file.trust_domain, file.name, session, https, health, file.provider, file.limits, AllowList(rules),
+        _public(file, directory),
     )
+
+
+def _public(file: _File, directory: Path) -> Public | None:
+    address, section = _address("listen.public", file.listen.public), file.public or PublicFile()
+    if address is None:
+        if file.public is not None:
+            raise ConfigError("public: there is no listener for this", hint='add public = "0.0.0.0:443" to [listen]')
+        return None
+    if (section.cert_file is None) != (section.key_file is None):
+        raise ConfigError("public: set both of `cert_file` and `key_file`, or neither",
+                          hint='as in cert_file = "public.pem", key_file = "public.key"')
+    certificate = None
+    if section.cert_file is not None and section.key_file is not None:
+        certificate = (directory / section.cert_file, directory / section.key_file)
+    elif address[0] not in _LOOPBACK:
+        raise ConfigError("listen.public: plain HTTP stays on loopback",
+                          hint="name a certificate by public.cert_file and public.key_file, or put a proxy before it")
+    if section.origin is None:
+        if certificate is not None:
+            raise ConfigError("public.origin: this key is missing", hint='as in origin = "https://gw.example"')
+        return Public(address, _own_origin(*address), None)
+    _check_origin(section.origin, plain=certificate is None)
+    return Public(address, section.origin, certificate)
+
+
+def _own_origin(host: str, port: int) -> str | None:
+    if port == 0:
+        return None
+    return f"http://{f'[{host}]' if ':' in host else host}{'' if port == 80 else f':{port}'}"
+
+
+def _check_origin(text: str, *, plain: bool) -> None:
+    """Raises ConfigError unless it is written as browsers write it (RFC 6454 section 6.1): what they send is compared.
+
+    HTTP needs `plain`, and this machine's own address, for which alone browsers take it to be secure.
+    """
+    match, secure = _ORIGIN.fullmatch(text), text.startswith("https:")
+    if match is None or int(match["port"] or 1) > 65_535 or match["port"] == ("443" if secure else "80"):
+        raise ConfigError("public.origin: this is not the origin of a page, as browsers write it",
+                          hint='like "https://gw.example" or "https://gw.example:8443": lower case, no path, no /')
+    if not secure and not plain:
+        raise ConfigError("public.origin: with a certificate it begins with https://", hint="change the origin")
+    if not secure and match["host"] not in _LOOPBACK_HOSTS:
+        raise ConfigError("public.origin: without TLS browsers let a page use Bluetooth at their own machine alone",
+                          hint='use https://, or for a trial origin = "http://127.0.0.1:PORT"')
 
 
 class _At:
@@ -203,6 +274,12 @@ trust_domain = "{trust_domain}"
 session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; leave out to accept hops only
 https = "127.0.0.1:8443"             # tunnels of hops, edges by wss://HOST:PORT/v1/edge, joining of hops and gateways
 health = "127.0.0.1:8081"            # plain /healthz, on loopback only
+# public = "0.0.0.0:443"             # for browsers: the page /hop, by which a phone is a hop; see [public]
+
+# [public]
+# origin = "https://gw.example"      # as browsers see it; a QR code of `relay gateway invite hop/NAME --qr` leads there
+# cert_file = "public.pem"           # of a public authority, with its chain; read again when it changes
+# key_file = "public.key"            # without both: plain HTTP on loopback, for a proxy that ends TLS, or for a trial
 
 [provider]                           # any OpenAI-compatible API
 base_url = "https://api.openai.com/v1"

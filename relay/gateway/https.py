@@ -7,44 +7,37 @@ plain HTTP on a loopback listener of its own.
 """
 
 import asyncio
-import base64
-import binascii
 import logging
 import os
+import socket
 import ssl
-import struct
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
+from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, GatewayError
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.nonces import Nonces
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
-from relay.gateway.trace import HopNote, TraceStore, parse_note
-from store.errors import StoreError
-from transport.errors import BadInput, CloseReason, IdentityRefused, LinkLost, ProtocolViolation
+from relay.gateway.trace import TraceStore
+from relay.gateway.tunnels import TunnelNotes, carry
+from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
 from transport.identity.tls import own_leaf_of, peer_of
-from transport.links.websocket import WebSocketLink, accept_websocket
-from transport.primitives import Secret, VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
+from transport.links.websocket import accept_websocket
+from transport.primitives import Secret, VerifyKey, sha256
 
 JOIN_ROLES: Final = ("hop", "gateway", "workload")
 TUNNEL_ROLE: Final = "hop"
-BODY_MAX: Final = 16_384
-NONCE_S: Final = 60
-USED_MAX: Final = 65_536
-_log = logging.getLogger(__name__)
 _quiet = logging.getLogger(f"{__name__}.server")  # what the server would say about strangers' bytes, with tracebacks
 _quiet.disabled = True
-T = TypeVar("T")
 
 
 class _JoinBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,82 +59,6 @@ class _RenewBody(msgspec.Struct, forbid_unknown_fields=True):
     signature: str
 
 
-class _Refused(Exception):
-    """Becomes a neutral answer."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
-class Nonces:
-    """One-use nonces of 60 s. Giving one out costs no memory, so nobody can push another's out; using one does."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._key = random_bytes(32)
-        self._used: OrderedDict[bytes, float] = OrderedDict()
-
-    def give(self) -> bytes:
-        """32 bytes: time, random, and a MAC over both."""
-        stem = struct.pack(">Q", int(self._clock())) + random_bytes(8)
-        return stem + hmac_sha256(self._key, stem)[:16]
-
-    def fresh(self, nonce: bytes) -> bool:
-        """Whether it is ours, young and unused."""
-        if len(nonce) != 32 or not same_bytes(nonce[16:], hmac_sha256(self._key, nonce[:16])[:16]):
-            return False
-        age = self._clock() - struct.unpack(">Q", nonce[:8])[0]
-        return -1 <= age <= NONCE_S and nonce not in self._used
-
-    def use(self, nonce: bytes) -> bool:
-        """Marks a fresh nonce; False where too many are in use. To be called once a signature over it is verified."""
-        now = self._clock()
-        while self._used and next(iter(self._used.values())) < now - NONCE_S - 1:
-            self._used.popitem(last=False)
-        if len(self._used) >= USED_MAX:
-            return False
-        self._used[nonce] = now
-        return True
-
-
-class _TunnelNotes:
-    """Keeps what a hop says about one tunnel, once the tunnel's link id is known to be the same."""
-
-    def __init__(self, hop: str, traces: TraceStore) -> None:
-        self._hop, self._traces = hop, traces
-        self._link_id = ""
-        self._latest: HopNote | None = None
-
-    def bind(self, link_id: str) -> None:
-        self._link_id = link_id
-
-    def take(self, text: str) -> None:
-        self._latest = parse_note(text) or self._latest
-
-    @property
-    def bound(self) -> bool:
-        """Whether the tunnel's session came through its handshake."""
-        return self._link_id != ""
-
-    async def save(self) -> None:
-        note = self._latest
-        if note is not None and note.link == self._link_id:
-            await self._traces.note(self._hop, note)
-
-
-class _Tunnel:
-    """A hop's tunnel; it ends as an error if its session never came about, so that the hop slows that stranger down."""
-
-    def __init__(self, link: WebSocketLink, notes: _TunnelNotes) -> None:
-        self.peer = link.peer
-        self.send, self.receive = link.send, link.receive
-        self._link, self._notes = link, notes
-
-    async def close(self, reason: CloseReason = "done") -> None:
-        await self._link.close(reason if self._notes.bound else "error")
-
-
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
     gate: Gate, clock: Callable[[], float] = time.time,
@@ -151,10 +68,10 @@ def make_app(
     body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
-        return _json(200, _bundle_of(authority))
+        return json_answer(200, _bundle_of(authority))
 
     async def nonce(_: web.Request) -> web.Response:
-        return _json(200, {"nonce": _pack(nonces.give())})
+        return json_answer(200, {"nonce": pack(nonces.give())})
 
     def proven(
         request: web.Request, operation: HttpsOperation, body: _JoinBody | _RenewBody, subject: bytes,
@@ -162,42 +79,43 @@ def make_app(
     ) -> VerifyKey:
         """The device's key, which signed exactly this with a fresh nonce of ours on this connection.
 
-        The nonce is looked at first and costs nothing to refuse. Raises _Refused, IdentityRefused, ProtocolViolation.
+        The nonce is looked at first and costs nothing to refuse. Raises Refused, IdentityRefused, ProtocolViolation.
         """
-        given, leaf = _unpack(body.nonce), own_leaf_of(request.transport)
+        given, leaf = unpack(body.nonce), own_leaf_of(request.transport)
         if leaf is None or not nonces.fresh(given):
-            raise _Refused(403, "nonce", "the nonce is not valid; ask for a new one")
+            raise Refused(403, "nonce", "the nonce is not valid; ask for a new one")
         try:
-            h = https_transcript(operation, given, _unpack(body.csr), subject, leaf)
+            h = https_transcript(operation, given, unpack(body.csr), subject, leaf)
         except BadInput:
-            raise _Refused(400, "bad_request", "the request is not valid") from None
+            raise Refused(400, "bad_request", "the request is not valid") from None
         key = device_key()
-        key.verify(_unpack(body.signature), signed_input(DEVICE_LABEL, h, sha256(key.spki)))
+        key.verify(unpack(body.signature), signed_input(DEVICE_LABEL, h, sha256(key.spki)))
         if not nonces.use(given):
-            raise _Refused(503, "overloaded", "try again later")
+            raise Refused(503, "overloaded", "try again later")
         return key
 
     async def join(request: web.Request) -> web.Response:
-        body = await _body(request, _JoinBody, body_s)
-        token_id, secret, spki = _unpack(body.token_id), Secret(_unpack(body.secret)), _unpack(body.device_key)
+        body = await body_of(request, _JoinBody, body_s)
+        token_id, secret, spki = unpack(body.token_id), Secret(unpack(body.secret)), unpack(body.device_key)
         try:
             proven(request, HttpsOperation.JOIN, body, token_id, lambda: VerifyKey.from_spki(spki))
         except (IdentityRefused, ProtocolViolation) as error:
             await refusals.append("join.refused", reason=str(error), peer=request.remote)
-            raise _Refused(403, "invitation", "the gateway does not accept this") from None
-        return _json(200, _issued(authority, await enrolment.join(
-            token_id, secret, _unpack(body.csr), spki, roles=JOIN_ROLES
+            raise Refused(403, "invitation", "the gateway does not accept this") from None
+        return json_answer(200, _issued(authority, await enrolment.join(
+            token_id, secret, unpack(body.csr), spki, roles=JOIN_ROLES
         )))
 
     async def renew(request: web.Request) -> web.Response:
-        body = await _body(request, _RenewBody, body_s)
-        device_id = _unpack(body.device_id)
+        body = await body_of(request, _RenewBody, body_s)
+        device_id = unpack(body.device_id)
         try:
             proven(request, HttpsOperation.RENEW, body, device_id, lambda: enrolment.device_key(device_id))
         except IdentityRefused as refusal:
             await refusals.append("renew.refused", reason=refusal.rule, device=device_id.hex(), peer=request.remote)
-            raise _Refused(403, "refused", "the gateway does not accept this") from None
-        return _json(200, _issued(authority, await enrolment.renew(device_id, _unpack(body.csr), roles=JOIN_ROLES)))
+            raise Refused(403, "refused", "the gateway does not accept this") from None
+        joined = await enrolment.renew(device_id, unpack(body.csr), roles=JOIN_ROLES)
+        return json_answer(200, _issued(authority, joined))
 
     async def tunnel(request: web.Request) -> web.StreamResponse:
         peer = peer_of(request.transport)
@@ -209,24 +127,22 @@ def make_app(
             await refusals.append(
                 "tunnel.refused", reason=refusal.rule, id="" if peer is None else str(peer.id), peer=request.remote
             )
-            raise _Refused(403, "refused", "the gateway does not accept this") from None
+            raise Refused(403, "refused", "the gateway does not accept this") from None
         gate.settled(request.protocol)
         await enrolment.seen(number)
-        hop = str(peer.id)
-        notes = _TunnelNotes(hop, traces)
-        link = await accept_websocket(request, f"{hop} {request.remote}", on_note=notes.take)
-        await sessions.serve_link(_Tunnel(link, notes), via=hop, known=notes.bind, settled=notes.save)
-        await notes.save()
+        notes = TunnelNotes(str(peer.id), traces)
+        link = await accept_websocket(request, f"{notes.hop} {request.remote}", on_note=notes.take)
+        await carry(link, notes, sessions)
         return link.response
 
     async def edge(request: web.Request) -> web.StreamResponse:
         """A session straight from an edge, whose identity shows inside it alone: a stranger's place until then."""
         protocol = request.protocol
-        link = await accept_websocket(request, _tcp_peer(request))
+        link = await accept_websocket(request, tcp_peer(request))
         await sessions.serve_link(link, known=lambda _: gate.settled(protocol))
         return link.response
 
-    app = web.Application(client_max_size=BODY_MAX, middlewares=[_neutral])
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[neutral])
     app.router.add_get("/v1/bundle", bundle)
     app.router.add_post("/v1/join/nonce", nonce)
     app.router.add_post("/v1/join", join)
@@ -240,7 +156,7 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
     """`/healthz`: 200 while the gateway serves, else 503."""
 
     async def healthz(_: web.Request) -> web.Response:
-        return _json(200, {"status": "ok"}) if healthy() else _json(503, {"status": "unavailable"})
+        return json_answer(200, {"status": "ok"}) if healthy() else json_answer(503, {"status": "unavailable"})
 
     app = web.Application(client_max_size=1_024)
     app.router.add_get("/healthz", healthz)
@@ -248,8 +164,8 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
 
 
 async def listen_https(
-    stack: AsyncExitStack, app: web.Application, address: tuple[str, int], context: ssl.SSLContext | None,
-    gate: Gate | None = None,
+    stack: AsyncExitStack, app: web.Application, address: tuple[str, int] | socket.socket,
+    context: ssl.SSLContext | None, gate: Gate | None = None,
 ) -> str:
     """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost."""
     gate = gate or Gate(HttpsLimits())
@@ -262,70 +178,47 @@ async def listen_https(
     make = runner.server
     assert make is not None
     stack.push_async_callback(runner.cleanup)
-    host, port = address
-    try:
-        server = await asyncio.get_running_loop().create_server(lambda: Connection(gate, make, context), host, port)
-    except OSError as error:
-        raise LinkLost(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}",
-            hint="choose another address, or end what uses it",
-        ) from None
+    loop = asyncio.get_running_loop()
+
+    def accepted() -> Connection:
+        return Connection(gate, make, context)
+
+    if isinstance(address, socket.socket):
+        server, host = await loop.create_server(accepted, sock=address), str(address.getsockname()[0])
+    else:
+        host = address[0]
+        try:
+            server = await loop.create_server(accepted, *address)
+        except OSError as error:
+            raise _no_listener(address, error) from None
     stack.callback(gate.close)
     stack.callback(server.close)  # first of these three
-    bound = server.sockets[0].getsockname()[1]
-    return f"{f'[{host}]' if ':' in host else host}:{bound}"
+    return _written(host, server.sockets[0].getsockname()[1])
 
 
-@web.middleware
-async def _neutral(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every failure becomes a short JSON error that tells a stranger nothing."""
+def bind(address: tuple[str, int]) -> tuple[socket.socket, str]:
+    """A socket for `listen_https` whose address must be known before it serves, and HOST:PORT. Raises LinkLost."""
     try:
-        return await handler(request)
-    except _Refused as refusal:
-        answer = _error(refusal.status, refusal.code, str(refusal))
-        if refusal.status == 408:
-            answer.force_close()
-        return answer
-    except EnrolmentRefused:
-        code = "invitation" if request.path == "/v1/join" else "refused"
-        return _error(403, code, "the gateway does not accept this")
-    except AuditUnavailable:
-        return _error(503, "overloaded", "try again later")
-    except (GatewayError, StoreError) as error:
-        _log.error("%s failed: %s", request.path, error)
-        return _error(503, "unavailable", "try again later")
-    except web.HTTPException as error:
-        return _error(error.status, "bad_request" if error.status < 500 else "unavailable", "not possible")
-    except (OSError, web.RequestPayloadError):  # it went away in the middle; nobody will read this answer
-        return _error(400, "bad_request", "the request is not whole")
-    except Exception as error:  # no traceback: its values could be an invitation's
-        _log.error("%s failed with %s", request.path, type(error).__name__)
-        return _error(500, "unavailable", "not possible")
+        bound = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    except OSError as error:
+        raise _no_listener(address, error) from None
+    return bound, _written(address[0], bound.getsockname()[1])
 
 
-def _tcp_peer(request: web.Request) -> str:
-    """As a TCP link names its peer, so that an address has one share of the places, whichever door it comes by."""
-    name = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return f"tcp:{name[0]}:{name[1]}" if isinstance(name, tuple) else "tcp:unknown:0"
+def _written(host: str, port: int) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _body(request: web.Request, kind: type[T], seconds: float) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            data = await request.read()
-    except TimeoutError:
-        raise _Refused(408, "timeout", "the request came too slowly") from None
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        raise _Refused(400, "bad_request", "the request is not valid") from None
+def _no_listener(address: tuple[str, int], error: OSError) -> LinkLost:
+    return LinkLost(
+        f"cannot listen on {address[0]}:{address[1]}: {os.strerror(error.errno or 0).lower()}",
+        hint="choose another address, or end what uses it",
+    )
 
 
 def _issued(authority: Authority, joined: Joined) -> dict[str, Any]:
     return {
-        "id": str(joined.issued.id), "chain": [_pack(der) for der in joined.issued.chain],
+        "id": str(joined.issued.id), "chain": [pack(der) for der in joined.issued.chain],
         "bundle": _bundle_of(authority), "enrolment": joined.enrolment,
     }
 
@@ -333,26 +226,6 @@ def _issued(authority: Authority, joined: Joined) -> dict[str, Any]:
 def _bundle_of(authority: Authority) -> dict[str, Any]:
     bundle = authority.bundle
     return {
-        "trust_domain": bundle.trust_domain, "roots": [_pack(der) for der in bundle.roots],
+        "trust_domain": bundle.trust_domain, "roots": [pack(der) for der in bundle.roots],
         "sequence": bundle.sequence,
     }
-
-
-def _json(status: int, value: object) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
-
-
-def _error(status: int, code: str, message: str) -> web.Response:
-    return _json(status, {"error": {"code": code, "message": message}})
-
-
-def _pack(data: bytes) -> str:
-    """base64url without padding (RFC 4648 section 5)."""
-    return base64.urlsafe_b64encode(data).decode("ascii").rstrip("=")
-
-
-def _unpack(text: str) -> bytes:
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _Refused(400, "bad_request", "the request is not valid") from None

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from relay.places import Places, source_of
 from relay.rates import Rate, SourceBuckets, TokenBucket, take_all
@@ -29,6 +30,10 @@ class HttpsLimits:
     body_s: float = 10.0
     idle_s: float = 10.0
     life_s: float = 30.0
+
+
+# All strangers come from one address there, and who they are it does not say: what each may do is the proxy's to limit.
+BEHIND_A_PROXY: Final = HttpsLimits(per_source=HttpsLimits.strangers)
 
 
 class Gate:

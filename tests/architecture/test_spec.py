@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from relay.gateway import https
-from relay.gateway.identity import enrolment
+from relay.gateway import answers, public
+from relay.gateway.identity import dpop, enrolment, nonces
 from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSEDED, UNKNOWN, JournalLimits
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
@@ -113,6 +113,12 @@ def test_close_codes() -> None:
     assert used == {row[0].strip("`") for row in rows(end)}
 
 
+def test_what_a_page_is_refused_with() -> None:
+    text = section(8)[section(8).index("### 8.4 ") :]
+    table = {code.strip(" `"): int(row[0]) for row in rows(text) if row[0].isdigit() for code in row[1].split(",")}
+    assert table == {code: status for code, (status, _) in public._ANSWERS.items()}
+
+
 def test_message_numbers() -> None:
     table = {int(row[0]): row[1] for row in rows(section(6))}
     tags = {kind.__struct_config__.tag: kind.__name__.lower() for kind in get_args(messages.Message)}
@@ -176,11 +182,15 @@ EXPECTED = {
     "an invitation": f"{join.LINE_MAX:,} characters",
     "hints of an invitation": f"{join.HINTS_MAX} of {join.HINT_MAX}",
     "life of an invitation": f"{enrolment.INVITATION_MAX_S:,} s",
-    "life of a nonce": f"{https.NONCE_S} s",
-    "a body by HTTPS": _n(https.BODY_MAX),
+    "life of a nonce": f"{nonces.NONCE_S} s",
+    "a body by HTTPS": _n(answers.BODY_MAX),
     "an answer by HTTPS": _n(identity.ANSWER_MAX),
     "a frame of a tunnel": _n(base.RECEIVE_MAX),
     "a note of a hop": _n(websocket.NOTE_MAX),
+    "a proof of a page's key": f"{dpop.PROOF_MAX:,} characters",
+    "first message of a page's tunnel": f"{public.FIRST_MAX:,} characters",
+    "a page's clock beside the gateway's": f"{dpop.AROUND_S} s",
+    "life of an access token": f"{dpop.TOKEN_S} s",
 }
 
 

@@ -6,10 +6,10 @@ import sys
 import time
 import traceback
 
-from tests.bluez import links, rfcomm, sessions
+from tests.bluez import links, phone, rfcomm, sessions
 from tests.bluez.stack import Stack
 
-STEPS = {**links.STEPS, **rfcomm.STEPS, **sessions.STEPS}
+STEPS = {**links.STEPS, **phone.STEPS, **rfcomm.STEPS, **sessions.STEPS}
 LIMIT_S = 150.0  # of one step; on a machine at rest the longest takes a quarter of it
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import segno
 
 from relay.gateway.cli import _name
 from tests.support.mock_provider import KEY
@@ -168,6 +170,80 @@ def test_invite_prints_one_line_and_devices_a_list(folder: Path) -> None:
     assert done.stdout.count("\n") == 1
     listed = relay("devices", *config(folder), "--passphrase-file", folder / "pass", "--json")
     assert json.loads(listed.stdout) == {"devices": []}
+
+
+def with_a_page(folder: Path) -> None:
+    file = folder / "gw" / "gateway.toml"
+    text = file.read_text().replace("[listen]\n", '[listen]\npublic = "127.0.0.1:8080"\n')
+    file.write_text(text.replace("[provider] ", '[public]\norigin = "https://gw.example"\n[provider] '))
+
+
+def at_a_terminal(columns: int, *arguments: str | Path) -> str:
+    """What a command prints on a terminal of so many columns."""
+    end, other = pty.openpty()
+    termios.tcsetwinsize(other, (50, columns))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from relay.cli import main; main()", "gateway", *map(str, arguments)],
+        stdin=subprocess.DEVNULL, stdout=other, stderr=other,
+        env={**environment, "TERM": "xterm", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    os.close(other)
+    printed = b""
+    try:
+        while select.select([end], [], [], LIMIT)[0]:
+            try:
+                printed += os.read(end, 65_536)
+            except OSError:  # the other end is closed
+                break
+        assert process.wait(LIMIT) == 0
+    finally:
+        process.kill()
+        os.close(end)
+    return printed.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_the_code_of_the_address_under_it(folder: Path) -> None:
+    with_a_page(folder)
+    arguments = ("invite", "hop/phone-1", "--qr", *config(folder), "--passphrase-file", folder / "pass")
+    *code, url, words, last = at_a_terminal(120, *arguments).split("\n")
+    assert re.fullmatch(r"https://gw\.example/hop#cw1[a-z2-7]+", url)
+    assert last == "" and "60 minutes" in words
+    shown = [re.fullmatch(r"\x1b\[97;40m([█▀▄ ]+)\x1b\[0m", line) for line in code]
+    assert shown and all(shown)
+    rows = [
+        [cell in both for cell in line[1]] for line in shown if line is not None for both in ("█▀", "█▄")
+    ]
+    expected = [[not dark for dark in row] for row in segno.make(url, error="l").matrix_iter(border=4)]
+    assert rows[:len(expected)] == expected, "light modules are light, quiet zone included"
+    narrow = at_a_terminal(40, *arguments)
+    assert "█" not in narrow and "https://gw.example/hop#cw1" in narrow and "columns" in narrow
+
+
+def test_without_a_terminal_the_address_is_all_there_is(folder: Path) -> None:
+    with_a_page(folder)
+    arguments = ("invite", "hop/phone-1", *config(folder), "--passphrase-file", folder / "pass", "--qr")
+    done = relay(*arguments)
+    assert re.fullmatch(r"https://gw\.example/hop#cw1[a-z2-7]+\n", done.stdout), done.stderr
+    answer = json.loads(relay(*arguments, "--json").stdout)
+    assert answer["url"] == f"https://gw.example/hop#{answer['invitation']}"
+    plain = json.loads(relay(*(one for one in arguments if one != "--qr"), "--json").stdout)
+    assert plain["url"].startswith("https://gw.example/hop#cw1")
+    edge = json.loads(relay("invite", "edge/x", *config(folder), "--passphrase-file", folder / "pass", "--json").stdout)
+    assert edge["url"] is None
+
+
+@pytest.mark.parametrize(("path", "page", "told"), [
+    ("hop/phone-1", False, "no public listener"), ("edge/lap-1", True, "a phone can be a hop"),
+    ("hops/phone-1", True, "a phone can be a hop"),
+])
+def test_a_code_that_no_phone_could_use_is_not_made(folder: Path, path: str, page: bool, told: str) -> None:
+    if page:
+        with_a_page(folder)
+    done = relay("invite", path, "--qr", *config(folder), "--passphrase-file", folder / "pass")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert told in done.stderr and "hint: " in done.stderr
+    assert not (folder / "gw" / "audit.jsonl").exists(), "nor is the invitation"
 
 
 @pytest.mark.parametrize(("arguments", "code"), [

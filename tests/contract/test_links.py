@@ -16,6 +16,7 @@ from aiohttp import web
 from tests.support.ca import Ca
 from tests.support.fake_bluez import device, fake_bluez
 from tests.support.memory_link import memory_links
+from tests.support.phone_central import PhoneCentral
 from transport.errors import CloseReason, LinkLost
 from transport.identity.tls import client_context, server_context
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint, Link, connect, listen
@@ -121,6 +122,23 @@ async def ble_pair() -> AsyncIterator[Pair]:
 
 
 @contextlib.asynccontextmanager
+async def phone_pair() -> AsyncIterator[Pair]:
+    """The edge as peripheral, whose end is the first, and a central that does what a phone's page does."""
+    air = VirtualRadio("instant")
+    edge, phone = OpenRadio(await air.device("edge")), PhoneCentral(await air.device("phone"))
+    waiting = asyncio.create_task(connect(Endpoint.parse("phone:"), radio=edge))
+    await phone.connect()
+    far, near = await phone.begin(), await waiting
+
+    async def abort() -> None:
+        air.drop()
+
+    yield near, far, abort
+    await asyncio.gather(near.close(), far.close())
+    await edge.close()
+
+
+@contextlib.asynccontextmanager
 async def rfcomm_pair() -> AsyncIterator[Pair]:
     """The edge's and the hop's real code on a stand-in for BlueZ; the connection is a Unix socket's."""
     arrived: asyncio.Queue[Link] = asyncio.Queue()
@@ -149,13 +167,14 @@ async def rfcomm_pair() -> AsyncIterator[Pair]:
         await listener.close()
 
 
-@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "memory", "rfcomm-unix"])
+@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "ble-phone", "memory", "rfcomm-unix"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
     makers = {
         "tcp": lambda: stream_pair(Endpoint.parse("tcp:127.0.0.1:0")),
         "unix": lambda: stream_pair(Endpoint("unix", str(tmp_path / "s"))),
         "websocket": websocket_pair,
         "ble": ble_pair,
+        "ble-phone": phone_pair,
         "memory": memory_pair,
         "rfcomm-unix": rfcomm_pair,
     }

@@ -24,7 +24,7 @@ class EdgeHome:
     def __init__(self, folder: Path, radio: str) -> None:
         folder.mkdir()
         self._folder = folder
-        self._environment = {
+        self.environment = {
             **os.environ, "CAUSEWAY_HOME": str(folder / "home"), "NO_COLOR": "1",
             "CAUSEWAY_PASSPHRASE_FILE": secret_file(folder / "pass", "correct horse"),
         }
@@ -42,7 +42,7 @@ class EdgeHome:
     async def run(self, *arguments: str, code: int = 0) -> Any:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "from edge_client.cli import main; main()", *arguments, "--json", cwd=ROOT,
-            env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await asyncio.wait_for(process.communicate(), 120)

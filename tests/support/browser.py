@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,13 +31,19 @@ _UNTIL: Final = """new Promise((resolve) => {
 
 
 class Tab:
-    """One page. What its console reports as errors, and what its policy refused, is in `complaints`."""
+    """One page. What its console reports as errors, and what its policy refused, is in `complaints`.
+
+    `heard` has what is called for the protocol's other events, `whole` speaks to the browser itself.
+    """
+
+    whole: "Tab"
 
     def __init__(self, socket: ClientWebSocketResponse) -> None:
         self._socket, self._last = socket, 0
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self.complaints: list[str] = []
         self.requested: list[str] = []
+        self.heard: dict[str, Callable[[Any], object]] = {}
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -55,6 +61,8 @@ class Tab:
                 self.complaints.append(json.dumps(said["params"]["exceptionDetails"])[:500])
             elif said["method"] == "Network.requestWillBeSent":
                 self.requested.append(said["params"]["request"]["url"])
+            elif said["method"] in self.heard:
+                self.heard[said["method"]](said["params"])
 
     async def send(self, method: str, **params: Any) -> Any:
         self._last += 1
@@ -148,30 +156,32 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def browser(profile: Path) -> AsyncIterator[Tab]:
+async def browser(profile: Path, *switches: str) -> AsyncIterator[Tab]:
     """One tab of a Chromium of its own, which ends with it."""
     assert CHROMIUM is not None
     root = ["--no-sandbox"] if os.geteuid() == 0 else []
     process = await asyncio.create_subprocess_exec(
         CHROMIUM, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-gpu",
         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-        "--disable-dev-shm-usage", *root, "about:blank", stdin=asyncio.subprocess.DEVNULL,
+        "--disable-dev-shm-usage", *switches, *root, "about:blank", stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            while (found := re.search(rb"listening on ws://([^/]+)/", await process.stderr.readline())) is None:
+            while (found := re.search(rb"listening on (ws://([^/]+)/\S+)", await process.stderr.readline())) is None:
                 assert process.returncode is None and not process.stderr.at_eof(), "chromium ended"
         drain = asyncio.create_task(process.stderr.read())
         async with ClientSession() as client:
-            async with client.get(f"http://{found[1].decode()}/json/list") as listed:
+            async with client.get(f"http://{found[2].decode()}/json/list") as listed:
                 tabs = [tab for tab in await listed.json() if tab["type"] == "page"]
             tab = Tab(await client.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=64 << 20))
+            tab.whole = Tab(await client.ws_connect(found[1].decode(), max_msg_size=64 << 20))
             for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
                 await tab.send(f"{domain}.enable")
             yield tab
             await tab.close()
+            await tab.whole.close()
     finally:
         if process.returncode is None:
             process.terminate()

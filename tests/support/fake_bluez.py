@@ -36,6 +36,9 @@ class FakeBluez:
         bus.add_message_handler(self._on_message)
 
     async def start(self) -> None:
+        rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"
+        await self._bus.call(Message("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
+                                     "AddMatch", signature="s", body=[rule]))
         await self._bus.request_name("org.bluez")
 
     async def stop(self) -> None:
@@ -101,6 +104,11 @@ class FakeBluez:
         return reply.error_name or ""
 
     def _on_message(self, message: Message) -> Message | None:
+        if message.member == "NameOwnerChanged" and not message.body[2]:
+            for what in ("application", "advertisement", "profile"):
+                if getattr(self, what) == message.body[0]:  # BlueZ forgets what a program that has gone registered
+                    setattr(self, what, "")
+            self.changed.set()
         if message.message_type is not MessageType.METHOD_CALL or message.interface == "org.freedesktop.DBus.Peer":
             return None
         self.changed.set()

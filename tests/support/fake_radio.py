@@ -9,7 +9,9 @@ from transport.links.base import Endpoint, Link
 
 
 class FakeRadio:
-    """`fails` is what the next connections end with. Each central has an address of its own, unless `address` says."""
+    """`fails` is what the next connections, also of phones, end with. Each central has an address of its own, unless
+    `address` says.
+    """
 
     def __init__(self) -> None:
         self.connects: list[str] = []
@@ -27,6 +29,14 @@ class FakeRadio:
             if name in ("", known):
                 return listener.accept(self.address or f"ble:{len(self.connects):02X}:00:00:00:00:00")
         raise LinkLost("no hop is in reach", reason="out_of_range")
+
+    async def wait_for_phone(self, name: str, *, timeout_s: float) -> Link:
+        self.connects.append(f"phone:{name}")
+        if self.fails:
+            raise LinkLost("no phone has come", reason=self.fails.pop(0))
+        ours, _ = memory_links()
+        ours.peer = "phone:00:00:00:00:00:01"
+        return ours
 
     async def listen(self, on_link: Callable[[Link], Awaitable[None]], *, name: str) -> "FakeListener":
         self._listeners[name] = listener = FakeListener(on_link, name)

@@ -18,6 +18,7 @@ CONFIG = """
 trust_domain = "field.example"
 [listen]
 https = "127.0.0.1:0"
+public = "127.0.0.1:0"
 [provider]
 base_url = "{base_url}"
 key_file = "provider.key"
@@ -32,10 +33,15 @@ class Gateway:
     pid: int
     folder: Path
     https: str
+    origin: str  # of the public listener, where the phone page is
 
     async def invite(self, path: str, *hints: str) -> Invitation:
         answer = await call(self.folder, "invite", {"path": path, "hints": list(hints)})
         return Invitation.parse(answer["invitation"])
+
+    async def page_url(self, name: str) -> str:
+        """What `relay gateway invite hop/NAME --qr` shows."""
+        return str((await call(self.folder, "invite", {"path": f"hop/{name}"}))["url"])
 
 
 @contextlib.asynccontextmanager
@@ -58,14 +64,15 @@ async def relay(*arguments: str) -> AsyncIterator[tuple[int, str]]:
 
 @contextlib.asynccontextmanager
 async def gateway_process(folder: Path, base_url: str) -> AsyncIterator[Gateway]:
-    """A gateway that only hops and wss edges reach, with a provider at `base_url`. Takes two seconds to make."""
+    """A gateway that hops, wss edges and the phone page reach, with a provider at `base_url`. Takes two seconds."""
     await asyncio.to_thread(make_folder, folder)
     secret_file(folder / "provider.key", KEY)
     (folder / "gateway.toml").write_text(CONFIG.format(base_url=base_url))
     passphrase = secret_file(folder / "pass", "gateway pass")
     arguments = ["gateway", "serve", "--config", str(folder / "gateway.toml"), "--passphrase-file", passphrase]
     async with relay(*arguments) as (pid, ready):
-        yield Gateway(pid, folder, "https://" + ready.partition("https=")[2].split()[0])
+        at = dict(place.split("=", 1) for place in ready.split() if "=" in place)
+        yield Gateway(pid, folder, f"https://{at['https']}", f"http://{at['public']}")
 
 
 def secret_file(path: Path, text: str) -> str:

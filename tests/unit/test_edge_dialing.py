@@ -22,6 +22,7 @@ class Shop:
     def __init__(self) -> None:
         self.radios: list[FakeRadio] = []
         self.asked: list[str] = []
+        self.told: list[str] = []
         self.fails: list[LinkLost | BadInput] = []
 
     async def __call__(self, spec: str) -> FakeRadio:
@@ -45,7 +46,9 @@ def shop() -> Shop:
 @pytest.fixture
 async def dial(tmp_path: Path, shop: Shop) -> AsyncIterator[Dialer]:
     database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
-    yield Dialer(Settings(database, NAMESPACE), radio="hci:x", wss_trust="bundle", open_radio=shop)
+    yield Dialer(
+        Settings(database, NAMESPACE), radio="hci:x", wss_trust="bundle", open_radio=shop, tell=shop.told.append
+    )
     database.close()
 
 
@@ -84,6 +87,25 @@ async def test_a_radio_that_cannot_be_opened_is_tried_again(dial: Dialer, shop: 
         with pytest.raises(expected):
             await dial(Endpoint.parse("ble:"))
     await (await dial(Endpoint.parse("ble:"))).close()
+    await dial.close()
+
+
+async def test_a_phone_is_waited_for_and_a_person_is_told_once(dial: Dialer, shop: Shop) -> None:
+    await dial(Endpoint.parse("ble:"))
+    shop.radios[0].fails = ["out_of_range", "out_of_range"]
+    for _ in range(2):
+        with pytest.raises(LinkLost):
+            await dial(Endpoint.parse("phone:van 3"))
+    link = await dial(Endpoint.parse("phone:van 3"))
+    dial.worked(link)
+    assert shop.radios[0].connects == ["", *["phone:van 3"] * 3] and shop.radios[0].worked_peers == []
+    assert len(shop.told) == 1 and "tap Connect" in shop.told[0]
+    shop.radios[0].fails = ["unavailable"]
+    with pytest.raises(LinkLost):
+        await dial(Endpoint.parse("phone:"))
+    assert len(shop.told) == 2 and shop.radios[0].closed == 1
+    await (await dial(Endpoint.parse("sim:ble-1m@phone:"))).close()
+    assert shop.radios[1].connects == ["phone:"]
     await dial.close()
 
 

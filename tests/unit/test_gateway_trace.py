@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.gateway import trace
-from relay.gateway.https import _TunnelNotes
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import HopNote, TraceStore, parse_note
+from relay.gateway.tunnels import TunnelNotes
 from tests.support.gateway_lab import PASSPHRASE, Clock, make_folder
 from transport.messages import SpanRecord
 
@@ -68,12 +68,12 @@ async def test_M12_a_hop_that_claims_another_s_link_id_changes_nothing(store: Tr
     await store.save(TRACE, EDGE, LINK, [span("request")])
     lie = f'{{"link":"{LINK}","start_ms":1.0,"end_ms":2.0,"up":99,"down":99}}'
     for own in ("", "c" * 16):
-        tunnel = _TunnelNotes("spiffe://field.example/hop/liar", store)
+        tunnel = TunnelNotes("spiffe://field.example/hop/liar", store)
         tunnel.take(lie)
         tunnel.bind(own)
         await tunnel.save()
     assert [one.role for one in await store.find(TRACE)] == ["gateway"]
-    honest = _TunnelNotes(HOP, store)
+    honest = TunnelNotes(HOP, store)
     honest.bind(LINK)
     honest.take(lie)
     await honest.save()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import socket
@@ -14,7 +15,17 @@ import pytest
 
 from edge_client import key_agent
 from edge_client.errors import AlreadyServing, BadUse, NoStore, NotServing
-from edge_client.key_agent import StoreState, key_from_serve, lock_serve, serve_key, state_of_serve, unlock_serve
+from edge_client.key_agent import (
+    Serving,
+    StoreState,
+    key_from_serve,
+    lock_serve,
+    pair_serve,
+    serve_key,
+    state_of_serve,
+    unlock_serve,
+    unpair_serve,
+)
 from edge_client.one_serve import claim, run_folder
 from store.errors import StoreError, WrongKey
 from store.keys import DatabaseKey
@@ -23,12 +34,28 @@ from tests.support.edge_lab import until
 SECRET = bytes(range(100, 148))
 
 
+class FakeWish:
+    """For a phone."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.asked: list[tuple[float | None, str]] = []
+
+    def begin(self, seconds: float | None, name: str) -> None:
+        self.asked.append((seconds, name))
+        self.until = math.inf if seconds is None else 1000.0 + seconds
+
+    def end(self) -> None:
+        self.until = 0.0
+
+
 class FakeApp:
     """A store that only says whether it is open. `error` is what the next unlocking meets."""
 
     def __init__(self) -> None:
         self.held: DatabaseKey | None = DatabaseKey(SECRET)
         self.error: Exception | None = None
+        self.pairing = FakeWish()
         self.used = 0
 
     @property
@@ -65,11 +92,12 @@ async def beside(work: Callable[..., Any], *arguments: Any) -> Any:
 async def test_commands_get_the_key_while_it_is_open_and_not_after(home: Path) -> None:
     app = FakeApp()
     async with serve_key(home, app, app.touch) as can:
-        assert can and await beside(state_of_serve, home) == "open" and app.used == 0, "to ask for the state is no use"
+        assert can and (await beside(state_of_serve, home)).store == "open"
+        assert app.used == 0, "to ask for the state is no use"
         key = await beside(key_from_serve, home)
         assert key.expose() == SECRET and app.used == 1
         await beside(lock_serve, home)
-        assert await beside(state_of_serve, home) == "locked" and await beside(key_from_serve, home) is None
+        assert (await beside(state_of_serve, home)).store == "locked" and await beside(key_from_serve, home) is None
         await beside(unlock_serve, home, key)
         assert app.held is not None and app.held.expose() == SECRET
         assert (await beside(key_from_serve, home)).expose() == SECRET
@@ -89,7 +117,21 @@ async def test_why_it_does_not_open_is_told(home: Path, error: StoreError | NoSt
         with pytest.raises(StoreError) as caught:
             await beside(unlock_serve, home, DatabaseKey(SECRET))
         assert (str(caught.value), caught.value.hint) == (str(error), error.hint)
-        assert await beside(state_of_serve, home) == "locked"
+        assert (await beside(state_of_serve, home)).store == "locked"
+
+
+async def test_a_wish_for_a_phone_is_passed_on_and_told(home: Path) -> None:
+    app = FakeApp()
+    async with serve_key(home, app, app.touch):
+        assert await beside(state_of_serve, home) == Serving("open", 0.0)
+        assert await beside(pair_serve, home, 60.0, "van 3") == Serving("open", 1060.0)
+        assert await beside(pair_serve, home, None, "") == Serving("open", math.inf)
+        assert await beside(state_of_serve, home) == Serving("open", math.inf)
+        assert app.pairing.asked == [(60.0, "van 3"), (None, "")]
+        assert await beside(unpair_serve, home) == Serving("open", 0.0)
+        with pytest.raises(NotServing):
+            await beside(pair_serve, home, -1.0, "")
+        assert len(app.pairing.asked) == 2
 
 
 async def test_a_long_home_has_a_socket_too(tmp_path: Path) -> None:
@@ -166,7 +208,7 @@ async def test_another_user_gets_nothing_and_is_given_nothing(
 
 @pytest.mark.parametrize("said", [
     b"", b"\x00", b"\x91", b"\xff" * 1024, bytes(100_000), b"\x91\xa3key" + bytes(9000), b"\xc1", b"\x91\xa3why",
-    b"\x92\xa3key\x07", b"\x92\xa4lock\xc4\x00", b"\xa3key", b"\x93\xa3key\xc0\xc0", b"\x91\xa3key\x91\xa3key",
+    b"\x92\xa3key\x07", b"\x92\xa4lock\xc4\x00", b"\xa3key", b"\x95\xa3key\xc0\xc0\xa0\xc0", b"\x91\xa3key\x91\xa3key",
 ])  # fmt: skip
 async def test_whoever_says_something_else_hears_nothing(home: Path, said: bytes) -> None:
     app = FakeApp()

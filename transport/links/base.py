@@ -24,8 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:-]{0,63}", re.ASCII)
 _SIM = re.compile(r"(?P<weather>[a-z0-9][a-z0-9-]{0,31}(\?[\x21-\x3f\x41-\x7e]{0,255})?)@(?P<inner>.+)", re.ASCII)
 _RFCOMM = re.compile(r"((?:[0-9A-F]{2}:){5}[0-9A-F]{2})?(\?channel=([1-9]|[12][0-9]|30))?", re.ASCII)
 _FORMS: Final = (
-    "an endpoint is tcp:HOST:PORT, unix:PATH, wss://HOST:PORT, ble: or ble:NAME, rfcomm:[ADDRESS][?channel=N], or "
-    "sim:PROFILE@ENDPOINT"
+    "an endpoint is tcp:HOST:PORT, unix:PATH, wss://HOST:PORT, ble: or ble:NAME, phone:, rfcomm:[ADDRESS][?channel=N], "
+    "or sim:PROFILE@ENDPOINT"
 )
 
 
@@ -67,8 +67,9 @@ class Listener(Protocol):
 @dataclass(frozen=True)
 class Endpoint:
     """Where to connect or listen. `address` is HOST:PORT, a path, a Bluetooth name or address ("" for any hop), for
-    `rfcomm` an address ("" to listen) and a channel, what follows `wss:`, or for `sim` a profile of weather
-    (`transport.links.simulated`) and the endpoint that it lies over.
+    `phone` the name under which one is waited for ("" for a generic one), for `rfcomm` an address ("" to listen) and a
+    channel, what follows `wss:`, or for `sim` a profile of weather (`transport.links.simulated`) and the endpoint that
+    it lies over.
     """
 
     scheme: str
@@ -77,7 +78,7 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str) -> Self:
         """From `tcp:HOST:PORT` (an IPv6 host in brackets), `unix:PATH`, `wss://HOST[:PORT][/PATH]`, `ble:[NAME]`,
-        `rfcomm:[ADDRESS][?channel=1..30]` or `sim:PROFILE[?NAME=VALUE&...]@ENDPOINT`. BadInput.
+        `phone:[NAME]`, `rfcomm:[ADDRESS][?channel=1..30]` or `sim:PROFILE[?NAME=VALUE&...]@ENDPOINT`. BadInput.
         """
         scheme, colon, address = text.strip().partition(":")
         valid = _VALID.get(scheme)
@@ -109,13 +110,19 @@ class Radio(Protocol):
     async def listen(self, on_link: "Callable[[Link], Awaitable[None]]", *, name: str) -> "Listener":
         """As a peripheral that edges find. Raises LinkLost, BadInput if this radio cannot be one."""
 
+    async def wait_for_phone(self, name: str, *, timeout_s: float) -> Link:
+        """As a peripheral that a phone's page finds, until it begins a pipe. Raises as `listen`, and LinkLost with
+        reason "out_of_range" if none came.
+        """
+
     async def close(self) -> None: ...
 
 
 async def connect(
     endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None, radio: Radio | None = None
 ) -> Link:
-    """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities), `radio` for ble.
+    """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities), `radio` for
+    ble and phone: the latter is to wait until a phone has come.
 
     Raises LinkLost. What may happen to the bytes is the handshake's concern: no link is trusted, with TLS or without.
     """
@@ -123,9 +130,11 @@ async def connect(
         from transport.links.simulated import connect_simulated
 
         return await connect_simulated(endpoint, timeout_s=timeout_s, tls=tls, radio=radio)
-    if endpoint.scheme == "ble":
+    if endpoint.scheme in ("ble", "phone"):
         if radio is None:
             raise BadInput("no Bluetooth radio is open", hint="open one, see transport.links.radio")
+        if endpoint.scheme == "phone":
+            return await radio.wait_for_phone(endpoint.address, timeout_s=timeout_s)
         return await radio.connect(endpoint.address, timeout_s=timeout_s)
     if endpoint.scheme == "wss":
         from transport.links.websocket import connect_websocket  # the HTTP client takes 170 ms to import
@@ -145,9 +154,9 @@ async def listen(
 ) -> Listener:
     """Accepts links on a tcp, unix, ble or rfcomm endpoint; each runs `on_link` in its own task, is closed after it.
 
-    Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept) and for sim.
+    Raises LinkLost if the address cannot be had, BadInput for wss (that is an HTTP server's to accept), phone and sim.
     """
-    if endpoint.scheme in ("wss", "sim"):
+    if endpoint.scheme in ("wss", "phone", "sim"):
         raise BadInput(f"cannot listen on a {endpoint.scheme} endpoint", hint="listen on tcp:HOST:PORT or unix:PATH")
     if endpoint.scheme == "ble":
         if radio is None:
@@ -206,5 +215,6 @@ def _is_url(address: str) -> bool:
 
 
 _VALID: Final[dict[str, Callable[[str], bool]]] = {
-    "tcp": _is_host_port, "unix": _is_path, "wss": _is_url, "ble": _is_ble, "rfcomm": _is_rfcomm, "sim": _is_sim,
+    "tcp": _is_host_port, "unix": _is_path, "wss": _is_url, "ble": _is_ble, "phone": _is_ble,
+    "rfcomm": _is_rfcomm, "sim": _is_sim,
 }

@@ -29,6 +29,7 @@ from transport.errors import LinkLost, ProtocolViolation, TransportError
 from transport.links.gatt import FIRST_CREDIT, INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, VALUE_MIN, GattPipe, Info
 from transport.links.gatt_link import GattLink
 
+EDGE_REST_S: Final = 300.0  # for which a device that is no hop but an edge is left alone
 LOOK_S: Final = 1.0  # how long others are looked for once one hop was heard
 CANDIDATES_MAX: Final = 64  # hops of one search; the weakest are dropped
 REMEMBERED_MAX: Final = 256  # hops whose history is kept
@@ -44,6 +45,7 @@ _ACCESS: Final = "allow this program to use Bluetooth: on Linux a D-Bus policy, 
 class _History:
     handshakes: int = 0
     in_vain: int = 0  # connections since the last completed handshake
+    until: float = 0.0  # when it is worth a try again
 
 
 class _Stale(LinkLost):
@@ -126,7 +128,9 @@ class BleCentral:
                     await first.wait()
                     async with asyncio.timeout(min(LOOK_S, timeout_s / 4)):
                         await wanted.wait()
-        return [one.device for one in sorted(heard.values(), key=self._rank)]
+        now = asyncio.get_running_loop().time()
+        rested = (one for address, one in heard.items() if self._known.get(address, _History()).until <= now)
+        return [one.device for one in sorted(rested, key=self._rank)]
 
     def _rank(self, heard: "_Heard") -> tuple[int, int, bool, int]:
         history = self._known.get(heard.device.address, _History())
@@ -182,7 +186,7 @@ class BleCentral:
             async with asyncio.timeout(timeout_s):
                 with _as_link_lost():
                     await client.connect()
-                    pipe = await self._agree(client)
+                    pipe = await self._agree(client, self._history(device.address))
                     link = self._link(client, pipe, device.address)
                     await client.start_notify(TX, lambda _, value: link.take(bytes(value)))
         except BaseException as error:
@@ -195,7 +199,7 @@ class BleCentral:
         link.start()
         return link
 
-    async def _agree(self, client: BleakClient) -> GattPipe:
+    async def _agree(self, client: BleakClient, history: _History) -> GattPipe:
         service = client.services.get_service(SERVICE)
         rx = service.get_characteristic(RX) if service else None
         if service is None or rx is None or not (service.get_characteristic(TX) and service.get_characteristic(INFO)):
@@ -204,6 +208,9 @@ class BleCentral:
             info = Info.decode(bytes(await client.read_gatt_char(INFO)))
         except ProtocolViolation as error:
             raise LinkLost(str(error), reason="error", hint=error.hint) from error
+        if info.role != "hop":  # it does not advertise a hop's service, but a system may remember that it has it
+            history.until = asyncio.get_running_loop().time() + EDGE_REST_S
+            raise LinkLost("this device is an edge, and needs a hop itself", reason="error", hint=_GO_NEARER)
         for _ in range(_SIZE_TRIES):
             if (longest := await self._longest(rx)) > VALUE_MIN:
                 break

@@ -22,6 +22,10 @@ SERVICE: Final = "6c550001-36dd-42eb-b94f-13d310764f09"
 RX: Final = "6c550002-36dd-42eb-b94f-13d310764f09"
 TX: Final = "6c550003-36dd-42eb-b94f-13d310764f09"
 INFO: Final = "6c550004-36dd-42eb-b94f-13d310764f09"
+WAITING: Final = "6c550006-36dd-42eb-b94f-13d310764f09"  # what an edge advertises that waits for a phone
+
+Role = Literal["hop", "edge"]
+ADVERTISED: Final[dict[Role, str]] = {"hop": SERVICE, "edge": WAITING}
 
 SHORT_NAME: Final = 8  # bytes of a name that an advertisement has room for beside the service
 VERSION: Final = 1
@@ -49,7 +53,7 @@ _HEADERS: Final = [bytes([number]) for number in range(_SEQUENCES)]
 class Info:
     """What the peripheral says in `info`: who it is, the largest value it takes, what the central may send at first."""
 
-    role: Literal["hop", "edge"]
+    role: Role
     value_size: int  # 20 to 495 bytes
     credit: int  # 1 to 32 values
 

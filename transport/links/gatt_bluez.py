@@ -1,4 +1,5 @@
-"""The Bluetooth peripheral on BlueZ, Linux's own stack, by D-Bus: edges find it and connect.
+"""The Bluetooth peripheral on BlueZ, Linux's own stack, by D-Bus: a hop that edges find and connect to, or an edge that
+waits for a phone.
 
 Values travel over socket pairs that BlueZ acquires, a D-Bus call for each would cost a third of the rate. What is
 advertised is the service and the name, the same for all hops unless one is given. When the adapter goes, is switched
@@ -23,7 +24,19 @@ from dbus_fast import Variant
 from transport.errors import BadInput, LinkLost
 from transport.links.base import Endpoint, Link
 from transport.links.bluez_bus import ADAPTER, DEVICE, BluezBus, Properties, Refused
-from transport.links.gatt import FIRST_CREDIT, INFO, RX, SERVICE, TX, VALUE_MAX, GattPipe, Info
+from transport.links.gatt import (
+    ADVERTISED,
+    FIRST_CREDIT,
+    INFO,
+    RX,
+    SERVICE,
+    TX,
+    VALUE_MAX,
+    VALUE_MIN,
+    GattPipe,
+    Info,
+    Role,
+)
 from transport.links.gatt_link import GattLink
 
 CENTRALS_MAX: Final = 8  # pipes at once; while there are as many, the hop does not advertise
@@ -48,11 +61,14 @@ class BluezPeripheral:
         self._adapter = adapter
         self._listener: BluezListener | None = None
 
-    async def listen(self, on_link: OnLink, *, name: str) -> "BluezListener":
-        """Advertises under `name`, or a generic one. Raises BadInput if it listens already, LinkLost if it cannot."""
+    async def listen(self, on_link: OnLink, *, name: str, role: Role = "hop") -> "BluezListener":
+        """Under `name`, or a generic one. A hop advertises from now on, an edge when the listener is told to.
+
+        Raises BadInput if it listens already, LinkLost if it cannot.
+        """
         if self._listener is not None and not self._listener.closed:
             raise BadInput("this radio listens already", hint="one listener serves many edges")
-        self._listener = listener = BluezListener(self._adapter, on_link, name)
+        self._listener = listener = BluezListener(self._adapter, on_link, name, role)
         try:
             await listener.start()
         except BaseException:
@@ -79,9 +95,11 @@ class _Pipe:
 class BluezListener:
     """Accepts links from centrals, see `transport.links.base.Listener`."""
 
-    def __init__(self, adapter: str, on_link: OnLink, name: str) -> None:
+    def __init__(self, adapter: str, on_link: OnLink, name: str, role: Role) -> None:
         self.endpoint = Endpoint("ble", name)
         self.closed = False
+        self._role: Role = role
+        self._wanted = role == "hop"  # that it advertises while it has room
         self._adapter, self._on_link = adapter, on_link
         self._bus = BluezBus(self._changed)
         self._centrals_max = 1
@@ -93,6 +111,7 @@ class BluezListener:
         self._alarms: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[asyncio.Task[None], GattLink] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self._registering = asyncio.Lock()
         self._stale = asyncio.Event()  # something has changed since BlueZ was looked at
         self._keeper: asyncio.Task[None] | None = None
 
@@ -102,6 +121,12 @@ class BluezListener:
             self._centrals_max = CENTRALS_MAX
         await self._open()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def advertise(self, on: bool) -> None:
+        """Begins or stops to be found; who is connected stays. Raises LinkLost."""
+        self._wanted = on
+        if not self.closed:
+            await self._register()
 
     async def close(self) -> None:
         if self.closed:
@@ -127,8 +152,8 @@ class BluezListener:
 
     async def _open(self) -> None:
         await self._bus.open()
-        self._bus.export(_objects(self.endpoint.address), {
-            (_INFO, "ReadValue"): lambda _: ("ay", [Info("hop", VALUE_MAX, FIRST_CREDIT).encode()], None),
+        self._bus.export(_objects(self.endpoint.address, ADVERTISED[self._role]), {
+            (_INFO, "ReadValue"): lambda options: ("ay", [self._info(options)], None),
             (_TX, "AcquireNotify"): self._subscribed,
             (_TX, "StopNotify"): lambda _: ("", [], None),
             (_RX, "AcquireWrite"): self._writes,
@@ -156,6 +181,11 @@ class BluezListener:
                 pause = min(2 * pause, RETRY_S[1])
 
     async def _register(self) -> None:
+        """Has BlueZ know what it should. Raises LinkLost."""
+        async with self._registering:
+            await self._agree()
+
+    async def _agree(self) -> None:
         try:
             adapter = self._choose(await self._bus.objects())
         except LinkLost:
@@ -167,7 +197,7 @@ class BluezListener:
             await self._unregister(adapter)  # one that was switched off and on remembers
             await self._bus.call(adapter, _GATT, "RegisterApplication", "oa{sv}", _ROOT, {})
             self._registered = adapter
-        if len(self._pipes) < self._centrals_max:
+        if self._wanted and len(self._pipes) < self._centrals_max:
             if not self._advertised:
                 await self._bus.call(
                     adapter, _ADVERTISING, "RegisterAdvertisement", "oa{sv}", _ADVERTISEMENT, {})
@@ -212,9 +242,16 @@ class BluezListener:
         if device is None:
             self._stale.set()
         elif pipe := self._pipes.get(device):
-            self._lose(pipe, "the connection to the edge was lost")
+            self._lose(pipe, "the connection was lost")
 
-    # --- edges --------------------------------------------------------------------------------------------------------
+    # --- centrals -----------------------------------------------------------------------------------------------------
+
+    def _info(self, options: Properties) -> bytes:
+        """A central in a browser does not know how long its writes may be: an edge, which waits for such, tells it."""
+        size = VALUE_MAX
+        if self._role == "edge" and "mtu" in options:
+            size = max(VALUE_MIN, min(VALUE_MAX, int(options["mtu"].value) - 3))
+        return Info(self._role, size, FIRST_CREDIT).encode()
 
     def _subscribed(self, options: Properties) -> tuple[str, list[Any], int]:
         """A device wants values: a pipe begins."""
@@ -222,7 +259,7 @@ class BluezListener:
         if self.closed or (device not in self._pipes and len(self._pipes) >= self._centrals_max):
             raise Refused("NotPermitted")
         if before := self._pipes.get(device):
-            self._lose(before, "the edge has given the link up")
+            self._lose(before, "the other end has given the link up")
         if alarm := self._alarms.pop(device, None):
             alarm.cancel()
         ours, theirs = _pair()
@@ -237,7 +274,7 @@ class BluezListener:
             try:
                 await loop.sock_sendall(pipe.tx, value)
             except OSError as error:
-                raise LinkLost("the connection to the edge was lost") from error
+                raise LinkLost("the connection was lost") from error
 
         async def let_go() -> None:
             loop.remove_reader(pipe.tx)
@@ -276,7 +313,7 @@ class BluezListener:
             with contextlib.suppress(ConnectionError):
                 if pipe.tx.recv(1):
                     return
-            self._lose(pipe, "the edge has given the link up")
+            self._lose(pipe, "the other end has given the link up")
 
     def _lose(self, pipe: _Pipe, why: str) -> None:
         pipe.over = True
@@ -329,7 +366,7 @@ class BluezListener:
             await self._bus.call(device, DEVICE, "Disconnect")
 
 
-def _objects(name: str) -> dict[str, dict[str, Properties]]:
+def _objects(name: str, advertised: str) -> dict[str, dict[str, Properties]]:
     """The service as BlueZ wants it, and the advertisement: nothing in it differs between hops without a name."""
     def characteristic(uuid: str, flag: str, **more: Variant) -> dict[str, Properties]:
         return {"org.bluez.GattCharacteristic1": {
@@ -342,7 +379,7 @@ def _objects(name: str) -> dict[str, dict[str, Properties]]:
         _TX: characteristic(TX, "notify", NotifyAcquired=Variant("b", False)),
         _INFO: characteristic(INFO, "read"),
         _ADVERTISEMENT: {"org.bluez.LEAdvertisement1": {
-            "Type": Variant("s", "peripheral"), "ServiceUUIDs": Variant("as", [SERVICE]),
+            "Type": Variant("s", "peripheral"), "ServiceUUIDs": Variant("as", [advertised]),
             "LocalName": Variant("s", name or GENERIC_NAME), "Discoverable": Variant("b", True),
         }},
     }

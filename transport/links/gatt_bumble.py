@@ -1,7 +1,8 @@
-"""The Bluetooth peripheral on a bumble device, which is a virtual radio's or owns a dongle: edges find it and connect.
+"""The Bluetooth peripheral on a bumble device, which is a virtual radio's or owns a dongle: a hop that edges find and
+connect to, or an edge that waits for a phone.
 
-Several edges at once; each has state of its own, bounded, and gives way to the others in the controller's buffers. The
-name that is advertised is the same for all hops unless one is given, nothing is paired or bonded. A central that does
+Several centrals at once; each has state of its own, bounded, and gives way to the others in the controller's buffers.
+The name that is advertised is the same for all unless one is given, nothing is paired or bonded. A central that does
 not subscribe, or lets its pipe end and begins no other, is disconnected.
 """
 
@@ -19,10 +20,23 @@ from bumble.smp import SMP_CID
 
 from transport.errors import BadInput, LinkLost
 from transport.links.base import Endpoint, Link
-from transport.links.gatt import INFO, RX, SERVICE, SHORT_NAME, TX, VALUE_MAX, WINDOW, GattPipe, Info
+from transport.links.gatt import (
+    ADVERTISED,
+    INFO,
+    RX,
+    SERVICE,
+    SHORT_NAME,
+    TX,
+    VALUE_MAX,
+    VALUE_MIN,
+    WINDOW,
+    GattPipe,
+    Info,
+    Role,
+)
 from transport.links.gatt_link import GattLink
 
-CENTRALS_MAX: Final = 8  # connections at once; while there are as many, the hop does not advertise
+CENTRALS_MAX: Final = 8  # connections at once; while there are as many, nothing is advertised
 SUBSCRIBE_S: Final = 10.0  # for a central to begin a pipe: after connecting, and after its last one ended
 DISCONNECT_S: Final = 5.0
 ADVERTISE_MS: Final = 100.0  # a compromise of what scanners find quickly and what batteries like
@@ -45,15 +59,18 @@ class BumblePeripheral:
         self._listener: BumbleListener | None = None
         self.tx: Characteristic[bytes] | None = None
 
-    async def listen(self, on_link: OnLink, *, name: str) -> "BumbleListener":
-        """Advertises under `name`, or a generic one. Raises BadInput if it listens already, LinkLost if it cannot."""
+    async def listen(self, on_link: OnLink, *, name: str, role: Role = "hop") -> "BumbleListener":
+        """Under `name`, or a generic one. A hop advertises from now on, an edge when the listener is told to.
+
+        Raises BadInput if it listens already, LinkLost if it cannot.
+        """
         if self._listener is not None and not self._listener.closed:
             raise BadInput("this radio listens already", hint="one listener serves many edges")
         if self.tx is None:
             self.tx = self._add_service()
             # bumble's own would pair with whoever asks, and keep a key of each
             self._device.l2cap_channel_manager.register_fixed_channel(SMP_CID, self._refuse_pairing)
-        listener = BumbleListener(self._device, self.tx, on_link, name)
+        listener = BumbleListener(self._device, self.tx, on_link, name, role)
         self._listener = listener
         try:
             await listener.start()
@@ -68,7 +85,6 @@ class BumblePeripheral:
 
     def _add_service(self) -> Characteristic[bytes]:
         kinds = Characteristic.Properties
-        info = Info("hop", VALUE_MAX, WINDOW).encode()
         tx: Characteristic[bytes] = Characteristic(TX, kinds.NOTIFY, Attribute.Permissions(0), b"")
         tx.on(tx.EVENT_SUBSCRIPTION, self._subscribed)
         self._device.gatt_server.max_mtu = _MTU
@@ -76,13 +92,19 @@ class BumblePeripheral:
             Characteristic(RX, kinds.WRITE_WITHOUT_RESPONSE, Attribute.WRITEABLE,
                            CharacteristicValue(write=self._written)),
             tx,
-            Characteristic(INFO, kinds.READ, Attribute.READABLE, info),
+            Characteristic(INFO, kinds.READ, Attribute.READABLE, CharacteristicValue(read=self._info)),
         ]))
         return tx
 
     def _refuse_pairing(self, handle: int, pdu: bytes) -> None:
         if pdu.startswith(_PAIRING_REQUEST):
             self._device.send_l2cap_pdu(handle, SMP_CID, _PAIRING_NOT_SUPPORTED)
+
+    def _info(self, connection: Any) -> bytes:
+        """A central in a browser does not know how long its writes may be: an edge, which waits for such, tells it."""
+        if self._listener is not None and self._listener.role == "edge" and isinstance(connection, Connection):
+            return Info("edge", max(VALUE_MIN, min(VALUE_MAX, connection.att_mtu - 3)), WINDOW).encode()
+        return Info("hop", VALUE_MAX, WINDOW).encode()
 
     def _subscribed(self, bearer: Any, notify: bool, _indicate: bool) -> None:
         if self._listener is not None and isinstance(bearer, Connection):
@@ -108,9 +130,11 @@ class _Central:
 class BumbleListener:
     """Accepts links from centrals, see `transport.links.base.Listener`."""
 
-    def __init__(self, device: Device, tx: Characteristic[bytes], on_link: OnLink, name: str) -> None:
+    def __init__(self, device: Device, tx: Characteristic[bytes], on_link: OnLink, name: str, role: Role) -> None:
         self.endpoint = Endpoint("ble", name)
+        self.role = role
         self.closed = False
+        self._wanted = role == "hop"  # that it advertises while it has room
         self._device, self._tx, self._on_link = device, tx, on_link
         self._centrals: dict[int, _Central] = {}  # by connection handle
         self._running: dict[asyncio.Task[None], GattLink] = {}
@@ -122,8 +146,14 @@ class BumbleListener:
     async def start(self) -> None:
         """Raises LinkLost."""
         self._device.on(self._device.EVENT_CONNECTION, self._connected)
+        if self._wanted:
+            await self.advertise(True)
+
+    async def advertise(self, on: bool) -> None:
+        """Begins or stops to be found; who is connected stays. Raises LinkLost."""
+        self._wanted = on
         # bumble takes the answer to an abandoned command for the answer to the next one: none is abandoned
-        await asyncio.shield(self._do(self._advertise()))
+        await asyncio.shield(self._do(self._adjust()))
 
     async def close(self) -> None:
         if self.closed:
@@ -153,7 +183,7 @@ class BumbleListener:
                 self._begin(central)
         elif not notify:
             central.given_up, central.again = True, False
-            central.link.carrier_lost(LinkLost("the edge has given the link up"))
+            central.link.carrier_lost(LinkLost("the other end has given the link up"))
         elif central.given_up or central.link.finished:
             central.again = True
 
@@ -162,6 +192,15 @@ class BumbleListener:
         central = self._centrals.get(connection.handle)
         if central is not None and central.link is not None:
             central.link.take(value)
+
+    async def _adjust(self) -> None:
+        """Raises LinkLost."""
+        async with self._advertising:
+            if self._wanted and not self.closed and len(self._centrals) < CENTRALS_MAX:
+                await self._advertise()
+            else:
+                with contextlib.suppress(BaseBumbleError, TimeoutError):
+                    await self._device.stop_advertising()
 
     async def _advertise(self) -> None:
         name = (self.endpoint.address or GENERIC_NAME).encode()
@@ -172,7 +211,7 @@ class BumbleListener:
                 advertising_interval_min=ADVERTISE_MS, advertising_interval_max=ADVERTISE_MS,
                 advertising_data=bytes(AdvertisingData([
                     (AdvertisingData.FLAGS, bytes([flags])),
-                    (AdvertisingData.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS, bytes(UUID(SERVICE))),
+                    (AdvertisingData.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS, bytes(UUID(ADVERTISED[self.role]))),
                     _named(name, SHORT_NAME),
                 ])),
                 scan_response_data=bytes(AdvertisingData([_named(name, _SCAN_NAME_MAX)])),
@@ -199,7 +238,7 @@ class BumbleListener:
         if not central.gone.done():
             central.gone.set_result(None)
         if central.link is not None:
-            central.link.carrier_lost(LinkLost("the connection to the edge was lost"))
+            central.link.carrier_lost(LinkLost("the connection was lost"))
         if len(self._centrals) == CENTRALS_MAX - 1:
             self._advertise_again()
 
@@ -207,10 +246,8 @@ class BumbleListener:
         """A controller stops advertising with each connection."""
 
         async def again() -> None:
-            async with self._advertising:
-                if not self.closed and len(self._centrals) < CENTRALS_MAX:
-                    with contextlib.suppress(LinkLost):  # the radio has gone, and with it everything else
-                        await self._advertise()
+            with contextlib.suppress(LinkLost):  # the radio has gone, and with it everything else
+                await self._adjust()
 
         self._do(again())
 
@@ -233,7 +270,7 @@ class BumbleListener:
             try:
                 await self._device.gatt_server.notify_subscriber(connection, self._tx, value)
             except BaseBumbleError as error:
-                raise LinkLost("the connection to the edge was lost") from error
+                raise LinkLost("the connection was lost") from error
 
         async def let_go() -> None:
             central.link = None
@@ -282,7 +319,7 @@ class BumbleListener:
                 await asyncio.wait((flowed, central.gone), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 queue.remove_listener("flow", flow)
-        raise LinkLost("the connection to the edge was lost")
+        raise LinkLost("the connection was lost")
 
     def _watch(self) -> None:
         """Shows a central out that takes nothing while others wait for the buffers it holds, or asks for more than it

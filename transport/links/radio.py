@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from transport.errors import BadInput, LinkLost
-from transport.links.base import Link, Listener
+from transport.links.base import Endpoint, Link, Listener, listen
 from transport.links.ble_central import BleCentral
+from transport.links.phone import OnLink, PhoneDoor
 
 _FORMS: Final = (
     'a radio is "system", "system:ADAPTER" as in "system:hci1", "virtual:PATH" or "hci:TRANSPORT", as in "hci:usb:0" '
@@ -32,21 +33,24 @@ class OpenRadio:
         self._give_back = give_back
         self.gone = asyncio.Event()
         self._peripheral: Any = None
+        self._door: PhoneDoor | None = None
         if device is None:
             self._central = BleCentral(adapter=adapter)
             if sys.platform == "linux":
                 from transport.links.gatt_bluez import BluezPeripheral
 
                 self._peripheral = BluezPeripheral(adapter)
+                self._door = PhoneDoor(self._peripheral, _listen_rfcomm)
             return
         logging.getLogger("bumble").setLevel(logging.CRITICAL)  # it shows strangers' bytes, with tracebacks
         from transport.links.gatt_bumble import BumblePeripheral
         from transport.links.virtual_bleak import bleak_backend
 
-        device.host.on("flush", self.gone.set)  # once it is switched on, bumble says so at the end alone
+        device.host.on("flush", self._lost)  # once it is switched on, bumble says so at the end alone
         backend = bleak_backend(device)
         self._central = BleCentral(backend.scanner, backend.client)
         self._peripheral = BumblePeripheral(device)
+        self._door = PhoneDoor(self._peripheral)
 
     async def connect(self, name: str, *, timeout_s: float) -> Link:
         return await self._central.connect(name, timeout_s=timeout_s)
@@ -62,8 +66,23 @@ class OpenRadio:
         listener: Listener = await self._peripheral.listen(on_link, name=name)
         return listener
 
+    async def wait_for_phone(self, name: str, *, timeout_s: float) -> Link:
+        if self._door is None:
+            raise BadInput(
+                "this system's own radio cannot wait for a phone",
+                hint='use a dongle, radio "hci:usb:0", or the phone\'s hotspot and a wss:// endpoint',
+            )
+        return await self._door.wait(name, timeout_s=timeout_s)
+
+    def _lost(self) -> None:
+        self.gone.set()
+        if self._door is not None:
+            self._door.radio_lost()
+
     async def close(self) -> None:
         await self._central.close()
+        if self._door is not None:
+            await self._door.close()
         if self._peripheral is not None:
             await self._peripheral.close()
         if self._give_back is not None:
@@ -71,6 +90,10 @@ class OpenRadio:
             with contextlib.suppress(TimeoutError, OSError, LinkLost):
                 async with asyncio.timeout(_CLOSE_S):
                     await give_back()
+
+
+async def _listen_rfcomm(on_link: OnLink) -> Listener:
+    return await listen(Endpoint("rfcomm", ""), on_link)
 
 
 async def open_radio(spec: str) -> OpenRadio:

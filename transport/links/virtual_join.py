@@ -76,7 +76,7 @@ async def join_radio(path: str | Path, name: str) -> RadioDevice:
         link = await connect_stream(Endpoint("unix", str(path)), timeout_s=JOIN_TIMEOUT_S)
     except LinkLost as error:
         raise LinkLost(
-            f"no virtual radio: {error}", reason=error.reason, hint=f"`relay sim radio {path}` serves one"
+            f"no virtual radio: {error}", reason="unavailable", hint=f"`relay sim radio {path}` serves one"
         ) from None
     wire = _Joined(link)
     try:

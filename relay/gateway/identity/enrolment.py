@@ -162,7 +162,6 @@ class Enrolment:
         of the ID, or an earlier ID of the device, is replaced. `roles` are those that may join by this way.
         Raises EnrolmentRefused, AuditUnavailable, AuthorityExpired.
         """
-        now = int(self._clock())
         token = token_id.hex()
         try:
             device_key = VerifyKey.from_spki(device_spki)
@@ -171,6 +170,18 @@ class Enrolment:
             raise await self._refused("join", str(error), token=token, via=via) from None
         if svid_key.spki == device_key.spki:
             raise await self._refused("join", "device key used as SVID key", token=token, via=via)
+        registration = await self.register(token_id, secret, device_key, roles=roles, via=via)
+        return await self._issue("join", registration.enrolment, svid_key, via)
+
+    async def register(
+        self, token_id: bytes, secret: Secret, device_key: VerifyKey, *, roles: Collection[str], via: str = ""
+    ) -> Registration:
+        """The part of `join` that has no certificate in it: redeems an invitation for a key that was proven to be held.
+
+        Raises EnrolmentRefused, AuditUnavailable.
+        """
+        now, token = int(self._clock()), token_id.hex()
+        device_spki = device_key.spki
         device_id = sha256(device_spki)
 
         def look(connection: Connection) -> tuple[str, int, str]:
@@ -229,7 +240,7 @@ class Enrolment:
         if enrolment not in self._by_enrolment:
             self._replace_in_memory(identity, device_id)
             self._keep(Registration(enrolment, identity, device_id, device_key, "active", now, now))
-        return await self._issue("join", enrolment, svid_key, via)
+        return self._by_enrolment[enrolment]
 
     async def renew(self, device_id: bytes, csr: bytes, *, roles: Collection[str], via: str = "") -> Joined:
         """A new SVID for a registered device whose signature the caller has verified with `device_key`.
@@ -238,7 +249,7 @@ class Enrolment:
         """
         try:
             svid_key = parse_csr(csr)
-            registration = self._current(device_id)
+            registration = self.registration(device_id)
         except (ProtocolViolation, IdentityRefused) as error:
             raise await self._refused("renew", str(error), device=device_id.hex(), via=via) from None
         if svid_key.spki == registration.device_key.spki:
@@ -248,8 +259,16 @@ class Enrolment:
         return await self._issue("renew", registration.enrolment, svid_key, via)
 
     def device_key(self, device_id: bytes) -> VerifyKey:
-        """The key that must have signed a renewal. Raises IdentityRefused for an unknown or ended registration."""
-        return self._current(device_id).device_key
+        """The key that must have signed a renewal. Raises IdentityRefused as `registration` does."""
+        return self.registration(device_id).device_key
+
+    def registration(self, device_id: bytes) -> Registration:
+        """The device's current one. Raises IdentityRefused if there is none, or it has ended."""
+        registration = self._by_enrolment.get(self._by_device.get(device_id, 0))
+        if registration is None:
+            raise IdentityRefused("the device is not registered", rule="registration")
+        self._check(registration)
+        return registration
 
     # --- admitting --------------------------------------------------------------------------------------------------
 
@@ -289,13 +308,6 @@ class Enrolment:
             if one.status == "active" and (one.id == identity or one.device_id == device_id):
                 self._by_enrolment[one.enrolment] = replace(one, status="replaced")
                 self._by_device.pop(one.device_id, None)
-
-    def _current(self, device_id: bytes) -> Registration:
-        registration = self._by_enrolment.get(self._by_device.get(device_id, 0))
-        if registration is None:
-            raise IdentityRefused("the device is not registered", rule="registration")
-        self._check(registration)
-        return registration
 
     def _check(self, registration: Registration) -> None:
         if registration.status != "active":

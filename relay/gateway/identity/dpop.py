@@ -1,0 +1,176 @@
+"""Proofs of possession (RFC 9449), and tokens that are worth nothing without one.
+
+A proof is a JWT that says for which request it was made, by a key that it names. It is accepted once, for about a
+minute, and only with a nonce of ours, so that none can be made beforehand. A token is a MAC over an end and the key it
+was given to: who issues it is who verifies it, and with another key it is another token. Pure but for the nonces.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from jwt import PyJWS, PyJWTError
+from jwt.algorithms import ECAlgorithm
+from jwt.utils import base64url_decode, base64url_encode
+from msgspec import Meta, Struct
+
+from relay.gateway.identity.nonces import NONCE_S, Nonces
+from relay.places import Places
+from transport.primitives import VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
+
+ALGORITHM: Final = "ES256"
+PROOF_MAX: Final = 2_048  # characters
+AROUND_S: Final = 60  # how far a device's clock may be off
+TOKEN_S: Final = 600
+USED_MAX: Final = 16_384  # proofs remembered in all and of one key, none for longer than its nonce is good
+USED_BY_KEY_MAX: Final = 64
+_KEPT_S: Final = NONCE_S + 2
+_jws = PyJWS(algorithms=[ALGORITHM])
+
+
+class ProofRefused(Exception):
+    """`rule` says what is wrong, in a word or two of a fixed set: "nonce" and "time" a page can do something about."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Jwk(_Strict, frozen=True):
+    """Exactly these members, so that no private one is among them."""
+
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: str
+    y: str
+
+
+class _Header(_Strict, frozen=True):
+    typ: Literal["dpop+jwt"]
+    alg: Literal["ES256"]
+    jwk: _Jwk
+
+
+class _Claims(_Strict, frozen=True):
+    jti: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
+    htm: str
+    htu: str
+    iat: Annotated[int, Meta(ge=0, le=1 << 40)]
+    nonce: str = ""
+    ath: str | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """An accepted proof: the key that made it, and what makes it this one."""
+
+    key: VerifyKey
+    device_id: bytes  # SHA-256 of the key's SPKI
+    jti: str
+
+
+class Proofs:
+    """Checks the proofs that one origin is shown. `clock`: unix seconds."""
+
+    def __init__(self, origin: str, nonces: Nonces, clock: Callable[[], float]) -> None:
+        self._origin, self._nonces, self._clock = origin, nonces, clock
+        self._used: OrderedDict[tuple[bytes, str], float] = OrderedDict()
+        self._places = Places(USED_MAX, USED_BY_KEY_MAX)
+
+    def nonce(self) -> str:
+        """A fresh one, base64url."""
+        return base64url_encode(self._nonces.give()).decode()
+
+    def check(self, text: str, *, method: str, path: str, token: str | None = None) -> Proof:
+        """All of RFC 9449 section 4.3, and that it has not been used; `token` is what it was shown with.
+
+        To be used up by `use` once it is known that the key may do what it asks for. Raises ProofRefused.
+        """
+        if len(text) > PROOF_MAX or not text.isascii():
+            raise ProofRefused("form")
+        key, claims = _verified(text)
+        if claims.htm != method:
+            raise ProofRefused("method")
+        if claims.htu != self._origin + path:
+            raise ProofRefused("address")
+        try:
+            fresh = self._nonces.fresh(base64url_decode(claims.nonce))
+        except ValueError:
+            fresh = False
+        if not fresh:
+            raise ProofRefused("nonce")
+        if abs(self._clock() - claims.iat) > AROUND_S:
+            raise ProofRefused("time")
+        if claims.ath != (None if token is None else hash_of(token)):
+            raise ProofRefused("token hash")
+        proof = Proof(key, sha256(key.spki), claims.jti)
+        if (proof.device_id, proof.jti) in self._used:
+            raise ProofRefused("replayed")
+        return proof
+
+    def use(self, proof: Proof) -> None:
+        """Nobody can show it again. Only those whose key is known get this far, so strangers fill no memory.
+
+        Raises ProofRefused("replayed") if it was used since `check`, ProofRefused("overloaded") for too many by one key
+        or by all.
+        """
+        now, entry, holder = self._clock(), (proof.device_id, proof.jti), proof.device_id.hex()
+        while self._used and next(iter(self._used.values())) < now - _KEPT_S:
+            (oldest, _), _ = self._used.popitem(last=False)
+            self._places.leave(oldest.hex())
+        if entry in self._used:
+            raise ProofRefused("replayed")
+        if not self._places.take(holder):
+            raise ProofRefused("overloaded")
+        self._used[entry] = now
+
+
+class Tokens:
+    """Tokens of this process, since its key dies with it: a page whose token is refused gets another by its key."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._key, self._clock = random_bytes(32), clock
+
+    def give(self, device_id: bytes, enrolment: int) -> str:
+        """One for TOKEN_S seconds, for that device under that enrolment."""
+        return self._text(int(self._clock()) + TOKEN_S, device_id, enrolment)
+
+    def good(self, text: str, device_id: bytes, enrolment: int) -> bool:
+        """Whether it is ours, of this device and enrolment, and has not ended."""
+        end = text.partition(".")[0]
+        if not (text.isascii() and end.isdigit() and len(end) <= 12):
+            return False
+        return same_bytes(text.encode(), self._text(int(end), device_id, enrolment).encode()) and (
+            self._clock() < int(end)
+        )
+
+    def _text(self, end: int, device_id: bytes, enrolment: int) -> str:
+        said = f"{end} {enrolment} {device_id.hex()}".encode()
+        return f"{end}.{base64url_encode(hmac_sha256(self._key, said)).decode()}"
+
+
+def hash_of(token: str) -> str:
+    """A token's `ath` (RFC 9449 section 4.2): base64url of its SHA-256."""
+    return base64url_encode(sha256(token.encode())).decode()
+
+
+def _verified(text: str) -> tuple[VerifyKey, _Claims]:
+    """The key that a proof names and was made by, and what it claims. The algorithm is ours to choose, not the proof's.
+
+    Raises ProofRefused.
+    """
+    try:
+        header = msgspec.convert(_jws.get_unverified_header(text), _Header)
+        key = ECAlgorithm.from_jwk(msgspec.to_builtins(header.jwk))
+        assert isinstance(key, EllipticCurvePublicKey)
+        payload = _jws.decode_complete(text, key, algorithms=[ALGORITHM])["payload"]
+        return VerifyKey(key), msgspec.json.decode(payload, type=_Claims)
+    except (PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
+        raise ProofRefused("form") from None
