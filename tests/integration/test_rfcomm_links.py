@@ -178,6 +178,7 @@ async def test_what_the_radio_loses_is_no_end_of_the_file() -> None:
     near, far = pair()
     link = RfcommLink(near, "rfcomm:x")
     near.fault = errno.ETIMEDOUT
+    far.sendall(b"what makes the system say that there is something")
     for _ in range(2):
         with pytest.raises(LinkLost):
             await link.receive()

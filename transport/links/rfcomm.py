@@ -37,79 +37,99 @@ class RfcommLink:
         sock.setblocking(False)
         self._sock, self._ended = sock, ended
         self._loop = asyncio.get_running_loop()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._inbox = bytearray()  # at most RECEIVE_MAX bytes
+        self._reading = False
+        self._some, self._room = asyncio.Event(), asyncio.Event()  # something to receive; room to send, or never again
         self._over = False  # the end of the file has come
         self._lost = ""  # why nothing works any more
         self._closed = False
 
     async def send(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            self._check()
-            if self._over:
-                raise LinkLost("the peer has closed the link")
-            try:
-                view = view[self._sock.send(view):]
-            except BlockingIOError:
-                await self._ready(self._loop.add_writer, self._loop.remove_writer)
-            except OSError as error:
-                raise self._broken(error) from error
-        self._check()
-
-    async def receive(self) -> bytes:
         while True:
             self._check()
             if self._over:
-                return b""
+                raise LinkLost("the peer has closed the link")
+            if not view:
+                return
             try:
-                data = self._sock.recv(RECEIVE_MAX)
+                view = view[self._sock.send(view):]
             except BlockingIOError:
-                await self._ready(self._loop.add_reader, self._loop.remove_reader)
-            except ConnectionResetError:
-                self._over = True
+                pass
             except OSError as error:
-                raise self._broken(error) from error
-            else:
-                self._over = not data
-                return data
+                self._break(error)
+                continue
+            if view:
+                self._room.clear()
+                self._loop.add_writer(self._sock, self._write)
+                await self._room.wait()
+
+    async def receive(self) -> bytes:
+        while self._closed or not self._inbox:
+            self._check()
+            if self._over:
+                return b""
+            if not self._reading:
+                self._reading = True
+                self._loop.add_reader(self._sock, self._read)
+            self._some.clear()
+            await self._some.wait()
+        data = bytes(self._inbox)
+        self._inbox.clear()
+        return data
 
     async def close(self, reason: CloseReason = "done") -> None:
         """As Link.close; RFCOMM cannot carry a reason. The kernel sends what it has taken before it says goodbye."""
         if self._closed:
             return
         self._closed, self._lost = True, "the link is closed at this end"
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._stop()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # BlueZ holds the socket, too: closing ours alone would end nothing
         self._sock.close()
         self._ended()
 
-    async def _ready(
-        self, add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool]
-    ) -> None:
-        """Until the socket may be read or written, or the link is closed."""
-        waiting: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.add(waiting)
-        fd = self._sock.fileno()
-        add(fd, lambda: None if waiting.done() else waiting.set_result(None))
+    def _read(self) -> None:
+        """The socket stays watched until the inbox is full: it is given a frame at a time, a thousand bytes, and to ask
+        the system to watch it for each one takes longer than to read it.
+        """
+        room = RECEIVE_MAX - len(self._inbox)
+        if not room:
+            self._reading = not self._loop.remove_reader(self._sock)
+            return
         try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
-            if not self._closed:  # else the number may be another file's by now
-                remove(fd)
+            data = self._sock.recv(room)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        except OSError as error:
+            self._break(error)
+            return
+        self._inbox += data
+        if not data:
+            self._over = True
+            self._stop()
+        self._some.set()
+
+    def _write(self) -> None:
+        self._loop.remove_writer(self._sock)
+        self._room.set()
+
+    def _stop(self) -> None:
+        """Nothing comes or goes any more."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._some.set()
+        self._room.set()
 
     def _check(self) -> None:
         if self._lost:
             raise LinkLost(self._lost)
 
-    def _broken(self, error: OSError) -> LinkLost:
+    def _break(self, error: OSError) -> None:
         self._lost = f"the connection was lost: {os.strerror(error.errno or errno.EIO).lower()}"
-        return LinkLost(self._lost)
+        self._stop()
 
 
 class RfcommDialer:
