@@ -45,6 +45,7 @@ class Dialer:
         """`radio` is a spec of `transport.links.radio.open_radio`. `tell` shows a person what is to be done."""
         self._settings, self._spec, self._trust, self._open_radio = settings, radio, wss_trust, open_radio
         self._tell, self._told = tell, False
+        self._by_radio = ("ble", "phone") if radio.startswith("system") else ("ble", "phone", "rfcomm")
         self._radio: RankingRadio | None = None
         self._opening = asyncio.Lock()
 
@@ -53,7 +54,7 @@ class Dialer:
         scheme = _under_the_weather(endpoint).scheme
         if scheme == "wss":
             return await connect(endpoint, timeout_s=CONNECT_S, tls=await self._tls())
-        if scheme not in ("ble", "phone"):
+        if scheme not in self._by_radio:
             return await connect(endpoint, timeout_s=RADIO_CONNECT_S if scheme == "rfcomm" else CONNECT_S)
         radio = await self._switched_on()
         try:

@@ -25,11 +25,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGES: Final = ("bluez", "dbus", "python3", "libstdc++6", "kmod", "busybox-static")
 CODE: Final = ("transport", "store", "edge_client", "relay", "tests", "scripts", "benchmarks")
 EXTRAS: Final = ("edge", "hop", "gateway")
+BESIDE: Final = ("bluez-peripheral", "pytest", "pytest-asyncio", "hypothesis")  # what is measured beside, and with
 LEFT_OUT: Final = {"llama-cpp-python", "gguf", "pypdf"}  # no link needs them
 TOOLS: Final = {  # what has to be on this machine, and the Debian package that brings it
     "qemu-system-x86_64": "qemu-system-x86", "cpio": "cpio", "apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar",
 }
 _UNUSED: Final = ("doc", "man", "locale", "perl", "perl5", "info", "zsh", "bash-completion", "lintian")
+_NEVER_RUN: Final = "/(test|idlelib|lib2to3|f2py|distutils|lexers|fuzz|vectors)/"
 _MODULES: Final = ("drivers/bluetooth/hci_vhci.ko", "net/bluetooth", "net/rfkill", "crypto", "lib", "arch/x86/crypto")
 _KERNELS: Final = ("linux-image-6.12-amd64", "linux-image-amd64")  # 6.1.192 ends in a bug of its own (hci_chan_del)
 
@@ -74,7 +76,9 @@ def with_code(folder: Path, initrd: Path, arguments: list[str]) -> None:
         for name in CODE:
             shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("corpus", "vectors"))
         (repo / "arguments").write_text(" ".join(arguments))
+        _compile([repo], Path(scratch))
         shutil.copy(repo / "tests" / "bluez" / "init", Path(scratch))
+        shutil.copy(ROOT / "pyproject.toml", repo)
         shutil.copyfile(folder / "rootfs.cpio", initrd)
         with initrd.open("ab") as out:
             out.write(_archive(Path(scratch)))
@@ -120,6 +124,7 @@ def _make(scratch: Path, made: Path, say: Say) -> None:
         shutil.copy2(path, site / name)
 
     say("image 4/4: putting it together")
+    _compile([*(root / "usr" / "lib").glob("python3.*"), site], root)
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:100::/:/bin/false\n")
     (root / "etc" / "group").write_text("root:x:0:\nmessagebus:x:100:\nbluetooth:x:101:\n")
     for name in ("proc", "sys", "dev", "run", "tmp", "root", "repo", "var/lib/dbus", "var/lib/bluetooth"):
@@ -142,7 +147,8 @@ def _unpack(package: Path, into: Path, options: list[str]) -> None:
 def _files() -> Iterator[tuple[Path, str]]:
     """Every file, with its name in site-packages, of the packages that links need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ahead = [*project["dependencies"], *(text for extra in EXTRAS for text in project["optional-dependencies"][extra])]
+    extras = (text for extra in EXTRAS for text in project["optional-dependencies"][extra])
+    ahead = [*project["dependencies"], *extras, *BESIDE]
     seen = set(LEFT_OUT)
     while ahead:
         wanted = Requirement(ahead.pop())
@@ -156,6 +162,15 @@ def _files() -> Iterator[tuple[Path, str]]:
             path = Path(str(file.locate()))
             if not str(file).startswith("..") and path.is_file():
                 yield path, str(file)
+
+
+def _compile(folders: list[Path], root: Path) -> None:
+    """Python's own compiling, which takes two seconds here and a minute in the machine. What fails here fails there."""
+    subprocess.run(
+        [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+         "-s", str(root), "-p", "/", "-x", _NEVER_RUN, *map(str, folders)],
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )  # fmt: skip
 
 
 def _archive(folder: Path) -> bytes:

@@ -136,7 +136,8 @@ async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if all(endpoint.scheme != "ble" for endpoint in endpoints):
+    by_radio = ("ble",) if radio_spec.startswith("system") else ("ble", "rfcomm")
+    if all(endpoint.scheme not in by_radio for endpoint in endpoints):
         await hop.run(endpoints, stop, announce=announce)
         return
     from transport.errors import LinkLost
@@ -148,7 +149,7 @@ async def _until_signal(hop: "Hop", endpoints: "list[Endpoint]", radio_spec: str
     async def watch() -> None:
         nonlocal lost
         await radio.gone.wait()
-        if any(endpoint.scheme != "ble" for endpoint in endpoints):
+        if any(endpoint.scheme not in by_radio for endpoint in endpoints):
             _report("the Bluetooth radio is gone; the other addresses go on")
         else:
             lost = True

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.ca import Ca
+from tests.support.classic_radio import ClassicAir, address
 from tests.support.fake_bluez import device, fake_bluez
 from tests.support.memory_link import memory_links
 from tests.support.phone_central import PhoneCentral
@@ -21,7 +22,7 @@ from transport.errors import CloseReason, LinkLost
 from transport.identity.tls import client_context, server_context
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint, Link, connect, listen
 from transport.links.radio import OpenRadio
-from transport.links.rfcomm import RfcommDialer
+from transport.links.rfcomm import RfcommDialer, RfcommLink
 from transport.links.virtual_radio import VirtualRadio
 from transport.links.websocket import WebSocketLink, accept_websocket
 
@@ -149,13 +150,13 @@ async def rfcomm_pair() -> AsyncIterator[Pair]:
         await over.wait()
 
     async with fake_bluez() as fake:
-        async def open_socket(address: str, channel: int | None) -> socket.socket:
+        async def open_link(endpoint: Endpoint, ended: Callable[[], None]) -> Link:
             near, far = socket.socketpair()
             assert not await fake.connect(device(1), far)
-            return near
+            return RfcommLink(near, str(endpoint), ended)
 
         listener = await listen(Endpoint.parse("rfcomm:"), hold)
-        near = await RfcommDialer(open_socket).connect(Endpoint.parse("rfcomm:00:00:00:00:00:02"), timeout_s=10)
+        near = await RfcommDialer(open_link).connect(Endpoint.parse("rfcomm:00:00:00:00:00:02"), timeout_s=10)
         far = await arrived.get()
 
         async def abort() -> None:
@@ -167,7 +168,33 @@ async def rfcomm_pair() -> AsyncIterator[Pair]:
         await listener.close()
 
 
-@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "ble-phone", "memory", "rfcomm-unix"])
+@contextlib.asynccontextmanager
+async def classic_pair() -> AsyncIterator[Pair]:
+    """The edge's and the hop's real code on controllers of bumble's own, which have Bluetooth Classic."""
+    air = ClassicAir()
+    hop, edge = OpenRadio(await air.device(1)), OpenRadio(await air.device(2))
+    arrived: asyncio.Queue[Link] = asyncio.Queue()
+    over = asyncio.Event()
+
+    async def hold(link: Link) -> None:
+        arrived.put_nowait(link)
+        await over.wait()
+
+    listener = await listen(Endpoint.parse("rfcomm:"), hold, radio=hop)
+    near = await connect(Endpoint.parse(f"rfcomm:{address(1)}"), radio=edge)
+    far = await arrived.get()
+
+    async def abort() -> None:
+        air.drop()
+
+    yield near, far, abort
+    over.set()
+    await near.close()
+    await listener.close()
+    await asyncio.gather(edge.close(), hop.close())
+
+
+@pytest.fixture(params=["tcp", "unix", "websocket", "ble", "ble-phone", "memory", "rfcomm-unix", "rfcomm-bumble"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
     makers = {
         "tcp": lambda: stream_pair(Endpoint.parse("tcp:127.0.0.1:0")),
@@ -177,6 +204,7 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         "ble-phone": phone_pair,
         "memory": memory_pair,
         "rfcomm-unix": rfcomm_pair,
+        "rfcomm-bumble": classic_pair,
     }
     if request.param == "rfcomm-unix":
         if shutil.which("dbus-daemon") is None:
@@ -280,7 +308,8 @@ async def test_a_close_for_a_reason_is_never_a_clean_end(
             for _ in range(2):
                 with pytest.raises(LinkLost) as lost:
                     await far.receive()
-                assert lost.value.reason == ("lost" if "tcp" in request.node.name else reason)
+                told = not any(kind in request.node.name for kind in ("tcp", "rfcomm"))
+                assert lost.value.reason == (reason if told else "lost")
         with pytest.raises(LinkLost):
             while True:
                 await far.send(bytes(1000))

@@ -26,7 +26,7 @@ from tests.support.virtually import in_virtual_time
 from transport.errors import BadInput, LinkLost
 from transport.links import gatt_bumble
 from transport.links.base import Endpoint, Link, connect, listen
-from transport.links.ble_central import BleCentral
+from transport.links.ble_central import LOOK_S, BleCentral
 from transport.links.gatt import INFO, RX, SERVICE, STARVED_S, TX, VALUE_MAX
 from transport.links.radio import OpenRadio, open_radio
 from transport.links.virtual_air import PHYS, Phy
@@ -372,6 +372,28 @@ async def test_hops_that_work_come_before_hops_that_are_near() -> None:
     assert await once(worked=True) == "nearest"
     made.air.out_of_range("far", False)
     assert await once(worked=True) == "nearest"  # both have worked: the signal decides
+    for radio in made.radios:
+        await radio.close()
+
+
+@in_virtual_time
+async def test_nobody_is_looked_for_beside_the_one_hop_that_is_known_to_work() -> None:
+    made = Lab("1m", 1)
+    edge, hop = await made.radio("edge"), await made.radio("hop")
+    await hop.listen(made.hold, name="")
+    clock = asyncio.get_running_loop().time
+    took = []
+    for worked in (True, False, False):
+        begun = clock()
+        link = await edge.connect("", timeout_s=20)
+        took.append(clock() - begun)
+        if worked:
+            edge.worked(link.peer)
+        await link.close()
+        await asyncio.sleep(1)
+    assert took[1] < took[0] - LOOK_S / 2
+    assert took[1] < took[2] - LOOK_S / 2  # the last connection to it had led nowhere
+    made.over.set()
     for radio in made.radios:
         await radio.close()
 

@@ -5,7 +5,8 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -178,6 +179,7 @@ async def test_what_the_radio_loses_is_no_end_of_the_file() -> None:
     near, far = pair()
     link = RfcommLink(near, "rfcomm:x")
     near.fault = errno.ETIMEDOUT
+    far.sendall(b"what makes the system say that there is something")
     for _ in range(2):
         with pytest.raises(LinkLost):
             await link.receive()
@@ -192,13 +194,14 @@ def test_the_same_hop_is_not_dialled_again_at_once() -> None:
     async def scenario() -> None:
         loop, dialled = asyncio.get_running_loop(), []
 
-        async def opened(address: str, channel: int | None) -> socket.socket:
+        async def opened(endpoint: Endpoint, ended: Callable[[], None]) -> Link:
+            address, channel = rfcomm.address_of(endpoint)
             dialled.append((address[-2:], channel, loop.time() - begun))
             if len(dialled) == 3:
                 raise OSError(errno.EHOSTDOWN, "down")
             near, far = socket.socketpair()
             far.close()
-            return near
+            return RfcommLink(near, str(endpoint), ended)
 
         dialer, begun = RfcommDialer(opened), loop.time()
         other, numbered = (Endpoint.parse(f"{HOP}"[:-2] + end) for end in ("66", "55?channel=3"))
@@ -223,7 +226,7 @@ def test_the_same_hop_is_not_dialled_again_at_once() -> None:
     (ProtocolViolation("the answer makes no sense"), "lost", "makes no sense"),
 ])
 async def test_what_is_said_of_a_hop_that_cannot_be_reached(fault: Exception, reason: str, words: str) -> None:
-    async def opened(address: str, channel: int | None) -> socket.socket:
+    async def opened(endpoint: Endpoint, ended: Callable[[], None]) -> Link:
         raise fault
 
     with pytest.raises(LinkLost) as lost:
@@ -231,11 +234,29 @@ async def test_what_is_said_of_a_hop_that_cannot_be_reached(fault: Exception, re
     assert lost.value.reason == reason and words in str(lost.value) and lost.value.hint
 
 
-async def test_a_python_without_bluetooth_sockets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(socket, "AF_BLUETOOTH", raising=False)
-    with pytest.raises(LinkLost) as lost:
+@pytest.mark.parametrize(("platform", "has", "to_do"), [
+    ("linux", [], "libbluetooth-dev"),  # as built by pyenv or conda where its headers are not
+    ("darwin", [], "hci:usb:0"),
+    ("win32", ["AF_BLUETOOTH", "BTPROTO_RFCOMM"], "hci:usb:0"),  # since Python 3.9
+])
+async def test_a_python_without_bluetooth_sockets_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, platform: str, has: list[str], to_do: str
+) -> None:
+    for name in ("AF_BLUETOOTH", "BTPROTO_RFCOMM", "BTPROTO_L2CAP"):
+        monkeypatch.delattr(socket, name, raising=False)
+    for name in has:
+        monkeypatch.setattr(socket, name, 32, raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(LinkLost, match="no Bluetooth sockets") as lost:
         await RfcommDialer().connect(HOP, timeout_s=5)
-    assert lost.value.reason == "unavailable" and "Python" in str(lost.value) and lost.value.hint
+    assert lost.value.reason == "unavailable" and to_do in lost.value.hint
+
+
+async def test_a_hop_without_bluez_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(BadInput, match="needs Linux") as refused:
+        await listen(Endpoint.parse("rfcomm:"), echo)
+    assert "hci:usb:0" in refused.value.hint
 
 
 @pytest.mark.parametrize("found", [22, None])

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tests.support.memory_link import MemoryLink, memory_links
 from transport.errors import LinkLost, LostReason
@@ -19,6 +20,7 @@ class FakeRadio:
         self.closed = 0
         self.address = ""
         self.fails: list[LostReason] = []
+        self.rfcomm: Any = None
         self._listeners: dict[str, FakeListener] = {}
 
     async def connect(self, name: str, *, timeout_s: float) -> Link:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ class Shop:
         self.asked: list[str] = []
         self.told: list[str] = []
         self.fails: list[LinkLost | BadInput] = []
+        self.rfcomm: Any = None
 
     async def __call__(self, spec: str) -> FakeRadio:
         self.asked.append(spec)
@@ -31,6 +33,7 @@ class Shop:
         if self.fails:
             raise self.fails.pop(0)
         self.radios.append(radio := FakeRadio())
+        radio.rfcomm = self.rfcomm
         await radio.listen(self.hold, name="hop")
         return radio
 
@@ -113,3 +116,24 @@ async def test_weather_over_a_radio_opens_the_radio(dial: Dialer, shop: Shop) ->
     await (await dial(Endpoint.parse("sim:ble-1m@ble:hop"))).close()
     assert shop.radios[0].connects == ["hop"]
     await dial.close()
+
+
+async def test_rfcomm_is_by_the_radio_that_this_program_drives(dial: Dialer, shop: Shop) -> None:
+    class Rfcomm:
+        async def connect(self, endpoint: Endpoint, *, timeout_s: float) -> Link:
+            raise LinkLost(f"nobody at {endpoint.address}")
+
+    shop.rfcomm = Rfcomm()
+    with pytest.raises(LinkLost, match="nobody at 00:11:22:33:44:55"):
+        await dial(Endpoint.parse("rfcomm:00:11:22:33:44:55"))
+    assert shop.asked == ["hci:x"]
+    await dial.close()
+
+
+async def test_rfcomm_of_the_system_needs_no_radio(tmp_path: Path, shop: Shop) -> None:
+    database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
+    dial = Dialer(Settings(database, NAMESPACE), radio="system:hci1", wss_trust="bundle", open_radio=shop)
+    with pytest.raises(LinkLost):
+        await dial(Endpoint.parse("rfcomm:00:11:22:33:44:55?channel=1"))
+    assert not shop.asked
+    database.close()

@@ -131,7 +131,8 @@ def test_the_bluetooth_machine_says_what_to_install(
 def test_the_bluetooth_machine_is_made_of_what_links_need(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {name.split("/")[0] for _, name in bluez_image._files()}
     assert {"bleak", "bumble", "dbus_fast", "aiohttp", "cryptography", "sqlcipher3"} <= names
-    assert not {"llama_cpp", "pytest", "mypy", ".."} & names
+    assert {"pytest", "bluez_peripheral"} <= names  # the suite for radios, and what is compared
+    assert not {"llama_cpp", "mypy", ".."} & names
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.setattr(bluez_image, "cache", lambda: Path("/nowhere"))
     with pytest.raises(bluez_image.NoImage, match="amd64"):

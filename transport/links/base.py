@@ -8,9 +8,12 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from transport.errors import BadInput, CloseReason
+
+if TYPE_CHECKING:
+    from transport.links.rfcomm_bumble import BumbleRfcomm
 
 RECEIVE_MAX: Final = 64 * 1024  # bytes that one receive() returns at most
 SEND_HIGH_WATER: Final = 64 * 1024  # bytes waiting in user space above which send() waits
@@ -104,6 +107,10 @@ class Endpoint:
 class Radio(Protocol):
     """A Bluetooth radio of this process, opened by `transport.links.radio.open_radio`."""
 
+    @property
+    def rfcomm(self) -> "BumbleRfcomm | None":
+        """RFCOMM by a radio that this program drives itself; None: the system's."""
+
     async def connect(self, name: str, *, timeout_s: float) -> Link:
         """To the best hop in reach, or to the one of that name or address. Raises LinkLost."""
 
@@ -122,7 +129,7 @@ async def connect(
     endpoint: Endpoint, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None, radio: Radio | None = None
 ) -> Link:
     """Opens a link. `tls` is for wss endpoints alone (default: the system's certificate authorities), `radio` for
-    ble and phone: the latter is to wait until a phone has come.
+    ble, for phone, which is to wait until one has come, and for rfcomm if this program drives the radio itself.
 
     Raises LinkLost. What may happen to the bytes is the handshake's concern: no link is trusted, with TLS or without.
     """
@@ -141,9 +148,11 @@ async def connect(
 
         return await connect_websocket(endpoint, tls=tls, timeout_s=timeout_s)
     if endpoint.scheme == "rfcomm":
-        from transport.links.rfcomm import connect_rfcomm
+        if radio is not None and radio.rfcomm is not None:
+            return await radio.rfcomm.connect(endpoint, timeout_s=timeout_s)
+        from transport.links.rfcomm import DIALER
 
-        return await connect_rfcomm(endpoint, timeout_s=timeout_s)
+        return await DIALER.connect(endpoint, timeout_s=timeout_s)
     from transport.links.tcp import connect_stream
 
     return await connect_stream(endpoint, timeout_s=timeout_s)
@@ -163,8 +172,10 @@ async def listen(
             raise BadInput("no Bluetooth radio is open", hint="open one, see transport.links.radio")
         return await radio.listen(on_link, name=endpoint.address)
     if endpoint.scheme == "rfcomm":
+        if radio is not None and radio.rfcomm is not None:
+            return await radio.rfcomm.listen(endpoint, on_link)
         if sys.platform != "linux":
-            raise BadInput("a hop for RFCOMM needs Linux and its BlueZ", hint="listen on ble: or tcp:HOST:PORT")
+            raise BadInput("a hop for RFCOMM needs Linux and its BlueZ", hint='or a dongle: radio "hci:usb:0"')
         from transport.links.rfcomm_bluez import listen_rfcomm
 
         return await listen_rfcomm(endpoint, on_link)

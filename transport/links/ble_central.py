@@ -105,7 +105,7 @@ class BleCentral:
 
     async def _search(self, name: str, timeout_s: float) -> list[BLEDevice]:
         """Hops, the best first, perhaps none. Ends `LOOK_S` after the first, so as to hear others, or with the one of
-        that name.
+        that name, or the only one that is known to work.
         """
         heard: dict[str, _Heard] = {}
         first, wanted = asyncio.Event(), asyncio.Event()
@@ -119,7 +119,7 @@ class BleCentral:
             if len(heard) > CANDIDATES_MAX:
                 del heard[min(heard, key=lambda address: (heard[address].likeness, heard[address].rssi))]
             first.set()
-            if likeness == _EXACT:
+            if likeness == _EXACT or self._is_the_one(device.address):
                 wanted.set()
 
         async with BleakScanner(seen, [SERVICE], backend=self._scanner, **self._options):
@@ -131,6 +131,10 @@ class BleCentral:
         now = asyncio.get_running_loop().time()
         rested = (one for address, one in heard.items() if self._known.get(address, _History()).until <= now)
         return [one.device for one in sorted(rested, key=self._rank)]
+
+    def _is_the_one(self, address: str) -> bool:
+        """Whether no other could come before this hop, however near."""
+        return [each for each, past in self._known.items() if past.handshakes and not past.in_vain] == [address]
 
     def _rank(self, heard: "_Heard") -> tuple[int, int, bool, int]:
         history = self._known.get(heard.device.address, _History())

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from bumble import hci
 from bumble.att import Attribute
-from bumble.core import UUID, AdvertisingData, BaseBumbleError
+from bumble.core import UUID, AdvertisingData, BaseBumbleError, PhysicalTransport
 from bumble.device import Connection, Device
 from bumble.gatt import Characteristic, CharacteristicValue, Service
 from bumble.smp import SMP_CID
@@ -220,7 +220,7 @@ class BumbleListener:
             raise LinkLost("the Bluetooth radio does not advertise", reason="unavailable") from error
 
     def _connected(self, connection: Connection) -> None:
-        if connection.role != hci.Role.PERIPHERAL or self.closed:
+        if connection.transport != PhysicalTransport.LE or connection.role != hci.Role.PERIPHERAL or self.closed:
             return
         central = _Central(connection)
         self._centrals[connection.handle] = central

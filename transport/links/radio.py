@@ -34,6 +34,7 @@ class OpenRadio:
         self.gone = asyncio.Event()
         self._peripheral: Any = None
         self._door: PhoneDoor | None = None
+        self.rfcomm: Any = None
         if device is None:
             self._central = BleCentral(adapter=adapter)
             if sys.platform == "linux":
@@ -44,6 +45,7 @@ class OpenRadio:
             return
         logging.getLogger("bumble").setLevel(logging.CRITICAL)  # it shows strangers' bytes, with tracebacks
         from transport.links.gatt_bumble import BumblePeripheral
+        from transport.links.rfcomm_bumble import BumbleRfcomm
         from transport.links.virtual_bleak import bleak_backend
 
         device.host.on("flush", self._lost)  # once it is switched on, bumble says so at the end alone
@@ -51,6 +53,7 @@ class OpenRadio:
         self._central = BleCentral(backend.scanner, backend.client)
         self._peripheral = BumblePeripheral(device)
         self._door = PhoneDoor(self._peripheral)
+        self.rfcomm = BumbleRfcomm(device)
 
     async def connect(self, name: str, *, timeout_s: float) -> Link:
         return await self._central.connect(name, timeout_s=timeout_s)
@@ -83,6 +86,8 @@ class OpenRadio:
         await self._central.close()
         if self._door is not None:
             await self._door.close()
+        if self.rfcomm is not None:
+            await self.rfcomm.close()
         if self._peripheral is not None:
             await self._peripheral.close()
         if self._give_back is not None:
@@ -115,7 +120,7 @@ async def open_radio(spec: str) -> OpenRadio:
 
 async def _open_hci(where: str) -> OpenRadio:
     from bumble.device import Device
-    from bumble.hci import Address
+    from bumble.hci import Address, LmpFeatureMask
     from bumble.host import Host
     from bumble.transport import open_transport
 
@@ -136,6 +141,9 @@ async def _open_hci(where: str) -> OpenRadio:
             # an address of this run alone: nothing recognises the radio another day
             host = Host(transport.source, transport.sink)
             device = Device(name="Causeway", address=Address.generate_static_address(), host=host)
+            await host.reset()
+            device.classic_enabled = not host.supports_lmp_features(LmpFeatureMask.BR_EDR_NOT_SUPPORTED)
+            device.connectable = device.discoverable = False  # of Bluetooth Classic, until a hop listens there
             await device.power_on()
     except Exception as error:
         await transport.close()
