@@ -1,7 +1,7 @@
 """Bluetooth as a page in Chromium sees it: emulated peripherals, whose operations a central of ours carries out.
 
 The page's code is the one that ships. Chromium's emulation cannot push a notification, so the page's own event is
-dispatched with its value.
+dispatched with its value; nor does it tell of a page that disconnects.
 """
 
 import asyncio
@@ -23,6 +23,11 @@ _PATCH: Final = """(() => {
   kind.startNotifications = function () {
     asking.push(this);
     return start.call(this);
+  };
+  const server = BluetoothRemoteGATTServer.prototype, disconnect = server.disconnect;
+  server.disconnect = function () {
+    for (const [address, tx] of subscribed) if (tx.service.device === this.device) __left(address);
+    return disconnect.call(this);
   };
   globalThis.__bind = (address) => { subscribed.set(address, asking.shift()); };
   globalThis.__notify = (address, values) => {
@@ -169,6 +174,8 @@ class PhoneRadio:
         """Before the first page."""
         await self.page.send("Page.addScriptToEvaluateOnNewDocument", source=_PATCH)
         await self.page.send("DeviceAccess.enable")
+        await self.page.send("Runtime.addBinding", name="__left")
+        self.page.heard["Runtime.bindingCalled"] = self._left
         whole = self.page.whole.heard
         self.page.heard["DeviceAccess.deviceRequestPrompted"] = lambda said: self.do(self._prompted(said))
         whole["BluetoothEmulation.gattOperationReceived"] = self._gatt
@@ -230,6 +237,10 @@ class PhoneRadio:
             await self.page.send("DeviceAccess.selectPrompt", id=prompt, deviceId=self.wanted)
         else:
             await self.page.send("DeviceAccess.cancelPrompt", id=prompt)
+
+    def _left(self, said: Any) -> None:
+        laptop = next(one for one in self.laptops if one.address == said["payload"])
+        self.do(laptop.drop())
 
     def _gatt(self, said: Any) -> None:
         laptop = next(one for one in self.laptops if one.address == said["address"])
