@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from scripts import canaries
 from tests.support.browser import CHROMIUM
 from tests.support.dpop_page import DpopPage
+from tests.support.mock_provider import chunk
 from tests.support.phone_centrals import StandInLaptop
 from tests.support.phone_lab import ANSWER, VIA, PhoneLab, phone_lab
 
@@ -150,3 +152,16 @@ async def test_two_laptops_are_served_at_once(lab: PhoneLab) -> None:
     await lab.says("lap-1: not linked")
     await lab.says("lap-2: not linked")
     await shot(lab, "two")
+
+
+async def test_no_word_that_it_carries_is_in_its_memory(lab: PhoneLab) -> None:
+    """Nor in its heap: a snapshot of it shows a word that the page was told, and none that went through."""
+    prompt, reply, told = canaries.word(), canaries.word(), canaries.word()
+    lab.provider.stream = [chunk(f"{reply} ") for _ in range(50)] + [b"data: [DONE]\n\n"]
+    home, _ = await lab.connected()
+    answer = await home.run("ask", "--relay", f"{prompt} " * 200)
+    assert answer["answer"].count(reply) == 50 and prompt.encode() in lab.provider.bodies[0]
+    forms = canaries.forms(prompt) | canaries.forms(reply)
+    await lab.page.run(f"window.told = {told!r}; 0")
+    heap = await lab.page.heap()
+    assert {one for one in forms | {told.encode()} if one in heap} == {told.encode()}
