@@ -145,7 +145,8 @@ async def test_a_serial_port_carries_plain_bytes(lab: PhoneLab) -> None:
         async open(how) { opened += 1; window.how = how; this.readable = new ReadableStream({
             start(feed) { window.feed = feed; } });
           this.writable = new WritableStream({ write: (part) => { wrote.push(...part); } }); },
-        async close() { if (this.readable.locked || this.writable.locked) throw new Error("locked"); opened -= 1; } }; }; 0
+        async close() { if (this.readable.locked || this.writable.locked) throw new Error("locked");
+          opened -= 1; } }; }; 0
     """)
     await lab.page.click("#serial")
     await lab.page.until("opened === 1")

@@ -32,7 +32,7 @@ class RadioCentral:
             )
             if found is None:
                 raise LinkLost("no edge waits")
-            self._client = BleakClient(found, lambda _: gone(), backend=self._backend.client)
+            self._client = BleakClient(found, lambda _: (gone(), None)[1], backend=self._backend.client)
             await self._client.connect()
 
     async def info(self) -> bytes:
