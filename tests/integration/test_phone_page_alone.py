@@ -13,6 +13,7 @@ from relay.hop.pipe import link_id
 from tests.support.browser import CHROMIUM, Tab, browser
 from tests.support.phone_centrals import StandInLaptop
 from tests.support.phone_lab import PhoneLab, phone_lab
+from transport.errors import LinkLost
 from transport.links.gatt import Info
 from transport.links.gatt_link import GattLink
 
@@ -25,6 +26,15 @@ LISTENING = """(() => { const real = WebSocketStream; window.said = []; window.s
       const writer = writable.getWriter(); return { readable, writable: new WritableStream({
         write: (part) => { if (typeof part === "string") said.push(part); return writer.write(part); } }) }; }) }; } };
 })()"""
+
+
+class LeavingLaptop(StandInLaptop):
+    """Is gone when the page says that it wants no more values."""
+
+    async def subscribe(self, on: bool) -> None:
+        await super().subscribe(on)
+        if not on:
+            raise LinkLost("gone")
 
 
 @pytest.fixture
@@ -101,6 +111,22 @@ async def test_a_peer_that_breaks_the_rules_is_left(lab: PhoneLab) -> None:
     laptop.notify(b"\x05x" * 300)  # longer than any value
     again = await laptop.links.get()
     assert again is not link
+
+
+async def test_a_laptop_that_leaves_while_it_is_told_so_is_found_again(lab: PhoneLab) -> None:
+    laptop = LeavingLaptop()
+    link = await linked(lab, laptop)
+    await link.close()
+    assert await laptop.links.get() is not link
+    await lab.says("lap-1: linked")
+
+
+async def test_a_code_that_is_scanned_into_the_open_page_is_taken_out_of_its_address(lab: PhoneLab) -> None:
+    await lab.radio.visit(f"{lab.gateway.origin}/hop")
+    line = (await lab.gateway.page_url("phone-1")).partition("#")[2]
+    await lab.page.run(f"location.hash = {line!r}; 0")
+    await lab.says("hop/phone-1")
+    assert await lab.page.run("location.href") == f"{lab.gateway.origin}/hop"
 
 
 async def test_nothing_is_chosen_and_nothing_is_said(lab: PhoneLab) -> None:

@@ -94,8 +94,10 @@ $("sorry").hidden = navigator.bluetooth;
 $("serial").hidden = !navigator.serial;
 count(setInterval(count, 1000));
 
-onhashchange = () => location.reload();
-const line = location.hash.slice(1);
-history.replaceState(null, "", location.pathname);
-await enter(line);
+onhashchange = () => {
+	const line = location.hash.slice(1);
+	history.replaceState(null, "", location.pathname);
+	return enter(line);
+};
+await onhashchange();
 document.documentElement.dataset.ready = "yes";
