@@ -12,7 +12,6 @@ from scripts import canaries
 from tests.support.browser import CHROMIUM
 from tests.support.dpop_page import DpopPage
 from tests.support.mock_provider import chunk
-from tests.support.phone_centrals import StandInLaptop
 from tests.support.phone_lab import ANSWER, VIA, PhoneLab, phone_lab
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -121,9 +120,7 @@ async def test_what_a_gateway_refuses_is_said_and_another_invitation_helps(lab: 
         other = DpopPage(client, lab.gateway.origin, lab.gateway.origin)
         await other.greet()
         assert (await other.join((await lab.gateway.page_url("phone-1")).partition("#")[2]))[0] == 200
-    await lab.radio.add("lap-1", StandInLaptop())
     await lab.radio.visit(f"{lab.gateway.origin}/hop")
-    await lab.page.click("#choose")
     await lab.says("Ask for a new one")
     assert not await lab.page.run("document.getElementById('join').hidden")
     await lab.page.click("#line")

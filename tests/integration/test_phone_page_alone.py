@@ -121,6 +121,24 @@ async def test_a_laptop_that_leaves_while_it_is_told_so_is_found_again(lab: Phon
     await lab.says("lap-1: linked")
 
 
+async def test_a_gateway_that_says_nothing_is_not_waited_for_without_end(lab: PhoneLab) -> None:
+    laptop = StandInLaptop()
+    link = await linked(lab, laptop)
+    await lab.page.run("""{ const real = setTimeout;  // the page's longest wait passes at once
+      window.setTimeout = (work, ms) => real(work, ms === 20000 ? 0 : ms); }
+      window.WebSocketStream = class { opened = new Promise(() => {}); }; 0""")
+    await link.send(b"x" * 100)
+    assert await link_lost(link) == "error"
+    await lab.says("The gateway does not answer")
+
+
+async def link_lost(link: GattLink) -> str:
+    with pytest.raises(LinkLost) as lost:
+        while await link.receive():
+            pass
+    return lost.value.reason
+
+
 async def test_a_code_that_is_scanned_into_the_open_page_is_taken_out_of_its_address(lab: PhoneLab) -> None:
     await lab.radio.visit(f"{lab.gateway.origin}/hop")
     line = (await lab.gateway.page_url("phone-1")).partition("#")[2]

@@ -72,6 +72,7 @@ async function enter(line) {
 	$("work").hidden = !id;
 	if (!id) return;
 	$("name").textContent = id.slice(id.indexOf("/hop/") + 1);
+	if (!reached) asking(renew).catch(() => {});
 	(await remembered()).forEach(serve);
 }
 
