@@ -18,13 +18,12 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from benchmarks.measure import Row, arguments, note, show
-from tests.integration.test_bluetooth_chain import EdgeHome
 from tests.support.browser import CHROMIUM, browser
 from tests.support.phone_centrals import StandInLaptop
 from tests.support.phone_lab import PhoneLab, phone_lab
 from tests.support.phone_radio import SWITCHES, PhoneRadio
 from tests.support.relay_process import ROOT
-from transport.links.gatt import RX, SERVICE, TX, VALUE_MAX, WAITING, WINDOW
+from transport.links.gatt import RX, SERVICE, TX, VALUE_MAX, WAITING
 from transport.links.gatt_link import GattLink
 
 WEB: Final = ROOT / "relay" / "hop" / "web"
@@ -79,7 +78,7 @@ class Echo:
 
 
 class PlainLaptop(StandInLaptop):
-    """Gives values that no pipe has made, at most as many at a time as a pipe would, and takes them back."""
+    """Gives values that no pipe has made, all at once, and takes them back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,11 +94,10 @@ class PlainLaptop(StandInLaptop):
         self._changed.set()
 
     async def echo(self, values: int) -> None:
-        self.came, given = 0, 0
+        self.came = 0
+        for _ in range(values):
+            self.notify(bytes(VALUE_MAX))
         while self.came < values:
-            while given < min(values, self.came + WINDOW):
-                self.notify(bytes(VALUE_MAX))
-                given += 1
             self._changed.clear()
             await self._changed.wait()
 
@@ -169,10 +167,13 @@ async def there_and_back(link: GattLink, size: int) -> None:
     await sending
 
 
-async def first_token(lab: PhoneLab, home: EdgeHome, number: int) -> float:
+async def first_token(lab: PhoneLab) -> float:
     """Seconds from the scan to the first words at the laptop, where `edge ask` waits for a phone already. A person's
     part is left out: the button is pressed, and the laptop picked, at once.
     """
+    home, _ = await lab.edge()
+    way = lab.gateway.https.replace("https", "wss") + "/v1/edge"
+    await home.run("join", "--invitation-file", str(lab.folder / "lap-1.invitation"), "--hop", way)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from edge_client.cli import main; main()", "ask", "--relay", "Why?", cwd=ROOT,
         env=home.environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -181,7 +182,7 @@ async def first_token(lab: PhoneLab, home: EdgeHome, number: int) -> float:
     assert process.stdout is not None and process.stderr is not None
     while b"waiting for a phone" not in (line := await process.stderr.readline()):
         assert line, "edge ask ended"
-    url = await lab.gateway.page_url(f"phone-{number}")
+    url = await lab.gateway.page_url("phone-1")
     began = time.perf_counter()
     await lab.radio.visit(url)
     await lab.page.click("#choose")
@@ -192,9 +193,11 @@ async def first_token(lab: PhoneLab, home: EdgeHome, number: int) -> float:
 
 
 async def first_tokens(rounds: int, folder: Path) -> Row:
-    async with phone_lab(folder) as lab:
-        home, _ = await lab.connected()
-        times = [await first_token(lab, home, number) for number in range(2, 2 + rounds)]
+    times: list[float] = []
+    for number in range(rounds):
+        (own := folder / str(number)).mkdir()
+        async with phone_lab(own) as lab:
+            times.append(await first_token(lab))
     return Row(f"from the scan to the first token, median of {rounds}", median(times), "s", None, "", None)
 
 

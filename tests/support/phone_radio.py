@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from aiohttp import ClientConnectionError
+
 from tests.support.browser import Tab
 from transport.errors import LinkLost
 from transport.links.gatt import INFO, RX, SERVICE, TX, WAITING
@@ -68,6 +70,7 @@ class Laptop:
         self.came = asyncio.Event()  # a connection, since it was cleared
         self._radio, self._ids = radio, dict[str, str]()
         self._values: asyncio.Queue[bytes] = asyncio.Queue()  # a pipe's credit bounds it
+        self.answering: set[asyncio.Task[None]] = set()
         self._connecting: asyncio.Task[None] | None = None
         self._notifying = asyncio.create_task(self._notify())
 
@@ -81,7 +84,8 @@ class Laptop:
         self.connected = False
         if self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self.answering:  # what it has asked for is answered before it goes, or the browser waits for it
+            await asyncio.wait(self.answering)
         await self.central.disconnect()
 
     async def close(self) -> None:
@@ -220,7 +224,7 @@ class PhoneRadio:
 
     async def answer(self, command: str, **params: Any) -> None:
         """To a page that may have gone on, or away."""
-        with contextlib.suppress(AssertionError):
+        with contextlib.suppress(AssertionError, TimeoutError, ClientConnectionError):
             await self.tell(command, **params)
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -244,7 +248,8 @@ class PhoneRadio:
 
     def _gatt(self, said: Any) -> None:
         laptop = next(one for one in self.laptops if one.address == said["address"])
-        self.do(laptop.gatt(said["type"]))
+        laptop.answering.add(task := self.do(laptop.gatt(said["type"])))
+        task.add_done_callback(laptop.answering.discard)
 
     def _characteristic(self, said: Any) -> None:
         laptop = next(one for one in self.laptops if one.has(said["characteristicId"]))
