@@ -183,7 +183,10 @@ def make_public_app(
         if _only(request, "Origin") != origin:
             await refusals.append("tunnel.refused", reason="origin", peer=request.remote)
             raise _refusal("refused")
-        socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=RECEIVE_MAX + 1, compress=False)
+        # Browsers send no pings, and a quarter of a megabyte of them would be answered at one go while all others wait.
+        socket = web.WebSocketResponse(
+            timeout=CLOSE_TIMEOUT_S, max_msg_size=RECEIVE_MAX + 1, compress=False, autoping=False
+        )
         await socket.prepare(request)
         try:
             registration = await admitted(socket, request)
@@ -246,9 +249,10 @@ async def _first(socket: web.WebSocketResponse[Any], seconds: float) -> _First:
 
 async def _turn_away(socket: web.WebSocketResponse[Any], code: str, nonce: str) -> None:
     answer = {"error": {"code": code, "message": _ANSWERS[code][1]}, "nonce": nonce}
-    with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):  # it has gone
+    with contextlib.suppress(OSError, RuntimeError, TimeoutError, aiohttp.ClientError):  # it has gone
         await socket.send_str(msgspec.json.encode(answer).decode())
-        await socket.close(code=REFUSED_CODE)
+        async with asyncio.timeout(0):  # what a stranger still says is not read
+            await socket.close(code=REFUSED_CODE)
 
 
 def _files() -> dict[str, tuple[bytes, str]]:

@@ -30,21 +30,30 @@ class Lab:
 
     async def pair(self) -> tuple[Link, GattLink]:
         """A new link's ends, the edge's first. A first connection may have to be tried again, as by any page."""
-        waiting = asyncio.create_task(connect(Endpoint("phone", ""), radio=self.edge, timeout_s=100))
         for tries in range(TRIES):
+            waiting = asyncio.create_task(connect(Endpoint("phone", ""), radio=self.edge, timeout_s=40))
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(30):
                     await self.phone.connect()
                     far = await self.phone.begin()
-                return await waiting, far
+                    return await waiting, far
             except (BleakError, TimeoutError, LinkLost):
+                waiting.cancel()
+                for ended in await asyncio.gather(waiting, return_exceptions=True):
+                    if not isinstance(ended, BaseException):
+                        await ended.close("error")
+                await self.leave()
                 if tries == TRIES - 1:
-                    waiting.cancel()
                     raise
-                with contextlib.suppress(BleakError):
-                    await self.phone.client.disconnect()
-                await forget(self.phone.client._backend._device_path)  # else BlueZ 5.66 finds it no more
         raise AssertionError
+
+    async def leave(self) -> None:
+        """The phone goes, and each adapter forgets the other: BlueZ 5.66 finds it by what it advertises only then."""
+        if (client := getattr(self.phone, "client", None)) is not None:
+            with contextlib.suppress(BleakError):
+                await client.disconnect()
+        for one, other in ((HOP, EDGE), (EDGE, HOP)):
+            await forget(f"/org/bluez/hci{one}/dev_" + "_".join([f"C{other}"] * 6))
 
 
 @asynccontextmanager
@@ -54,8 +63,7 @@ async def lab() -> AsyncIterator[Lab]:
         yield made
     finally:
         await made.edge.close()
-        with contextlib.suppress(BleakError, AttributeError):
-            await made.phone.client.disconnect()
+        await made.leave()
 
 
 async def phone_both_ways(stack: Stack) -> str:

@@ -72,6 +72,16 @@ def test_traffic_analysis_learns_nothing_from_sizes_in_bucket_nor_at_all_in_cons
     assert any(row["peer"] > 0.9 for row in judged), "the attack itself no longer works"
 
 
+def test_every_row_of_the_phone_benchmark_has_its_numbers() -> None:
+    done = subprocess.run(
+        [BENCH, "phone", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    echo, first = json.loads(done.stdout)["rows"]
+    assert "back at once" in echo["what"] and echo["ours"] > 0 and echo["peer"] > 0 and echo["wanted"] == 0.7
+    assert "first token" in first["what"] and first["ours"] > 0 and first["unit"] == "s"
+
+
 def test_a_name_that_is_not_there_is_an_error_with_the_names_that_are() -> None:
     done = subprocess.run([BENCH, "nothing"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and "session" in done.stderr and not done.stdout

@@ -9,6 +9,7 @@ import pytest
 from bleak import BleakScanner
 from bleak.exc import BleakError
 
+from tests.support.memory_link import memory_links
 from tests.support.phone_central import PhoneCentral
 from tests.support.virtually import in_virtual_time
 from transport.errors import BadInput, LinkLost
@@ -177,6 +178,33 @@ async def test_a_held_phone_that_leaves_or_speaks_first_is_waited_for_anew(leave
         waiting = made.wait()
         await phone.connect()
         await exchange(await phone.begin(), await waiting)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@in_virtual_time
+async def test_a_phone_that_comes_as_one_that_left_is_found_out_is_used(turns: int) -> None:
+    """In whichever turn of the loop."""
+    async with lab() as made:
+        first, second = await made.phone("first"), await made.phone("second")
+        waiting = made.wait()
+        await first.connect()
+        await second.connect()
+        far, near = await first.begin(), await waiting
+        await asyncio.gather(near.close(), far.close())
+        await first.begin()  # which is held
+        await first.client.disconnect()
+        await asyncio.sleep(1)
+        door = made.edge._door
+        assert door is not None
+        waiting = made.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        one, other = memory_links()
+        arriving = asyncio.create_task(door._arrived(one))
+        near = await waiting
+        await exchange(near, other)
+        await near.close()
+        await arriving
 
 
 @in_virtual_time

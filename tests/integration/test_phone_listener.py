@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import PER_MINUTE, Refusals
 from relay.gateway.https import listen_https
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.dpop import TOKEN_S
+from relay.gateway.identity.dpop import TOKEN_S, USED_BY_KEY_MAX
 from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.public import FIRST_MAX, REFUSED_CODE, make_public_app
@@ -358,6 +359,15 @@ async def test_strangers_leave_few_records(lab: Lab) -> None:
     assert len(lab.audit()) - before == PER_MINUTE
 
 
+async def test_who_joins_again_and_again_leaves_few_records(lab: Lab) -> None:
+    invitation, page = await lab.invitation(), lab.page()
+    await page.greet()
+    answers = [(await page.join(invitation))[0] for _ in range(USED_BY_KEY_MAX + 20)]
+    assert answers == [200] * USED_BY_KEY_MAX + [503] * 20
+    events = Counter(line["event"] for line in lab.audit())
+    assert (events["join.attempt"], events["token.issued"]) == (1, USED_BY_KEY_MAX)
+
+
 async def test_no_secret_is_recorded_or_kept(lab: Lab) -> None:
     invitation, page = await lab.invitation(), lab.page()
     await page.greet()
@@ -513,6 +523,18 @@ async def test_a_first_message_of_bytes_is_refused(lab: Lab) -> None:
     socket = await lab.client.ws_connect(f"{lab.url}/hop/tunnel", headers={"Origin": ORIGIN})
     await socket.send_bytes(page.first().encode())
     assert await refusal(socket) == "bad_request"
+
+
+@pytest.mark.parametrize("kind", [b"\x89", b"\x8a"])
+async def test_pings_are_no_first_message_and_nobody_reads_a_flood_of_them(lab: Lab, kind: bytes) -> None:
+    reader, writer = await lab.dial()
+    try:
+        writer.write(UPGRADE.encode() + (kind + b"\x80\0\0\0\0") * 10_000)
+        said = await ended(reader)  # it has not closed its own end
+    finally:
+        writer.close()
+    assert b'"bad_request"' in said and said.endswith(REFUSED_CODE.to_bytes(2))
+    assert said.count(b"\x8a\0") == 0
 
 
 async def test_a_first_message_that_is_huge_is_not_even_read(lab: Lab) -> None:

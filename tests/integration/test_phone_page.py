@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from scripts import canaries
 from tests.support.browser import CHROMIUM
 from tests.support.dpop_page import DpopPage
-from tests.support.phone_centrals import StandInLaptop
+from tests.support.mock_provider import chunk
 from tests.support.phone_lab import ANSWER, VIA, PhoneLab, phone_lab
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -89,18 +90,16 @@ async def test_a_gateway_that_was_gone_is_found_again(lab: PhoneLab) -> None:
     await lab.says("The gateway answers")
 
 
-async def test_a_token_is_renewed_before_it_ends(lab: PhoneLab) -> None:
+async def test_each_tunnel_has_a_token_of_its_own(lab: PhoneLab) -> None:
     home, _ = await lab.connected()
 
     def renewals() -> int:
         return sum(url.endswith("/hop/token") for url in lab.page.requested)
 
-    before = renewals()
-    await home.run(*ASK)
-    assert renewals() == before, "the first one is still good"
-    await lab.page.run("""(() => { const real = performance.now.bind(performance);
-        performance.now = () => real() + 481_000; })()""")
-    assert (await home.run(*ASK))["via"] == VIA and renewals() > before and lab.complaints == []
+    for _ in range(2):
+        before = renewals()
+        assert (await home.run(*ASK))["via"] == VIA and renewals() > before
+    assert lab.complaints == []
 
 
 async def test_what_a_gateway_refuses_is_said_and_another_invitation_helps(lab: PhoneLab) -> None:
@@ -121,9 +120,7 @@ async def test_what_a_gateway_refuses_is_said_and_another_invitation_helps(lab: 
         other = DpopPage(client, lab.gateway.origin, lab.gateway.origin)
         await other.greet()
         assert (await other.join((await lab.gateway.page_url("phone-1")).partition("#")[2]))[0] == 200
-    await lab.radio.add("lap-1", StandInLaptop())
     await lab.radio.visit(f"{lab.gateway.origin}/hop")
-    await lab.page.click("#choose")
     await lab.says("Ask for a new one")
     assert not await lab.page.run("document.getElementById('join').hidden")
     await lab.page.click("#line")
@@ -150,3 +147,16 @@ async def test_two_laptops_are_served_at_once(lab: PhoneLab) -> None:
     await lab.says("lap-1: not linked")
     await lab.says("lap-2: not linked")
     await shot(lab, "two")
+
+
+async def test_no_word_that_it_carries_is_in_its_memory(lab: PhoneLab) -> None:
+    """Nor in its heap: a snapshot of it shows a word that the page was told, and none that went through."""
+    prompt, reply, told = canaries.word(), canaries.word(), canaries.word()
+    lab.provider.stream = [chunk(f"{reply} ") for _ in range(50)] + [b"data: [DONE]\n\n"]
+    home, _ = await lab.connected()
+    answer = await home.run("ask", "--relay", f"{prompt} " * 200)
+    assert answer["answer"].count(reply) == 50 and prompt.encode() in lab.provider.bodies[0]
+    forms = canaries.forms(prompt) | canaries.forms(reply)
+    await lab.page.run(f"window.told = {told!r}; 0")
+    heap = await lab.page.heap()
+    assert {one for one in forms | {told.encode()} if one in heap} == {told.encode()}

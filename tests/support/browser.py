@@ -150,6 +150,13 @@ class Tab:
         """A PNG of what is visible."""
         return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
 
+    async def heap(self) -> bytes:
+        """What a heap snapshot holds, all strings of the page among it, but no bytes of its buffers."""
+        parts: list[str] = []
+        self.heard["HeapProfiler.addHeapSnapshotChunk"] = lambda said: parts.append(said["chunk"])
+        await self.send("HeapProfiler.takeHeapSnapshot")
+        return "".join(parts).encode()
+
     async def close(self) -> None:
         await self._socket.close()
         await self._reading

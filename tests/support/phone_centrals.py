@@ -26,12 +26,13 @@ class RadioCentral:
     async def connect(self, notify: Callable[[bytes], None], gone: Callable[[], object]) -> None:
         self._values = notify
         with _as_link_lost():
-            async with asyncio.timeout(_HEARD_S):
-                async with BleakScanner(service_uuids=[WAITING], backend=self._backend.scanner) as scanner:
-                    async for found, said in scanner.advertisement_data():
-                        if said.local_name == self._name:
-                            break
-            self._client = BleakClient(found, lambda _: gone(), backend=self._backend.client)
+            found = await BleakScanner.find_device_by_filter(
+                lambda _, said: WAITING in said.service_uuids and said.local_name == self._name, _HEARD_S,
+                backend=self._backend.scanner,
+            )
+            if found is None:
+                raise LinkLost("no edge waits")
+            self._client = BleakClient(found, lambda _: (gone(), None)[1], backend=self._backend.client)
             await self._client.connect()
 
     async def info(self) -> bytes:

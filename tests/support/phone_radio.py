@@ -1,7 +1,7 @@
 """Bluetooth as a page in Chromium sees it: emulated peripherals, whose operations a central of ours carries out.
 
 The page's code is the one that ships. Chromium's emulation cannot push a notification, so the page's own event is
-dispatched with its value.
+dispatched with its value; nor does it tell of a page that disconnects.
 """
 
 import asyncio
@@ -10,6 +10,8 @@ import contextlib
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
+
+from aiohttp import ClientConnectionError
 
 from tests.support.browser import Tab
 from transport.errors import LinkLost
@@ -23,6 +25,11 @@ _PATCH: Final = """(() => {
   kind.startNotifications = function () {
     asking.push(this);
     return start.call(this);
+  };
+  const server = BluetoothRemoteGATTServer.prototype, disconnect = server.disconnect;
+  server.disconnect = function () {
+    for (const [address, tx] of subscribed) if (tx.service.device === this.device) __left(address);
+    return disconnect.call(this);
   };
   globalThis.__bind = (address) => { subscribed.set(address, asking.shift()); };
   globalThis.__notify = (address, values) => {
@@ -63,6 +70,7 @@ class Laptop:
         self.came = asyncio.Event()  # a connection, since it was cleared
         self._radio, self._ids = radio, dict[str, str]()
         self._values: asyncio.Queue[bytes] = asyncio.Queue()  # a pipe's credit bounds it
+        self.answering: set[asyncio.Task[None]] = set()
         self._connecting: asyncio.Task[None] | None = None
         self._notifying = asyncio.create_task(self._notify())
 
@@ -76,7 +84,8 @@ class Laptop:
         self.connected = False
         if self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self.answering:  # what it has asked for is answered before it goes, or the browser waits for it
+            await asyncio.wait(self.answering)
         await self.central.disconnect()
 
     async def close(self) -> None:
@@ -169,6 +178,8 @@ class PhoneRadio:
         """Before the first page."""
         await self.page.send("Page.addScriptToEvaluateOnNewDocument", source=_PATCH)
         await self.page.send("DeviceAccess.enable")
+        await self.page.send("Runtime.addBinding", name="__left")
+        self.page.heard["Runtime.bindingCalled"] = self._left
         whole = self.page.whole.heard
         self.page.heard["DeviceAccess.deviceRequestPrompted"] = lambda said: self.do(self._prompted(said))
         whole["BluetoothEmulation.gattOperationReceived"] = self._gatt
@@ -213,7 +224,7 @@ class PhoneRadio:
 
     async def answer(self, command: str, **params: Any) -> None:
         """To a page that may have gone on, or away."""
-        with contextlib.suppress(AssertionError):
+        with contextlib.suppress(AssertionError, TimeoutError, ClientConnectionError):
             await self.tell(command, **params)
 
     def do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -231,9 +242,14 @@ class PhoneRadio:
         else:
             await self.page.send("DeviceAccess.cancelPrompt", id=prompt)
 
+    def _left(self, said: Any) -> None:
+        laptop = next(one for one in self.laptops if one.address == said["payload"])
+        self.do(laptop.drop())
+
     def _gatt(self, said: Any) -> None:
         laptop = next(one for one in self.laptops if one.address == said["address"])
-        self.do(laptop.gatt(said["type"]))
+        laptop.answering.add(task := self.do(laptop.gatt(said["type"])))
+        task.add_done_callback(laptop.answering.discard)
 
     def _characteristic(self, said: Any) -> None:
         laptop = next(one for one in self.laptops if one.has(said["characteristicId"]))

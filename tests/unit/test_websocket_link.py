@@ -191,3 +191,38 @@ async def test_a_last_note_counts_though_its_sender_has_gone_already(server: Ser
     await far.close()
     assert server.notes == ["last"]
     await near.close()
+
+
+@pytest.mark.parametrize("kind", ["ping", "pong", "empty"])
+async def test_a_flood_of_nothing_lets_everybody_else_be_served(server: Server, kind: str) -> None:
+    near, far = await server.pair()
+    for _ in range(1_000):
+        await (near._socket.send_bytes(b"") if kind == "empty" else getattr(near._socket, kind)())
+    await near.send(b"x")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    serving = asyncio.create_task(others())
+    assert await far.receive() == b"x"
+    serving.cancel()
+    assert turns >= 1_000
+    await asyncio.gather(near.close(), far.close())
+
+
+async def test_pings_are_answered(server: Server) -> None:
+    async with aiohttp.ClientSession() as client:
+        tls = client_context(CA.bundle())
+        async with client.ws_connect(server.url + "/t", ssl=tls, autoping=False) as socket:
+            far = await server.links.get()
+            receiving = asyncio.create_task(far.receive())
+            await socket.ping(b"there?")
+            message = await socket.receive()
+            assert (message.type, message.data) == (aiohttp.WSMsgType.PONG, b"there?")
+            await socket.close()
+            assert await receiving == b""
+            await far.close()

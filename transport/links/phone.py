@@ -107,11 +107,13 @@ class PhoneDoor:
             async with asyncio.timeout(timeout_s), self._one:
                 if self._phone is not None and self._phone.in_use:
                     raise LinkLost("the phone carries another link", reason="limit", hint="it is free when that ends")
-                while self._phone is None or not await self._phone.take():
+                while (phone := self._phone) is None or not await phone.take():
+                    if self._phone is not phone:  # another has come in the meantime
+                        continue
                     if self._lost:
                         raise LinkLost("the Bluetooth radio is gone", reason="unavailable", hint="plug it in anew")
                     await self._let_in(name)
-                return self._phone
+                return phone
         except TimeoutError:
             raise LinkLost("no phone has come", reason="out_of_range", hint=WHAT_TO_DO) from None
 

@@ -135,8 +135,15 @@ class WebSocketLink:
                         await self._note(message.data)
 
     async def _next(self) -> aiohttp.WSMessage:
+        """Answers pings. One read may bring 40,000 of them, or empty messages: everybody else is served in between."""
         try:
-            return await self._socket.receive()
+            while True:
+                await asyncio.sleep(0)  # first, so that who is cancelled here has lost nothing
+                message = await self._socket.receive()
+                if message.type is WSMsgType.PING:
+                    await self._socket.pong(message.data)
+                elif message.type is not WSMsgType.PONG:
+                    return message
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             raise LinkLost("the link broke while receiving") from error
 
@@ -175,7 +182,9 @@ async def accept_websocket(
     request: web.BaseRequest, peer: str, *, on_note: Callable[[str], None] | None = None
 ) -> WebSocketLink:
     """Upgrades a request at the server; its handler runs as long as the link and returns `link.response`."""
-    socket = web.WebSocketResponse(timeout=CLOSE_TIMEOUT_S, max_msg_size=_MESSAGE_MAX, compress=False)
+    socket = web.WebSocketResponse(
+        timeout=CLOSE_TIMEOUT_S, max_msg_size=_MESSAGE_MAX, compress=False, autoping=False
+    )
     await socket.prepare(request)
     return WebSocketLink(socket, peer, on_note=on_note)
 
@@ -195,7 +204,7 @@ async def connect_websocket(
             socket = await session.ws_connect(
                 str(endpoint), ssl=True if tls is None else tls, headers=headers,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
-                max_msg_size=_MESSAGE_MAX, compress=0,
+                max_msg_size=_MESSAGE_MAX, compress=0, autoping=False,
             )
     except BaseException as error:
         await session.close()

@@ -231,7 +231,7 @@ class Enrolment:
 
         # Whoever has no invitation costs no record of an attempt.
         reason, enrolment, identity = await self._database.run(look, read_only=True)
-        if not reason:
+        if not reason and not enrolment:  # nor does whoever comes again: nothing will be bound
             # Intent before effect: were the audit full, nothing may be bound.
             await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
             reason, enrolment, identity = await self._database.run(work)

@@ -14,7 +14,7 @@ const opening = indexedDB.open("causeway-hop");
 opening.onupgradeneeded = () => opening.result.createObjectStore("keys");
 const database = done(opening);
 const keys = async () => (await database).transaction("keys", "readwrite").objectStore("keys");
-let key, token, renewAt = 0, nonce;
+let key, nonce;
 
 // Kept before its first use, which binds the invitation to it. Nobody can export it.
 async function ownKey() {
@@ -28,11 +28,8 @@ export async function join(invitation) {
 	localStorage.hop = (await ask("/hop/join", { invitation })).id;
 }
 
-// A token, a new one in the last fifth of its life or if `anew`.
-export async function authorise(anew) {
-	if (anew || performance.now() > renewAt) await ask("/hop/token", {});
-	return token;
-}
+// A token, which is used at once.
+export const renew = () => ask("/hop/token", {});
 
 async function ask(path, body, again = true) {
 	const headers = { DPoP: await proof("POST", path), "Content-Type": "application/json" };
@@ -41,17 +38,15 @@ async function ask(path, body, again = true) {
 	nonce = answer.headers.get("DPoP-Nonce") ?? nonce;
 	if (said.error?.code === "use_dpop_nonce" && again) return ask(path, body, false);
 	if (!answer.ok) throw { refused: answer.status < 404, code: said.error.code };
-	token = said.access_token;
-	renewAt = performance.now() + 800 * said.expires_in;
 	return said;
 }
 
-async function proof(htm, path, access) {
+async function proof(htm, path, token) {
 	const { publicKey, privateKey } = await (key ??= ownKey());
 	const { kty, crv, x, y } = await crypto.subtle.exportKey("jwk", publicKey);
 	const signed = [{ typ: "dpop+jwt", alg: "ES256", jwk: { kty, crv, x, y } }, {
 		jti: base64url(crypto.getRandomValues(new Uint8Array(16))), htm, htu: location.origin + path, nonce,
-		iat: Math.floor(Date.now() / 1000), ath: access && base64url(await sha256(utf8(access))),
+		iat: Math.floor(Date.now() / 1000), ath: token && base64url(await sha256(utf8(token))),
 	}].map((part) => base64url(utf8(JSON.stringify(part)))).join(".");
 	const signature = await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, privateKey, utf8(signed));
 	return `${signed}.${base64url(signature)}`;
@@ -71,18 +66,17 @@ export function streamed({ readable, writable }, close) {
 }
 
 // A tunnel for one link to a laptop, and never for another.
-export async function openTunnel(again = true) {
-	const access = await authorise();
+export async function openTunnel() {
+	const token = (await renew()).access_token;
 	const socket = new WebSocketStream(`${location.origin.replace("http", "ws")}/hop/tunnel`);
 	const tunnel = streamed(await socket.opened, () => socket.close({ closeCode: 1000 }));
-	await tunnel.send(JSON.stringify({ token: access, proof: await proof("GET", "/hop/tunnel", access) }));
-	if (JSON.parse(await tunnel.receive() || "{}").id) return tunnel;
-	if (!again) throw new Error("no tunnel");
-	await authorise(true); // with a new nonce
-	return openTunnel(false);
+	await tunnel.send(JSON.stringify({ token, proof: await proof("GET", "/hop/tunnel", token) }));
+	const said = JSON.parse(await tunnel.receive());
+	if (!said.id) throw new Error(said.error.code);
+	return tunnel;
 }
 
-// Copies until an end ends, then closes both; `first` came already.
+// Copies until an end ends, then closes both; `first` came already. Gives the bytes that came down.
 export async function carry(laptop, tunnel, first) {
 	const start = [...utf8("causeway link")], note = { start_ms: Date.now(), up: 0, down: 0, final: false };
 	let noted = 0;
@@ -108,4 +102,5 @@ export async function carry(laptop, tunnel, first) {
 	note.final = true;
 	await Promise.allSettled([tell()]);
 	await Promise.allSettled([laptop.close(0), tunnel.close(), ...copies]);
+	return note.down;
 }

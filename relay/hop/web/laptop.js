@@ -29,7 +29,7 @@ async function openSerial(port) {
 		await Promise.allSettled([reader.cancel(), writer.abort()]);
 		reader.releaseLock();
 		writer.releaseLock();
-		await port.close();
+		await port.close().catch(() => {});
 	});
 }
 
@@ -43,7 +43,7 @@ async function openBluetooth(device) {
 	if (role !== 2) throw new Error("a hop");
 	// One that grants a single value says when it is ready for more.
 	const link = overPipe(makePipe(size, credit > 1 ? credit : 0, 0, now()), (value) => rx.writeValueWithoutResponse(value),
-		(clean) => (clean ? tx.stopNotifications() : device.gatt.disconnect()));
+		async (clean) => (clean ? tx.stopNotifications() : device.gatt.disconnect()));
 	tx.oncharacteristicvaluechanged = () => link.take(new Uint8Array(tx.value.buffer));
 	device.ongattserverdisconnected = link.fail;
 	await tx.startNotifications();
@@ -97,8 +97,9 @@ function overPipe(pipe, write, leave) {
 			change(() => pipe.end(reason));
 			setTimeout(fail, CLOSE_MS);
 			while (!over && !pipe.finished()) await bell.promise;
-			await leave(!over);
+			const clean = !over;
 			fail();
+			await leave(clean).catch(() => {});
 		},
 	};
 }

@@ -1,20 +1,21 @@
 // The screen.
 
-import { authorise, carry, join, openTunnel, total } from "./gateway.js";
+import { carry, join, openTunnel, renew, total } from "./gateway.js";
 import { choose, chooseSerial, remembered } from "./laptop.js";
 
 const $ = (id) => document.getElementById(id);
-const rows = new Map(), sum = () => total.up + total.down;
+const rows = new Map();
 const shown = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 const say = (row, className, textContent) => Object.assign(row, { className, textContent });
 const warn = (textContent = "") => Object.assign($("note"), { textContent, hidden: !textContent });
 const awake = () => rows.size && navigator.wakeLock?.request("screen").catch(() => {});
-let before = 0, reached = true;
+const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
+let before = 0, reached;
 
 // Shows what came of asking the gateway.
 async function asking(work) {
 	try {
-		const result = await work();
+		const result = await Promise.race([work(), pause(20000).then(() => { throw new Error("late"); })]);
 		reached = true;
 		say($("gateway"), "up", "The gateway answers");
 		return result;
@@ -37,25 +38,25 @@ async function serve({ device, name, open }) {
 	$("laptops").append(row);
 	awake();
 	for (let wait = 1; ;) {
-		const carried = sum();
-		let link;
+		let link, down = 0;
 		try {
-			await asking(() => authorise(!reached));
+			if (!reached) await asking(renew);
 			say(row, "", `${name}: looking for it`);
 			link = await open(device);
 			say(row, "up", `${name}: linked`);
 			warn();
 			const first = await link.receive();
-			await (first.length ? carry(link, await asking(openTunnel), first) : link.close(0));
+			if (first.length) down = await carry(link, await asking(openTunnel), first);
+			else await link.close(0);
 		} catch (error) {
 			await link?.close(4);
 			device.gatt?.disconnect();
 			if (error.refused) break;
 		}
-		wait = sum() > carried ? 1 : Math.min(2 * wait, 30);
-		if (wait === 1) continue;
 		say(row, "down", `${name}: not linked, trying again`);
-		await new Promise((done) => { setTimeout(done, 500 * wait); });
+		if (down > 99) wait = 1; // a session came about, as it seems
+		await pause(1000 * wait);
+		wait = Math.min(2 * wait, 30);
 	}
 	rows.delete(device);
 	row.remove();
@@ -71,13 +72,14 @@ async function enter(line) {
 	$("work").hidden = !id;
 	if (!id) return;
 	$("name").textContent = id.slice(id.indexOf("/hop/") + 1);
+	if (!reached) asking(renew).catch(() => {});
 	(await remembered()).forEach(serve);
 }
 
 function count() {
 	for (const way in total) $(way).textContent = shown(total[way]);
-	$("rate").textContent = `${shown(sum() - before)}/s`;
-	before = sum();
+	$("rate").textContent = `${shown(total.up + total.down - before)}/s`;
+	before = total.up + total.down;
 }
 
 document.onvisibilitychange = () => {
@@ -93,7 +95,10 @@ $("sorry").hidden = navigator.bluetooth;
 $("serial").hidden = !navigator.serial;
 count(setInterval(count, 1000));
 
-const line = location.hash.slice(1);
-history.replaceState(null, "", location.pathname);
-await enter(line);
+onhashchange = () => {
+	const line = location.hash.slice(1);
+	history.replaceState(null, "", location.pathname);
+	return enter(line);
+};
+await onhashchange();
 document.documentElement.dataset.ready = "yes";
