@@ -1,7 +1,11 @@
 """Links between our edge and our hop on BlueZ, without a session above them."""
 
 import asyncio
+import contextlib
+import functools
+import os
 import random
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +13,7 @@ from contextlib import asynccontextmanager
 from bleak import BleakScanner
 
 from tests.bluez.stack import EDGE, HOP, Stack
+from tests.support.radios import VARIABLE
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link, connect, listen
 from transport.links.gatt import SERVICE
@@ -18,10 +23,10 @@ BULK = 200_000  # bytes
 
 
 class Lab:
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, edge: OpenRadio | None) -> None:
         self.stack = stack
         self.hop = OpenRadio(adapter=f"hci{HOP}")
-        self.edge = OpenRadio(adapter=f"hci{EDGE}")
+        self.edge = edge or OpenRadio(adapter=f"hci{EDGE}")
         self.links: asyncio.Queue[Link] = asyncio.Queue()
         self.over = asyncio.Event()
 
@@ -42,8 +47,9 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(stack: Stack) -> AsyncIterator[Lab]:
-    made = Lab(stack)
+async def lab(stack: Stack, edge: OpenRadio | None = None) -> AsyncIterator[Lab]:
+    """`edge` is the second adapter's radio unless told."""
+    made = Lab(stack, edge)
     listener = await listen(Endpoint("ble", ""), made.hold, radio=made.hop)
     try:
         yield made
@@ -173,19 +179,23 @@ async def daemon_restarted(stack: Stack) -> str:
         return f"noticed after {noticed:.1f} s, new link {time.monotonic() - back:.1f} s after it is back"
 
 
-async def several_bearers(stack: Stack) -> str:
-    """EATT: the attribute protocol over several channels of one connection, which may overtake each other."""
-    await stack.stop_daemon()
-    await stack.start_daemon(bearers=3)
+async def contract(stack: Stack, kind: str) -> str:
+    """The suite for radios of one's own, on these adapters."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-v", "-m", "hardware", "-k", kind, "-p", "no:cacheprovider", "tests/hardware",
+        env={**os.environ, VARIABLE: f"hci{HOP} hci{EDGE}"},
+    )
     try:
-        async with lab(stack) as made:
-            near, far = await made.pair()
-            into, out = await carry(near, far, BULK // 2), await carry(far, near, BULK // 2)
-            await near.close()
-            return f"in {into}, out {out}, same bytes"
+        assert await process.wait() == 0
     finally:
-        await stack.stop_daemon()
-        await stack.start_daemon()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    return ""
+
+
+async def contract_of_rfcomm(stack: Stack) -> str:
+    async with stack.classic():
+        return await contract(stack, "rfcomm")
 
 
 STEPS = {
@@ -196,5 +206,5 @@ STEPS = {
     "drop": drop,
     "adapter-removed": adapter_removed,
     "daemon-restarted": daemon_restarted,
-    "eatt": several_bearers,
 }
+SUITE = {"hardware-ble": functools.partial(contract, kind="ble"), "hardware-rfcomm": contract_of_rfcomm}

@@ -6,18 +6,25 @@ import sys
 import time
 import traceback
 
-from tests.bluez import links, phone, rfcomm, sessions
+from tests.bluez import beside, eatt, links, phone, rfcomm, sessions
 from tests.bluez.stack import Stack
 
-STEPS = {**links.STEPS, **phone.STEPS, **rfcomm.STEPS, **sessions.STEPS}
-LIMIT_S = 150.0  # of one step; on a machine at rest the longest takes a quarter of it
+STEPS = {**links.STEPS, **eatt.STEPS, **phone.STEPS, **rfcomm.STEPS, **sessions.STEPS, **eatt.SESSION_STEPS}
+NAMED = {**links.SUITE, **beside.STEPS}  # which run when they are named
+CI = (  # what continuous integration has the time for
+    "advertisement", "bulk", "eatt", "rfcomm-bulk", "rfcomm-join-and-ask", "session-join-and-ask",
+    "session-large-prompt", "session-eatt", "session-drop-and-resume", "session-adapter-removed",
+)
+LIMIT_S = 300.0  # of one step; on a machine at rest the longest takes a seventh of it
+NAMED_LIMIT_S = 700.0  # of one that was named
 
 
 async def main(names: list[str]) -> int:
-    if unknown := set(names) - STEPS.keys():
-        print(f"there is no step {', '.join(sorted(unknown))}; they are {', '.join(STEPS)}")
+    steps = {**STEPS, **NAMED}
+    chosen = list(CI) if names == ["ci"] else names or list(STEPS)
+    if unknown := set(chosen) - steps.keys():
+        print(f"there is no step {', '.join(sorted(unknown))}; they are {', '.join(steps)}, and `ci` for some of them")
         return 2
-    chosen = names or list(STEPS)
     begun = time.monotonic()
     stack = Stack()
     async with asyncio.timeout(LIMIT_S):
@@ -28,8 +35,8 @@ async def main(names: list[str]) -> int:
         print(f"{number:2}/{len(chosen)} {name}", flush=True)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(LIMIT_S):
-                said, result = await STEPS[name](stack), "passed"
+            async with asyncio.timeout(NAMED_LIMIT_S if name in NAMED else LIMIT_S):
+                said, result = await steps[name](stack), "passed"
         except Exception:  # the next step may pass all the same, and says more
             traceback.print_exc(file=sys.stdout)
             said, result = "", "FAILED"

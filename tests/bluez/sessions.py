@@ -17,6 +17,7 @@ from tests.support.relay_process import gateway_process, relay, secret_file
 
 VIA = "spiffe://field.example/hop/pi"
 LONG = "".join(f"Line {number} of a long answer about the pump. " for number in range(150))  # some 6 s, by its cells
+PROMPT = ", ".join(f"{number} bar" for number in range(8_000))
 UNDER_WAY_S = 2.0  # after the provider was asked: the answer's text is on its way
 
 
@@ -76,10 +77,9 @@ async def join_and_ask(stack: Stack) -> str:
 
 async def large_prompt(stack: Stack) -> str:
     made = await lab(stack)
-    prompt = ", ".join(f"{number} bar" for number in range(8_000))
-    took = await made.ask(prompt, "Noted.")
-    assert prompt.encode() in made.provider.bodies[-1]
-    return f"{len(prompt) // 1000} kB and the answer in {took:.1f} s"
+    took = await made.ask(PROMPT, "Noted.")
+    assert PROMPT.encode() in made.provider.bodies[-1]
+    return f"{len(PROMPT) // 1000} kB and the answer in {took:.1f} s"
 
 
 async def drop_and_resume(stack: Stack) -> str:

@@ -15,7 +15,9 @@ HOP, EDGE = 0, 1  # numbers of the adapters
 DAEMON = "/usr/libexec/bluetooth/bluetoothd"
 CONFIG = Path("/etc/bluetooth/main.conf")
 LOG = Path("/tmp/bluetoothd.log")
+AIR = "/tmp/air.sock"  # where a host of its own joins the virtual controllers
 LIMIT_S = 30.0
+_ATT, _DYNAMIC = 4, 0x40  # channels of L2CAP: the fixed one of the attribute protocol, the first that can be opened
 
 
 class Stack:
@@ -29,18 +31,36 @@ class Stack:
 
     async def start(self) -> None:
         pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-        command = [sys.executable, "-m", "tests.bluez.radio", self._phy]
+        command = [sys.executable, "-m", "tests.bluez.radio", self._phy, AIR]
         self._radio = await asyncio.create_subprocess_exec(*command, **pipes)
         for number in (HOP, EDGE):
             await self.radio(f"add {number}")
         await self._bus.open()
         await self.start_daemon()
 
-    async def radio(self, command: str) -> None:
+    async def radio(self, command: str) -> str:
+        """What the virtual controllers answer, see tests/bluez/radio.py."""
         assert self._radio.stdin is not None and self._radio.stdout is not None
         self._radio.stdin.write(command.encode() + b"\n")
         answer = await asyncio.wait_for(self._radio.stdout.readline(), LIMIT_S)
-        assert answer == b"done\n", answer
+        assert answer.startswith(b"done"), answer
+        return answer[4:].strip().decode()
+
+    async def count(self) -> tuple[int, dict[str, list[int]]]:
+        """Since this was asked last: connections of Low Energy, and how many frames each controller's host has sent by
+        each bearer of the attribute protocol, the fixed one first. A controller that joined is called "joined".
+        """
+        connections: int = 0
+        frames: dict[str, list[int]] = {}
+        for what, number in (word.split("=") for word in (await self.radio("count")).split()):
+            controller, _, channel = what.partition(":")
+            if not channel:
+                connections = int(number)
+            elif int(channel) == _ATT:
+                frames.setdefault(controller, []).insert(0, int(number))
+            elif int(channel) >= _DYNAMIC:
+                frames.setdefault(controller, []).append(int(number))
+        return connections, frames
 
     async def start_daemon(self, *, bearers: int = 1) -> None:
         """`bearers` of the attribute protocol on a connection: more than one is EATT."""

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ class EdgeHome:
         (self._folder / "home" / "config.toml").write_text(
             f'[relay]\nmodel = "small"\nendpoints = {endpoints}\n[bluetooth]\nradio = "{self._radio}"\n'
         )
+
+    @contextlib.contextmanager
+    def instead(self, radio: str, **environment: str) -> Iterator[None]:
+        """Another radio, and environment, for a while."""
+        before = self._radio, self._environment
+        self._radio, self._environment = radio, {**self._environment, **environment}
+        self.configure("")
+        yield
+        self._radio, self._environment = before
+        self.configure("")
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
         process = await asyncio.create_subprocess_exec(

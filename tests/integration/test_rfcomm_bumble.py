@@ -11,12 +11,12 @@ from bumble.hci import Address
 from bumble.l2cap import ClassicChannelSpec
 from bumble.rfcomm import RFCOMM_PSM, Client, RFCOMM_Frame
 
-from tests.support.classic_radio import ClassicAir, address
+from tests.support.classic_radio import ClassicAir, Dongle, address
 from tests.support.virtually import in_virtual_time
 from transport.errors import BadInput, LinkLost
 from transport.links import sdp
 from transport.links.base import RECEIVE_MAX, Endpoint, Link, connect, listen
-from transport.links.radio import OpenRadio
+from transport.links.radio import OpenRadio, open_radio
 from transport.links.rfcomm import REDIAL_S, SERVICE
 from transport.links.rfcomm_bumble import EDGES_MAX, SILENT_S
 from transport.links.virtual_radio import VirtualRadio
@@ -330,3 +330,30 @@ async def test_low_energy_takes_no_notice_of_classic_connections() -> None:
         assert await says(link, b"pump") == b"pump"
         await link.close()
         await listener.close()
+
+
+async def test_dongles_that_are_opened_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can connect to one before a hop listens, nor after it."""
+    air = ClassicAir()
+    plugged = {f"usb:{number}": Dongle(air.controller(number)) for number in range(2)}
+    scans = lambda: [dongle.source.classic_scan_enable for dongle in plugged.values()]  # noqa: E731
+
+    async def open_transport(name: str) -> Dongle:
+        return plugged[name]
+
+    async def echo(link: Link) -> None:
+        while data := await link.receive():
+            await link.send(data)
+
+    monkeypatch.setattr("bumble.transport.open_transport", open_transport)
+    hop, edge = [await open_radio(f"hci:{name}") for name in plugged]
+    assert scans() == [0, 0]
+    listener = await listen(Endpoint.parse("rfcomm:"), echo, radio=hop)
+    assert scans() == [2, 0]  # connectable, and not shown to those who look around
+    link = await connect(HOP, radio=edge)
+    assert await says(link, b"pump") == b"pump"
+    await link.close()
+    await listener.close()
+    assert scans() == [0, 0]
+    await asyncio.gather(hop.close(), edge.close())
+    assert all(dongle.closed for dongle in plugged.values())

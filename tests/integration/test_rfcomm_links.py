@@ -13,7 +13,7 @@ import pytest
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import BadInput, LinkLost, ProtocolViolation
 from transport.links import rfcomm, rfcomm_bluez, sdp
-from transport.links.base import Endpoint, Link, connect, listen
+from transport.links.base import RECEIVE_MAX, Endpoint, Link, connect, listen
 from transport.links.rfcomm import REDIAL_S, SERVICE, RfcommDialer, RfcommLink
 from transport.links.virtual_time import run
 
@@ -148,9 +148,14 @@ async def test_ends_that_cannot_be() -> None:
 
 
 class Socket(socket.socket):
-    """One end of a pair, whose `recv` fails with `fault` where there is one."""
+    """One end of a pair, which fails with `fault` where there is one."""
 
     fault = 0
+
+    def send(self, data: memoryview, flags: int = 0) -> int:
+        if self.fault:
+            raise OSError(self.fault, "a fault")
+        return super().send(data, flags)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self.fault:
@@ -173,6 +178,51 @@ async def test_a_reset_ends_the_file_after_its_last_byte() -> None:
     with pytest.raises(LinkLost):
         await link.send(b"x")
     await link.close()
+
+
+async def test_nothing_is_watched_after_the_end() -> None:
+    near, far = pair()
+    link = RfcommLink(near, "rfcomm:x")
+    far.close()
+    assert await link.receive() == b""
+    assert not asyncio.get_running_loop().remove_reader(near)  # which would find it readable for ever
+    await link.close()
+
+
+async def test_what_nobody_takes_stays_in_the_system() -> None:
+    near, far = pair()
+    link, data = RfcommLink(near, "rfcomm:x"), os.urandom(3 * RECEIVE_MAX)
+    far.setblocking(False)
+    sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, data))
+    got = await link.receive()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert len(link._inbox) == RECEIVE_MAX
+    assert not asyncio.get_running_loop().remove_reader(near)
+    while len(got) < len(data):
+        got += await link.receive()
+    await sending
+    assert got == data
+    far.send(b"too late")
+    far.close()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await link.close()
+    with pytest.raises(LinkLost, match="closed at this end"):
+        await link.receive()
+
+
+async def test_what_is_lost_while_sending_is_lost_for_the_reader() -> None:
+    near, far = pair()
+    link = RfcommLink(near, "rfcomm:x")
+    reading = asyncio.create_task(link.receive())
+    await asyncio.sleep(0)
+    near.fault = errno.ETIMEDOUT
+    for waiting in (link.send(b"x"), reading):
+        with pytest.raises(LinkLost, match="was lost"):
+            await waiting
+    await link.close()
+    far.close()
 
 
 async def test_what_the_radio_loses_is_no_end_of_the_file() -> None:

@@ -19,11 +19,16 @@ class ClassicAir(LocalLink):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
-    async def device(self, number: int) -> Device:
-        """With the address that `address` tells, not connectable."""
+    def controller(self, number: int) -> Controller:
+        """With the address that `address` tells."""
         controller = Controller(f"C{number}", link=self, public_address=address(number))
         controller.lmp_features &= ~hci.LmpFeatureMask.BR_EDR_NOT_SUPPORTED
         controller.acl_data_packet_length, controller.total_num_acl_data_packets = ACL_MAX, 8
+        return controller
+
+    async def device(self, number: int) -> Device:
+        """On such a controller, not connectable."""
+        controller = self.controller(number)
         host = Host(controller, AsyncPipeSink(controller))
         device = Device(name=f"C{number}", address=hci.Address(address(number)), host=host)
         device.classic_enabled, device.connectable, device.discoverable = True, False, False
@@ -45,6 +50,17 @@ class ClassicAir(LocalLink):
         for controller in self.controllers:
             for peer in list(controller.classic_connections):
                 controller.on_classic_disconnected(peer, hci.HCI_CONNECTION_TIMEOUT_ERROR)
+
+
+class Dongle:
+    """What bumble opens: a controller's two directions."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.source, self.sink = controller, AsyncPipeSink(controller)
+        self.closed = False
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 def address(number: int) -> str:

@@ -210,7 +210,7 @@ class BumbleRfcommListener:
         self.closed = False
         self._device, self._server, self._on_link = device, server, on_link
         self._channel = 0
-        self._silent: dict[Connection, asyncio.TimerHandle | None] = {}  # connections, None once there is a link
+        self._edges: dict[Connection, asyncio.TimerHandle | None] = {}  # the alarm of who is silent
         self._running: dict[asyncio.Task[None], DlcLink] = {}
 
     async def start(self, number: int) -> None:
@@ -236,32 +236,32 @@ class BumbleRfcommListener:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await asyncio.gather(*(link.close() for link in running.values()))
-        await asyncio.gather(*map(hang_up, list(self._silent)))
+        await asyncio.gather(*map(hang_up, list(self._edges)))
         with contextlib.suppress(BaseBumbleError, TimeoutError):
             await self._device.set_connectable(False)
 
     def _connected(self, connection: Connection) -> None:
         if connection.transport != PhysicalTransport.BR_EDR or connection.role != hci.Role.PERIPHERAL:
             return
-        if len(self._silent) >= EDGES_MAX:
+        if len(self._edges) >= EDGES_MAX:
             _spawn(hang_up(connection))
             return
         alarm = asyncio.get_running_loop().call_later(SILENT_S, lambda: _spawn(hang_up(connection)))
-        self._silent[connection] = alarm
+        self._edges[connection] = alarm
         connection.once(connection.EVENT_DISCONNECTION, lambda _: self._disconnected(connection))
 
     def _disconnected(self, connection: Connection) -> None:
-        if (alarm := self._silent.pop(connection, None)) is not None:
+        if (alarm := self._edges.pop(connection, None)) is not None:
             alarm.cancel()
 
     def _opened(self, dlc: DLC) -> None:
         connection = dlc.multiplexer.l2cap_channel.connection
-        alarm = self._silent.get(connection)
+        alarm = self._edges.get(connection)
         if alarm is None or self.closed:  # one that opens a channel twice, or that came before the hop listened
             _spawn(hang_up(connection))
             return
         alarm.cancel()
-        self._silent[connection] = None
+        self._edges[connection] = None
         link = DlcLink(dlc, connection, f"rfcomm:{connection.peer_address.to_string(with_type_qualifier=False)}")
         task = asyncio.get_running_loop().create_task(self._run(link))
         self._running[task] = link
