@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from edge_client.errors import NotJoined
 from edge_client.identity import DeviceIdentity, renew
 from edge_client.ways import CountedLink, Traffic, Way, Ways
+from store.errors import StoreError
 from store.settings import Settings
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
@@ -83,6 +84,7 @@ class Sessions:
         self._lock = asyncio.Lock()
         self._identity: DeviceIdentity | None = None
         self._chain: Sequence[bytes] = ()  # of the SVID that the session goes back to
+        self._revoked: frozenset[int] = frozenset()  # certificates that were so when the tickets were made
         self._renewal_tried = 0.0
         self._epoch: bytes | None = None
         self._freshening: asyncio.Task[None] | None = None
@@ -192,8 +194,9 @@ class Sessions:
             except TransportError:
                 if not usable:
                     raise
-        if identity.svid.chain != self._chain:
-            self._wallet.clear()  # a resumed session would end with the old SVID
+        if identity.svid.chain != self._chain or identity.revoked.serials != self._revoked:
+            # A resumed session would end with the old SVID, and might be one with a gateway that was revoked since.
+            self._wallet.clear()
         return identity
 
     async def _renewed(self, identity: DeviceIdentity) -> DeviceIdentity:
@@ -209,6 +212,20 @@ class Sessions:
         raise _telling(failures)
 
     async def _connect(
+        self, identity: DeviceIdentity, asker: Asker | None
+    ) -> tuple[EdgeSession, RemoteAnswer | None]:
+        """By the SVID that is here; once by a new one if the gateway does not know that: it was restored from a backup,
+        or has reinstated this device.
+        """
+        try:
+            return await self._try_each(identity, asker)
+        except PeerRefused as error:
+            if error.reason != "refused":
+                raise
+            self._wallet.clear()
+            return await self._try_each(await self._renewed(identity), asker)
+
+    async def _try_each(
         self, identity: DeviceIdentity, asker: Asker | None
     ) -> tuple[EdgeSession, RemoteAnswer | None]:
         failures: list[TransportError] = []
@@ -267,7 +284,9 @@ class Sessions:
         self._failure = None
         self._wallet.put(session.tickets)
         old, self.current = self.current, session
-        self._chain = identity.svid.chain
+        self._chain, self._revoked = identity.svid.chain, identity.revoked.serials
+        session.on_revocations = lambda data: self._take_list(identity, data)
+        session.tell_held(identity.revoked.sequence)
         if old is not None and old.alive:  # its answers go on here
             self._closing.add(task := asyncio.create_task(old.close()))
             task.add_done_callback(self._closing.discard)
@@ -278,6 +297,14 @@ class Sessions:
             if epoch == self._epoch:
                 session.acknowledge(request_id, offset)
         self.opened(session)
+
+    def _take_list(self, identity: DeviceIdentity, data: bytes) -> None:
+        async def work() -> None:
+            with contextlib.suppress(IdentityRefused, StoreError):  # the one held stays, as if none had come
+                await identity.take_list(self._settings, data, self._clock.now())
+
+        self._closing.add(task := asyncio.create_task(work()))
+        task.add_done_callback(self._closing.discard)
 
     async def _stay_fresh(self) -> None:
         """Renews at half-life while a session stands, so that no answer runs into its session's end."""

@@ -71,6 +71,7 @@ SILENCE_S: Final = 45.0  # without hearing anything, before the link counts as l
 QUEUE_HIGH_WATER: Final = 256  # small messages waiting to leave; a shell stops reading above it
 
 CLOSE_REFUSED: Final = "refused"
+CLOSE_REVOKED: Final = "revoked"
 _HINTS: Final = {
     Hint.NOT_SPOKEN_HERE: ("not_spoken_here", "is this the address of a Causeway hop or gateway, of this version?"),
     Hint.OVERLOADED: ("overloaded", "try again in a minute"),
@@ -80,10 +81,20 @@ _CLOSE_TEXT: Final = {
         "the gateway did not accept this identity",
         "the invitation may be used up or expired, or the device revoked; ask the gateway's administrator",
     ),
+    CLOSE_REVOKED: (
+        "the gateway has revoked this device",
+        "it takes nothing from it any more; ask the gateway's administrator, who can say why and reinstate it",
+    ),
     "overloaded": ("the gateway is overloaded", "try again in a minute"),
     "shutdown": ("the gateway is shutting down", "try again in a minute"),
     "protocol_error": ("the peer saw a protocol violation", "are both ends of the same version?"),
 }
+
+
+def refused_by(code: str) -> PeerRefused:
+    """What the code of a `close` means to whoever wanted the session."""
+    text, hint = _CLOSE_TEXT.get(code, ("the peer ended the session", None))
+    return PeerRefused(text, reason=code if code in _CLOSE_TEXT else "other", hint=hint)
 
 
 class Phase(Enum):
@@ -140,6 +151,20 @@ class AckReceived:
 
 
 @dataclass(frozen=True)
+class HeldReceived:
+    """Gateway: which revocation list the edge has."""
+
+    sequence: int
+
+
+@dataclass(frozen=True)
+class RevocationsReceived:
+    """Edge: a revocation list, not looked at yet."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class PeerClosed:
     """An orderly end."""
 
@@ -153,6 +178,8 @@ Event = (
     | IssuedReceived
     | SpansReceived
     | AckReceived
+    | HeldReceived
+    | RevocationsReceived
     | PeerClosed
     | StreamEvent
 )
@@ -351,8 +378,7 @@ class Connection(ABC):
         admitted = self.phase is Phase.OPEN
         self._end()
         if not admitted:
-            text, hint = _CLOSE_TEXT.get(message.code, ("the peer ended the session", None))
-            raise PeerRefused(text, reason=message.code if message.code in _CLOSE_TEXT else "other", hint=hint)
+            raise refused_by(message.code)
         self._events.append(PeerClosed(message.code))
 
     def _fail(self, error: TransportError, now: float) -> None:

@@ -10,6 +10,7 @@ from transport.connection import (
     Connection,
     IssuedReceived,
     Phase,
+    RevocationsReceived,
     SignatureNeeded,
     Welcomed,
 )
@@ -29,7 +30,7 @@ from transport.handshake import (
     encode_offer,
 )
 from transport.identity.join import Invitation
-from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
+from transport.messages import Ack, Answer, Held, Issued, Message, Pace, Padding, Revocations, Spans, Welcome
 from transport.noise import Ephemerals
 from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256
@@ -165,6 +166,10 @@ class EdgeConnection(Connection):
         """Tells the gateway that it may forget the answer up to `offset`."""
         self._send_unhurried(Ack(request_id, offset))
 
+    def tell_held(self, sequence: int) -> None:
+        """Says which revocation list is here, so that the gateway sends a newer one if it has that."""
+        self._streams.send(Held(sequence))
+
     def _check_carries_requests(self) -> None:
         if self.phase is Phase.CLOSED or not isinstance(self._purpose, SvidLogin | Resumption):
             raise LocalMisuse("this session carries no requests")
@@ -251,7 +256,9 @@ class EdgeConnection(Connection):
         super()._record_input(now)
 
     def _handle(self, message: Message, now: float) -> None:
-        if self.phase is Phase.OPEN:
+        if self.phase is Phase.OPEN and isinstance(message, Revocations):
+            self._events.append(RevocationsReceived(message.data))
+        elif self.phase is Phase.OPEN:
             self._streams.receive(message)
             if isinstance(message, Answer) and message.streamed and self._streams.padding is Padding.BUCKET:
                 self._veil.drawn = True

@@ -220,6 +220,18 @@ class Part(_Message, frozen=True, tag=19):
     data: Data
 
 
+class Held(_Message, frozen=True, tag=21):
+    """Edge: the sequence number of the revocation list it holds, 0 if none; a newer one is wanted."""
+
+    sequence: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+
+
+class Revocations(_Message, frozen=True, tag=22):
+    """Gateway: a signed revocation list, as `transport.identity.revocation` reads it."""
+
+    data: Annotated[bytes, Meta(min_length=1, max_length=12_000)]
+
+
 Message = (
     Open
     | Body
@@ -240,9 +252,11 @@ Message = (
     | Pong
     | Pace
     | Part
+    | Held
+    | Revocations
 )
 # Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
-CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong)
+CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong, Held)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from transport.connection import AckReceived, CredentialReceived, Event, PeerClosed, SpansReceived
+from transport.connection import AckReceived, CredentialReceived, Event, HeldReceived, PeerClosed, SpansReceived
 from transport.errors import LinkLost, StreamEnded
 from transport.handshake import Credential, Verify
 from transport.identity.svid import Svid
@@ -102,7 +102,7 @@ class GatewaySession:
 
     __slots__ = (
         "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
-        "on_spans",
+        "on_held", "on_spans",
     )
 
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
@@ -112,6 +112,7 @@ class GatewaySession:
         self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
         self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
+        self.on_held: Callable[[int], None] = lambda sequence: None
         self._open: dict[int, AnswerStream] = {}
         self._requests: list[Incoming | Resumed] = []  # bounded by the mux
         self._news: asyncio.Future[None] | None = None  # for `requests`: there is one, or the session has ended
@@ -181,10 +182,20 @@ class GatewaySession:
         """To be called after an answer has gone on."""
         self._driver.wake()
 
+    def send_revocations(self, data: bytes) -> None:
+        """Hands the edge a signed revocation list."""
+        self.connection.send_revocations(data)
+        self._driver.wake()
+
     def settle(self, stream: int) -> None:
         """Nothing more will be written to this stream."""
         self._open.pop(stream, None)
         self.wake()
+
+    def end(self, code: str) -> None:
+        """Takes nothing more from now on; `close` is to follow, which lets the last word leave."""
+        self.connection.close(code, self._driver.clock())
+        self._driver.wake()
 
     async def close(self, code: str = "normal") -> None:
         await self._driver.close(code)
@@ -202,6 +213,8 @@ class GatewaySession:
                 self._arrived(resumed)
             case AckReceived():
                 self.on_ack(event.request_id, event.offset)
+            case HeldReceived():
+                self.on_held(event.sequence)
             case RequestCancelled():
                 if (found := self._open.pop(event.stream, None)) is not None:
                     found.cancelled.set()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from relay.gateway.admin import Admin
-from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
+from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
@@ -24,6 +25,7 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
@@ -43,7 +45,6 @@ from transport.links.base import listen
 from transport.primitives import Secret, random_bytes
 from transport.tickets import TicketStore
 
-AUDIT_FILE: Final = "audit.jsonl"
 SPANS_FILE: Final = "spans.jsonl"
 ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
 SWEEP_S: Final = 300.0
@@ -96,27 +97,41 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            enrolment = Enrolment(database, Authority.open(config.directory, passphrase), audit)
+            authority = Authority.open(config.directory, passphrase)
+            enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
-            yield Admin(enrolment, TraceStore(database))
+            revocation = Revocation(config.directory, database, authority, enrolment, audit)
+            await revocation.load()
+            yield Admin(
+                enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit
+            )
         finally:
             await audit.close()
 
 
 async def renew_ca(
-    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float, compromised: bool = False
 ) -> float:
     """Replaces the online intermediate of a gateway that is stopped; returns the new one's end (unix seconds).
 
-    SVIDs of the old one stay good until they run out. Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    SVIDs of the old one stay good until they run out, unless it is `compromised`: then the revocation list names it.
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
     """
-    with open_state(config.directory, passphrase):
+    with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            await audit.append("authority.renewal")
-            return renew_intermediate(
+            await audit.append("authority.renewal", compromised=compromised)
+            old = Authority.open(config.directory, passphrase)
+            end = renew_intermediate(
                 config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now
             )
+            if compromised:
+                authority = Authority.open(config.directory, passphrase)
+                enrolment = Enrolment(database, authority, audit)
+                await enrolment.load()
+                revocation = Revocation(config.directory, database, authority, enrolment, audit)
+                await revocation.end_certificate(old.serial, old.not_after)
+            return end
         finally:
             await audit.close()
 
@@ -180,14 +195,19 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
+            revocations=lambda: revocation.list,
         )
+        revocation = Revocation(
+            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
+        )
+        await revocation.load()
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(context, identity))
         stack.push_async_callback(_ended, rotation)
         gate = Gate(HttpsLimits())
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            clock=clock,
+            revocation=revocation, clock=clock,
         )
         session = https = health = ""
         if config.session is not None:
@@ -199,10 +219,12 @@ async def serve(
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
-        control = ControlServer(config.directory, Admin(enrolment, traces))
+        control = ControlServer(config.directory, Admin(
+            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit
+        ))
         await control.start()
         stack.push_async_callback(control.close)
-        for work in (_count_refusals(refusals), _sweep(journal)):
+        for work in (_count_refusals(refusals), _sweep(journal, revocation)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id)
         ready(Ready(own_id, session, https, health))
@@ -239,10 +261,11 @@ async def _count_refusals(refusals: Refusals) -> None:
             await refusals.flush()
 
 
-async def _sweep(journal: Journal) -> None:
+async def _sweep(journal: Journal, revocation: Revocation) -> None:
     while True:
         try:
             await journal.sweep()
+            await revocation.refresh()
         except StoreError as error:
             _log.error("what has expired in the journal stays for now: %s", error)
         await asyncio.sleep(SWEEP_S)

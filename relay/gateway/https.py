@@ -26,6 +26,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, GatewayError
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
@@ -64,6 +65,10 @@ class _RenewBody(msgspec.Struct, forbid_unknown_fields=True):
     csr: str
     nonce: str
     signature: str
+
+
+class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
+    list: str
 
 
 class _Refused(Exception):
@@ -144,7 +149,7 @@ class _Tunnel:
 
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, clock: Callable[[], float] = time.time,
+    gate: Gate, revocation: Revocation, clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
@@ -215,9 +220,29 @@ def make_app(
         hop = str(peer.id)
         notes = _TunnelNotes(hop, traces)
         link = await accept_websocket(request, f"{hop} {request.remote}", on_note=notes.take)
+        try:
+            enrolment.admit(peer)  # it may have ended meanwhile
+        except IdentityRefused:
+            await link.close("shutdown")
+            return link.response
         await sessions.serve_link(_Tunnel(link, notes), via=hop, known=notes.bind, settled=notes.save)
         await notes.save()
         return link.response
+
+    async def revocations(request: web.Request) -> web.Response:
+        """A hop's list for ours. It need not be on record here: a gateway that was restored knows few SVIDs of today,
+        and it is then that it has to learn. What the list says is believed for its signature alone.
+        """
+        peer = peer_of(request.transport)
+        if peer is None or peer.id.role != TUNNEL_ROLE:
+            raise _Refused(403, "refused", "the gateway does not accept this")
+        body = await _body(request, _ListBody, body_s)
+        if carried := _unpack(body.list):
+            try:
+                await revocation.learn(carried, str(peer.id))
+            except IdentityRefused as refusal:
+                await refusals.append("revocations.refused", reason=refusal.rule, id=str(peer.id), peer=request.remote)
+        return _json(200, {"list": _pack(revocation.list.data)})
 
     async def edge(request: web.Request) -> web.StreamResponse:
         """A session straight from an edge, whose identity shows inside it alone: a stranger's place until then."""
@@ -231,6 +256,7 @@ def make_app(
     app.router.add_post("/v1/join/nonce", nonce)
     app.router.add_post("/v1/join", join)
     app.router.add_post("/v1/renew", renew)
+    app.router.add_post("/v1/revocations", revocations)
     app.router.add_get("/v1/tunnel", tunnel)
     app.router.add_get("/v1/edge", edge)
     return app

@@ -22,6 +22,7 @@ from relay.gateway.trace import TraceStore
 from store.errors import StoreError
 from transport.errors import IdentityRefused, ProtocolViolation, TransportError
 from transport.identity.verify import VerifiedPeer
+from transport.primitives import sha256
 from transport.serving import AnswerStream, Incoming, Resumed
 from transport.telemetry import Telemetry
 
@@ -63,9 +64,11 @@ class Requests:
         self._telemetry = telemetry
         self._refusals = refusals
 
-    @property
-    def epoch(self) -> bytes:
-        return self._journal.epoch
+    def epoch_of(self, enrolment: int) -> bytes:
+        """The journal's epoch as a device is told it: 16 bytes. Under another enrolment nothing is known of what it
+        asked under an earlier one, so that is another epoch to it.
+        """
+        return sha256(b"causeway epoch", self._journal.epoch, enrolment.to_bytes(8, "big"))[:16]
 
     @property
     def running(self) -> set[asyncio.Task[None]]:

@@ -19,6 +19,7 @@ from relay.gateway.audit.refusals import PER_MINUTE, Refusals
 from relay.gateway.https import listen_https, make_app
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
@@ -100,7 +101,7 @@ async def running(made: Path, directory: Path, *, tls: bool = True, **limits: An
         gate = Gate(HttpsLimits(**limits))
         app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            clock=clock,
+            clock=clock, revocation=Revocation(directory, database, authority, enrolment, audit, clock=clock),
         )
         address = await listen_https(stack, app, ("127.0.0.1", 0), context if tls else None, gate)
         yield Lab(directory, authority, enrolment, identity, context, gate, clock, address)

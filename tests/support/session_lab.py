@@ -16,6 +16,7 @@ from relay.gateway.checks.schema import Schema
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal, JournalLimits
 from relay.gateway.pipeline import Pipeline
 from relay.gateway.requests import Requests
@@ -45,6 +46,7 @@ class Lab:
     traces: TraceStore
     tickets: TicketStore
     sessions: Sessions
+    revocation: Revocation
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def link(self, *, via: str = "", peer: str = "tcp:192.0.2.1:4711") -> MemoryLink:
@@ -109,9 +111,11 @@ async def gateway(
         sessions = Sessions(
             identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
             traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
-            ticking=ticking,
+            ticking=ticking, revocations=lambda: revocation.list,
         )
-        lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions)
+        revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut)
+        await revocation.load()
+        lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions, revocation)
         try:
             yield lab
         finally:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from transport.errors import IdentityRefused, LocalMisuse
+from transport.identity.revocation import RevocationList
 from transport.identity.svid import Svid, TrustBundle
 from transport.identity.verify import VerifiedPeer, check_leaf
 from transport.primitives import sha256
 
+NOTHING_REVOKED: Final = RevocationList()
 _PEM_LINE: Final = 64
 
 
@@ -33,6 +35,7 @@ class SvidObject(ssl.SSLObject):
     own_leaf_sha256: bytes | None = None  # of the certificate shown on this very connection
     loaded_leaf_sha256: ClassVar[bytes | None] = None  # of the one that the context shows on new connections
     bundle: ClassVar[TrustBundle]
+    revoked: ClassVar[RevocationList]
     roles: ClassVar[frozenset[str]]
     required: ClassVar[bool]
 
@@ -47,7 +50,9 @@ class SvidObject(ssl.SSLObject):
         try:
             if leaf is None:
                 raise IdentityRefused("the peer showed no certificate", rule="certificate")
-            self.peer = check_leaf(leaf, self.bundle.trust_domain, self.roles)
+            peer = check_leaf(leaf, self.bundle.trust_domain, self.roles)
+            self.revoked.check(peer)
+            self.peer = peer
         except IdentityRefused as refusal:
             error = SvidRefused(str(refusal))
             error.refusal = refusal
@@ -67,12 +72,18 @@ def server_context(
     return _prepare(context, svid, bundle, peer_roles, required=require_client)
 
 
-def client_context(bundle: TrustBundle, svid: Svid | None = None, *, server_role: str = "gateway") -> ssl.SSLContext:
-    """For a client that speaks only to an SVID of `server_role`; host names play no part."""
+def client_context(
+    bundle: TrustBundle, svid: Svid | None = None, *, server_role: str = "gateway",
+    revoked: RevocationList = NOTHING_REVOKED,
+) -> ssl.SSLContext:
+    """For a client that speaks only to an SVID of `server_role` that is not on the list; host names play no part.
+
+    Of the list only leaf certificates are looked for: the library does not show the others (Python before 3.13).
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    return _prepare(context, svid, bundle, (server_role,), required=True)
+    return _prepare(context, svid, bundle, (server_role,), required=True, revoked=revoked)
 
 
 def unverified_context() -> ssl.SSLContext:
@@ -145,11 +156,12 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
 
 
 def _prepare(
-    context: ssl.SSLContext, svid: Svid | None, bundle: TrustBundle, roles: Collection[str], *, required: bool
+    context: ssl.SSLContext, svid: Svid | None, bundle: TrustBundle, roles: Collection[str], *, required: bool,
+    revoked: RevocationList = NOTHING_REVOKED,
 ) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=b"".join(bundle.roots))
-    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required}
+    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required, "revoked": revoked}
     context.sslobject_class = type("SvidObject", (SvidObject,), rules)
     if svid is not None:
         load_svid(context, svid)

@@ -35,6 +35,7 @@ class VerifiedPeer:
     serial: int
     not_before: float
     not_after: float
+    issuers: tuple[int, ...] = ()  # serial numbers of the other certificates of the path, where that was built here
 
 
 class SvidVerifier:
@@ -173,6 +174,7 @@ def _checked(
         identity, key, sha256(chain[0]), leaf.serial_number,
         max(one.not_valid_before_utc for one in path).timestamp(),
         min(one.not_valid_after_utc for one in path).timestamp(),
+        tuple(one.serial_number for one in path[1:]),
     )
 
 

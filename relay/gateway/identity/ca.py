@@ -125,6 +125,7 @@ class Authority:
         self._der = held.certificate
         self.trust_domain = held.trust_domain
         self.bundle = TrustBundle(held.trust_domain, tuple(held.roots), held.sequence)
+        self.serial = self._certificate.serial_number
         self.not_after = self._certificate.not_valid_after_utc.timestamp()
 
     @classmethod
