@@ -34,6 +34,7 @@ from transport.identity.svid import Svid, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.initiator import Resumption, SvidLogin
 from transport.primitives import Secret, SigningKey
+from transport.session import Clock, session_clock
 from transport.tickets import Ticket, TicketStore
 
 
@@ -83,6 +84,7 @@ class Lab:
 async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
+    session_clock: Callable[[], Clock] = session_clock,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made."""
     async with AsyncExitStack() as stack:
@@ -111,7 +113,7 @@ async def gateway(
         sessions = Sessions(
             identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
             traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
-            ticking=ticking, revocations=lambda: revocation.list,
+            ticking=ticking, session_clock=session_clock, revocations=lambda: revocation.list,
         )
         revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut)
         await revocation.load()

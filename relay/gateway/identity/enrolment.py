@@ -305,14 +305,18 @@ class Enrolment:
             if self._by_device.get(one.device_id) == one.enrolment:
                 del self._by_device[one.device_id]
 
-    async def again(self, ended: Registration) -> Registration:
-        """A new registration for the same device and ID. Raises SetupRefused if either has another one, StoreError."""
-        now = int(self._clock())
+    def check_gone(self, ended: Registration) -> None:
+        """Raises SetupRefused if the ID, or the device, has another registration by now."""
         if any(
             one.status == "active" and (one.id == ended.id or one.device_id == ended.device_id)
             for one in self._by_enrolment.values()
         ):
             raise SetupRefused("this ID or this device has joined anew", hint="`relay gateway devices` lists them")
+
+    async def again(self, ended: Registration) -> Registration:
+        """A new registration for the same device and ID. Raises SetupRefused as `check_gone` does, StoreError."""
+        self.check_gone(ended)
+        now = int(self._clock())
         spki = ended.device_key.spki
         enrolment = await self._database.run(lambda connection: _insert(connection, ended.id, spki, now))
         made = Registration(enrolment, ended.id, ended.device_id, ended.device_key, "active", now, now)

@@ -106,6 +106,7 @@ class Revocation:
         if not revoked:
             raise NotFound("no revoked device answers to this", hint="`relay gateway devices` lists them")
         again = revoked[-1]
+        self._enrolment.check_gone(again)
         await self._audit.append("device.reinstated", id=again.id, enrolment=again.enrolment)
         return await self._enrolment.again(again)
 
