@@ -269,9 +269,10 @@ class Enrolment:
         return identity
 
     async def open_invitations(self, identity: str) -> int:
-        """How many invitations for an ID may still be used. Raises StoreError."""
+        """How many invitations for an ID wait for their first use. Raises StoreError."""
         row = await self._database.run(lambda connection: connection.execute(
-            "SELECT count(*) FROM invitations WHERE spiffe_id = ? AND voided = 0 AND expires > ?",
+            "SELECT count(*) FROM invitations"
+            " WHERE spiffe_id = ? AND voided = 0 AND device_id IS NULL AND expires > ?",
             (identity, int(self._clock())),
         ).fetchone(), read_only=True)
         assert row is not None
