@@ -51,6 +51,7 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Spans,
     Welcome,
     encode,
@@ -132,6 +133,13 @@ class SpansReceived:
 
 
 @dataclass(frozen=True)
+class PostureReceived:
+    """Gateway: what the edge says of its own state."""
+
+    posture: Posture
+
+
+@dataclass(frozen=True)
 class AckReceived:
     """Gateway: the edge will not ask again for this answer's bytes before `offset`."""
 
@@ -152,6 +160,7 @@ Event = (
     | Welcomed
     | IssuedReceived
     | SpansReceived
+    | PostureReceived
     | AckReceived
     | PeerClosed
     | StreamEvent

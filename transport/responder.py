@@ -11,6 +11,7 @@ from transport.connection import (
     Connection,
     CredentialReceived,
     Phase,
+    PostureReceived,
     SignatureNeeded,
     SpansReceived,
 )
@@ -28,7 +29,21 @@ from transport.handshake import (
     Verify,
 )
 from transport.identity.verify import VerifiedPeer
-from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
+from transport.messages import (
+    Ack,
+    Body,
+    Close,
+    Issued,
+    Message,
+    Open,
+    Pace,
+    Padding,
+    Posture,
+    Resume,
+    Spans,
+    Welcome,
+    decode,
+)
 from transport.noise import Ephemerals
 from transport.primitives import hmac_sha256, sha256
 from transport.records import unpack
@@ -225,6 +240,8 @@ class GatewayConnection(Connection):
                 self._set_pace(message.mode, now)
             case Spans():
                 self._events.append(SpansReceived(message))
+            case Posture():
+                self._events.append(PostureReceived(message))
             case Ack():
                 self._events.append(AckReceived(message.request_id, message.offset))
             case _:
