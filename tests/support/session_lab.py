@@ -11,7 +11,7 @@ from typing import Any
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.authenticate import Authenticate
-from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
@@ -24,7 +24,7 @@ from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.openai import OpenAiUpstream
-from tests.support.gateway_lab import PASSPHRASE, audit_lines
+from tests.support.gateway_lab import PASSPHRASE, allowing, audit_lines
 from tests.support.memory_link import MemoryLink, memory_links
 from tests.support.mock_provider import KEY
 from transport import telemetry
@@ -93,10 +93,11 @@ async def gateway(
         await enrolment.load()
         upstream = OpenAiUpstream(base_url)
         stack.push_async_callback(upstream.close)
-        allowed = AllowList([AllowRule.parse("/edge/*", ["small"])])
+        policy = allowing({"/edge/*": ["small"]})
+        authorise = Authorise(policy)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment), Authorise(allowed), Schema()],
-            answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(allowed)},
+            checks=[Authenticate(enrolment), authorise, Schema()], still=authorise.still,
+            answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(policy)},
             taps=[Meter], audit=audit, telemetry=tracing, node="x",
         )
         journal, traces, tickets = Journal(database, limits=journal_limits), TraceStore(database), TicketStore()
@@ -104,7 +105,7 @@ async def gateway(
         refusals = Refusals(audit)
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals,
+            refusals=refusals, policy=policy,
         )
         sessions = Sessions(
             identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
