@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+import msgspec
+
+from transport.errors import BadInput
 from transport.identity.svid import SpiffeId
 from transport.messages import Posture
 
@@ -16,6 +19,14 @@ VERBS: Final[dict[str, str]] = {  # and the type of resource that each is about
 }
 UNKNOWN: Final = Posture("unknown", "unknown", "")  # of a device that has said nothing, and never better than any
 _VERSION = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})", re.ASCII)
+
+
+def posture_of(disk: str, tpm: str, version: str) -> Posture:
+    """From a person's words. Raises BadInput."""
+    try:
+        return msgspec.convert([20, disk, tpm, version], Posture)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"this is no posture: {error}", hint="see `relay gateway policy explain --help`") from None
 
 
 @dataclass(frozen=True, slots=True)
