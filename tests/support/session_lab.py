@@ -17,7 +17,8 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import Journal, JournalLimits
-from relay.gateway.pipeline import Pipeline
+from relay.gateway.pipeline import Answerer, Pipeline
+from relay.gateway.policy.decisions import Policy
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
@@ -32,6 +33,7 @@ from transport.edge_session import EdgeSession
 from transport.identity.svid import Svid, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.initiator import Resumption, SvidLogin
+from transport.messages import Posture
 from transport.primitives import Secret, SigningKey
 from transport.tickets import Ticket, TicketStore
 
@@ -44,6 +46,7 @@ class Lab:
     journal: Journal
     traces: TraceStore
     tickets: TicketStore
+    policy: Policy
     sessions: Sessions
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -65,13 +68,17 @@ class Lab:
     def check_gateway(self, chain: Any, now: float) -> VerifiedPeer:
         return verify_svid(chain, self.authority.bundle, role="gateway", now=now)
 
-    def unopened(self, link: MemoryLink, svid: Svid, ticket: Ticket | None = None) -> EdgeSession:
+    def unopened(
+        self, link: MemoryLink, svid: Svid, ticket: Ticket | None = None, posture: Posture | None = None
+    ) -> EdgeSession:
         """A session to be opened; with a ticket, what is asked before that travels as early data."""
         purpose = SvidLogin(svid.chain, svid.not_after) if ticket is None else Resumption(ticket)
-        return EdgeSession(link, purpose, svid.key, self.check_gateway)
+        return EdgeSession(link, purpose, svid.key, self.check_gateway, posture=posture)
 
-    async def session(self, svid: Svid, ticket: Ticket | None = None, **where: str) -> EdgeSession:
-        return await self.unopened(self.link(**where), svid, ticket).open()
+    async def session(
+        self, svid: Svid, ticket: Ticket | None = None, posture: Posture | None = None, **where: str
+    ) -> EdgeSession:
+        return await self.unopened(self.link(**where), svid, ticket, posture).open()
 
     def audit(self, event: str) -> list[dict[str, Any]]:
         return [line for line in audit_lines(self.directory / "a.jsonl") if line["event"] == event]
@@ -81,8 +88,12 @@ class Lab:
 async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
+    policy: Policy | None = None, inference: str = "",
 ) -> AsyncIterator[Lab]:
-    """One process of a gateway, over a folder that `gateway_lab.make_folder` has made."""
+    """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
+
+    Edges may invoke "small" unless `policy` says otherwise; `inference`: where the model "defect-detection" is served.
+    """
     async with AsyncExitStack() as stack:
         database = stack.enter_context(open_state(directory, PASSPHRASE))
         audit = AuditLog(directory / "a.jsonl")
@@ -93,12 +104,19 @@ async def gateway(
         await enrolment.load()
         upstream = OpenAiUpstream(base_url)
         stack.push_async_callback(upstream.close)
-        policy = allowing({"/edge/*": ["small"]})
-        authorise = Authorise(policy)
+        policy = policy or allowing({"/edge/*": ["small"]})
+        stack.push_async_callback(policy.close)
+        authorise = Authorise(policy, served=["defect-detection"] if inference else ())
+        answerers: dict[str, Answerer] = {
+            "chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(policy),
+        }
+        if inference:
+            server = OpenAiUpstream(inference, name="inference")
+            stack.push_async_callback(server.close)
+            answerers["infer"] = Forward(server, None, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment), authorise, Schema()], still=authorise.still,
-            answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(policy)},
-            taps=[Meter], audit=audit, telemetry=tracing, node="x",
+            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
         )
         journal, traces, tickets = Journal(database, limits=journal_limits), TraceStore(database), TicketStore()
         await journal.load()
@@ -112,7 +130,7 @@ async def gateway(
             traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
             ticking=ticking,
         )
-        lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions)
+        lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions)
         try:
             yield lab
         finally:
