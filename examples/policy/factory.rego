@@ -31,7 +31,7 @@ permitted if {
 permitted if {
 	"office" in input.principal.groups
 	input.action == "data:read"
-	input.context.posture.disk == "encrypted"
+	input.principal.posture.disk == "encrypted"
 }
 
 permitted if {
@@ -41,11 +41,11 @@ permitted if {
 
 forbidden if {
 	input.action == "model:invoke"
-	input.context.posture.disk == "not encrypted"
+	input.principal.posture.disk == "not encrypted"
 }
 
 forbidden if {
 	input.action == "model:invoke"
-	input.context.posture.version_number > 0
-	input.context.posture.version_number < 1000
+	input.principal.posture.version_number > 0
+	input.principal.posture.version_number < 1000
 }

@@ -49,7 +49,7 @@ def test_explain_as_json_has_the_input_document(
     assert code == 0 and told["allowed"] and told["rules"] == ["factory.cedar:5"]
     assert told["input"]["principal"]["groups"] == ["office"]
     assert told["input"]["context"]["via"] == "spiffe://factory.example/hop/pi-1"
-    assert told["input"]["context"]["posture"]["version_number"] == 1_000
+    assert told["input"]["principal"]["posture"]["version_number"] == 1_000
 
 
 @pytest.mark.parametrize("arguments", [

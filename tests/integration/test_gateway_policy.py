@@ -166,7 +166,7 @@ async def test_a_model_that_is_served_elsewhere_has_no_route(folder: Path) -> No
 
 
 async def test_posture_is_told_before_the_first_request_and_remembered_for_early_data(folder: Path) -> None:
-    rules = cedar(folder, 'permit (principal, action, resource) when { context.posture.disk == "encrypted" };')
+    rules = cedar(folder, 'permit (principal, action, resource) when { principal.posture.disk == "encrypted" };')
     async with MockProvider() as provider, gateway(folder, provider.base_url, policy=Policy(rules)) as lab:
         svid = await lab.device("lap-1")
         silent = await lab.session(svid)

@@ -26,7 +26,7 @@ def by_opa(url: str, *, timeout_s: float = PATIENT_S, token_file: Path | None = 
 def from_document(document: dict[str, Any]) -> bool:
     """The example's rules once more, from the document alone, as Rego would read it."""
     groups, verb = document["principal"]["groups"], document["action"]
-    model, posture = document["resource"]["id"], document["context"]["posture"]
+    model, posture = document["resource"]["id"], document["principal"]["posture"]
     if verb == "model:invoke":
         if posture["disk"] == "not encrypted" or 0 < posture["version_number"] < 1_000:
             return False
@@ -61,17 +61,15 @@ def test_the_input_document_is_what_the_pages_say() -> None:
     assert document == {
         "principal": {
             "id": "spiffe://factory.example/edge/office/ann", "trust_domain": "factory.example", "role": "edge",
-            "groups": ["office"],
-        },
-        "action": "model:invoke",
-        "resource": {"type": "Model", "id": "gpt-4o-mini"},
-        "context": {
-            "via": "spiffe://factory.example/hop/pi-1",
             "posture": {
                 "source": "self-reported", "disk": "encrypted", "tpm": "present", "version": "0.1.0",
                 "version_number": 1_000,
             },
+            "groups": ["office"],
         },
+        "action": "model:invoke",
+        "resource": {"type": "Model", "id": "gpt-4o-mini"},
+        "context": {"via": "spiffe://factory.example/hop/pi-1"},
     }
     page = (EXAMPLE.parents[1] / "docs" / "POLICY.md").read_text()
     for words in ('"version_number": 1000', '"source": "self-reported"', '"groups": ["office"]'):

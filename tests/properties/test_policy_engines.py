@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from relay.gateway.policy.cedar import SCHEMA, Cedar, policy_set
 from relay.gateway.policy.decisions import Policy
-from relay.gateway.policy.questions import VERBS, Question
+from relay.gateway.policy.questions import VERBS, Question, principal
 from relay.gateway.policy.settings import Group, Policies, checked
 from tests.support.policy_questions import MODELS, PATHS, POSTURES, example, expected
 from transport.identity.svid import SpiffeId
@@ -44,7 +44,7 @@ async def test_a_slice_decides_as_all_rules_do(question: Question) -> None:
         {"principal": node, "action": {"type": "Action", "id": question.verb}, "resource": document["resource"],
          "context": document["context"]},
         policy_set(RULES.cedar),
-        [{"uid": node, "attrs": {"trust_domain": question.id.trust_domain, "role": question.id.role},
+        [{"uid": node, "attrs": principal(question.id, question.posture),
           "parents": [{"type": "Group", "id": group} for group in groups]}],
         SCHEMA,
     )

@@ -35,7 +35,7 @@ def invoke(model: str = "small", who: SpiffeId = LAP, **fields: str) -> Question
     (ANY + "\n" + ANY.replace(";", ""), "p.cedar:3", "not a policy"),
     (ANY + 'permit (principal, action == Action::"model:invok", resource);', "p.cedar:2", "unrecognized action"),
     (ANY + "\n\npermit (principal, action, resource)\nwhen { principal.rolle == \"edge\" };", "p.cedar:4", "rolle"),
-    (ANY + "permit (principal, action, resource) when { context.posture.disk == 3 };", "p.cedar:2", "String"),
+    (ANY + "permit (principal, action, resource) when { principal.posture.disk == 3 };", "p.cedar:2", "String"),
     (ANY + "permit (principal, action, resource) when { principal.path like \"/edge/*\" };", "p.cedar:2", "path"),
     (ANY + "permit (principal == ?principal, action, resource);", "p.cedar:2", "template"),
     ('forbid (principal in Group::"flor", action, resource);', "p.cedar:1", "no group 'flor'"),
@@ -74,7 +74,7 @@ async def test_a_forbidding_rule_that_fails_denies(tmp_path: Path) -> None:
     """Cedar skips it and allows; the version makes the sum overflow."""
     text = ANY + (
         "forbid (principal, action, resource) when "
-        "{ context.posture.version_number + 9223372036854775807 == context.posture.version_number };"
+        "{ principal.posture.version_number + 9223372036854775807 == principal.posture.version_number };"
     )
     fails = policy(text, tmp_path)
     decision = await fails.decide(invoke(version="0.1.0"))
@@ -84,7 +84,7 @@ async def test_a_forbidding_rule_that_fails_denies(tmp_path: Path) -> None:
 
 async def test_a_rule_of_another_group_or_verb_cannot_fail(tmp_path: Path) -> None:
     """What is left out of a slice is what Cedar would not have evaluated."""
-    overflow = "when { context.posture.version_number + 9223372036854775807 == 0 };"
+    overflow = "when { principal.posture.version_number + 9223372036854775807 == 0 };"
     of_another_verb = 'principal, action == Action::"data:read", resource'
     for scope in ('principal in Group::"floor", action, resource', of_another_verb):
         rules = policy(f"{ANY}forbid ({scope}) {overflow}", tmp_path)
@@ -136,8 +136,8 @@ async def test_posture_that_nobody_told_is_unknown_and_never_good() -> None:
     assert not await reads(rules.posture(8)), "another device's word is not this one's"
     rules.take_posture(7, Posture("unknown", "present", "0.1.0"))
     assert not await reads(rules.posture(7)), "the latest counts"
-    assert Question(ann, "data:read", "x").context()["posture"]["source"] == "unknown"
-    assert invoke(disk="encrypted").context()["posture"]["source"] == "self-reported"
+    assert Question(ann, "data:read", "x").document(())["principal"]["posture"]["source"] == "unknown"
+    assert invoke(disk="encrypted").document(())["principal"]["posture"]["source"] == "self-reported"
 
 
 async def test_decisions_are_kept_for_as_long_as_the_policy_stands(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
+import msgspec
 from cedarpy import AuthzResult, Entities, PolicySet, Schema, is_authorized, validate_policies
 
-from relay.gateway.policy.questions import Decision, Question
+from relay.gateway.policy.questions import Decision, Question, principal
 from transport.identity.svid import SpiffeId
+from transport.messages import Posture
 
 SCHEMA: Final = files("relay.gateway.policy").joinpath("causeway.cedarschema").read_text("utf-8")
 KEPT_MAX: Final = 16_384  # entities and slices that are kept; all go when there are more
@@ -57,7 +59,7 @@ class Cedar:
         self._schema = Schema.from_str(SCHEMA)
         policy_set(rules)
         self._slices: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
-        self._nodes: dict[tuple[SpiffeId, tuple[str, ...]], Entities] = {}
+        self._nodes: dict[tuple[SpiffeId, Posture, tuple[str, ...]], Entities] = {}
 
     async def decide(self, question: Question, groups: tuple[str, ...]) -> Decision:
         """See `Engine`."""
@@ -67,9 +69,9 @@ class Cedar:
                     "principal": {"type": "Node", "id": str(question.id)},
                     "action": {"type": "Action", "id": question.verb},
                     "resource": question.entity(),
-                    "context": question.context(),
+                    "context": msgspec.json.encode({"via": question.via}).decode(),
                 },
-                self._slice(question.verb, groups), self._node(question.id, groups), self._schema,
+                self._slice(question.verb, groups), self._node(question, groups),
             )
         except ValueError as error:
             return Decision(False, (), f"the question could not be evaluated: {error}")
@@ -102,14 +104,15 @@ class Cedar:
             self._slices[key] = found
         return found
 
-    def _node(self, node: SpiffeId, groups: tuple[str, ...]) -> Entities:
-        key = (node, groups)
+    def _node(self, question: Question, groups: tuple[str, ...]) -> Entities:
+        """Raises ValueError for what the schema does not know; so the question needs no looking at it again."""
+        key = (question.id, question.posture, groups)
         if (found := self._nodes.get(key)) is None:
             if len(self._nodes) >= KEPT_MAX:
                 self._nodes.clear()
             found = self._nodes[key] = Entities.from_json_str(json.dumps([{
-                "uid": {"type": "Node", "id": str(node)},
-                "attrs": {"trust_domain": node.trust_domain, "role": node.role},
+                "uid": {"type": "Node", "id": str(question.id)},
+                "attrs": principal(question.id, question.posture),
                 "parents": [{"type": "Group", "id": group} for group in groups],
             }]), self._schema)
         return found

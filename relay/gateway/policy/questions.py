@@ -49,26 +49,25 @@ class Question:
     def document(self, groups: tuple[str, ...]) -> dict[str, Any]:
         """The input document. `groups`: those that the ID's patterns give it."""
         return {
-            "principal": {
-                "id": str(self.id), "trust_domain": self.id.trust_domain, "role": self.id.role, "groups": list(groups),
-            },
+            "principal": {"id": str(self.id), **principal(self.id, self.posture), "groups": list(groups)},
             "action": self.verb,
             "resource": self.entity(),
-            "context": self.context(),
+            "context": {"via": self.via},
         }
 
     def entity(self) -> dict[str, str]:
         return {"type": VERBS[self.verb], "id": self.resource}
 
-    def context(self) -> dict[str, Any]:
-        posture = self.posture
-        return {
-            "via": self.via,
-            "posture": {
-                "source": "unknown" if posture == UNKNOWN else "self-reported", "disk": posture.disk,
-                "tpm": posture.tpm, "version": posture.version, "version_number": version_number(posture.version),
-            },
-        }
+
+def principal(identity: SpiffeId, posture: Posture) -> dict[str, Any]:
+    """What policy sees of who asks, beside its ID and groups."""
+    return {
+        "trust_domain": identity.trust_domain, "role": identity.role,
+        "posture": {
+            "source": "unknown" if posture == UNKNOWN else "self-reported", "disk": posture.disk, "tpm": posture.tpm,
+            "version": posture.version, "version_number": version_number(posture.version),
+        },
+    }
 
 
 def version_number(version: str) -> int:
