@@ -16,7 +16,7 @@ from transport.edge_session import obtain
 from transport.errors import IdentityRefused
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
-from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.initiator import Joining, Renewing
 from transport.links.base import Link
 from transport.messages import Issued
@@ -94,7 +94,8 @@ class DeviceIdentity:
         return not self.svid_valid(now) or now > (self.svid.not_before + self.svid.not_after) / 2
 
     def verify_gateway(self, chain: Sequence[bytes], now: float) -> VerifiedPeer:
-        """Checks a gateway's chain against our bundle. Raises IdentityRefused."""
+        """Checks a gateway's chain against our bundle, and the clock against our own SVID. Raises IdentityRefused."""
+        check_floor(self.svid.not_before, now)
         return verify_svid(chain, self.bundle, role="gateway", now=now)
 
 

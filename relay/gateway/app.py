@@ -192,7 +192,7 @@ async def serve(
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(context, identity))
         stack.push_async_callback(_ended, rotation)
-        gate = Gate(HttpsLimits())
+        gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             clock=clock,

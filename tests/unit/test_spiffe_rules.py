@@ -61,6 +61,13 @@ def test_a_rule_of_an_id(section: str, rule: str, kept: list[str], broken: list[
                 check_trust_domain(text.removeprefix("spiffe://").partition("/")[0])
 
 
+def test_parts_make_no_id_that_is_too_long() -> None:
+    assert SpiffeId("a", "/" + "b" * 2037)
+    with pytest.raises(NotSpiffeId) as caught:
+        SpiffeId("a", "/" + "b" * 2038)
+    assert caught.value.rule == "ID length"
+
+
 def test_the_path_keeps_its_case_and_the_trust_domain_has_but_one() -> None:
     """SPIFFE-ID 2.4: case means nothing in scheme and trust domain, and something in the path."""
     assert SpiffeId.parse("spiffe://a/B") != SpiffeId.parse("spiffe://a/b")

@@ -47,8 +47,6 @@ class SpiffeId:
 
         Scheme and trust domain are compared in any case elsewhere (SPIFFE-ID 2.4); here only lower case is an ID.
         """
-        if len(text) > ID_MAX:
-            raise _no_id(f"longer than {ID_MAX} bytes", "ID length", "use a shorter name")
         if not text.startswith(_SCHEME):
             raise _no_id(f"it does not start with {_SCHEME}", "ID scheme")
         rest = text.removeprefix(_SCHEME)
