@@ -43,7 +43,7 @@ def invoke(model: str = "small", who: SpiffeId = LAP, **fields: str) -> Question
     ('permit (principal in Group::"allow[0]", action, resource);', "p.cedar:1", "no group"),
     ('permit (principal in Model::"m", action, resource);', "p.cedar:1", "applicable action"),
 ])
-def test_a_mistake_is_named_by_file_and_line(text: str, place: str, words: str, tmp_path: Path) -> None:
+def test_L14_a_mistake_is_named_by_file_and_line(text: str, place: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         policy(text, tmp_path, [Allow(id="/edge/*", models=["m"])])
     assert place in str(caught.value) and words in str(caught.value)
@@ -70,7 +70,7 @@ async def test_nothing_is_allowed_by_nobody(tmp_path: Path) -> None:
     assert not decision.allowed and "no rule allows" in decision.reason and not decision.unavailable
 
 
-async def test_a_forbidding_rule_that_fails_denies(tmp_path: Path) -> None:
+async def test_L14_a_forbidding_rule_that_fails_denies(tmp_path: Path) -> None:
     """Cedar skips it and allows; the version makes the sum overflow."""
     text = ANY + (
         "forbid (principal, action, resource) when "
