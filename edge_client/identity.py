@@ -17,7 +17,7 @@ from transport.errors import IdentityRefused
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.revocation import RevocationList, read_list, stored_list
 from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
-from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.initiator import Joining, Renewing
 from transport.links.base import Link
 from transport.messages import Issued
@@ -98,7 +98,11 @@ class DeviceIdentity:
         return not self.svid_valid(now) or now > (self.svid.not_before + self.svid.not_after) / 2
 
     def verify_gateway(self, chain: Sequence[bytes], now: float) -> VerifiedPeer:
-        """Checks a gateway's chain against our bundle and the revocation list. Raises IdentityRefused."""
+        """Checks a gateway's chain against our bundle and the revocation list, and the clock against our own SVID.
+
+        Raises IdentityRefused.
+        """
+        check_floor(self.svid.not_before, now)
         peer = verify_svid(chain, self.bundle, role="gateway", now=now)
         self.revoked.check(peer)
         return peer

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
 from edge_client.identity import DeviceIdentity, renew
+from edge_client.posture import Tell
 from edge_client.ways import CountedLink, Traffic, Way, Ways
 from store.errors import StoreError
 from store.settings import Settings
@@ -71,11 +72,11 @@ class Sessions:
 
     def __init__(
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
-        padding: Padding, find: Find, worked: Callable[[Link], None],
+        padding: Padding, find: Find, worked: Callable[[Link], None], posture: Tell,
     ) -> None:
         """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
         self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
-        self._find, self._reached = find, worked
+        self._find, self._reached, self._posture = find, worked, posture
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
@@ -258,7 +259,7 @@ class Sessions:
             purpose = Resumption(ticket, self._early_data) if ticket else login
             session = EdgeSession(
                 CountedLink(link, self.traffic, self._clock.now), purpose, identity.svid.key, identity.verify_gateway,
-                self._padding, clock=self._clock.of_session(),
+                self._padding, clock=self._clock.of_session(), posture=await self._posture(),
             )
             if asker is not None and self._epoch is not None and self._early_data:
                 answer = await asker.ask(session, self._epoch)

@@ -20,6 +20,7 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "edge_client/commands": 2000,
     "edge_client/engine": 950,
     "relay": 5500,
+    "relay/gateway/policy": 600,
     "relay/sim": 1300,
 }
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}

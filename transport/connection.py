@@ -51,6 +51,7 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Spans,
     Welcome,
     encode,
@@ -143,6 +144,13 @@ class SpansReceived:
 
 
 @dataclass(frozen=True)
+class PostureReceived:
+    """Gateway: what the edge says of its own state."""
+
+    posture: Posture
+
+
+@dataclass(frozen=True)
 class AckReceived:
     """Gateway: the edge will not ask again for this answer's bytes before `offset`."""
 
@@ -177,6 +185,7 @@ Event = (
     | Welcomed
     | IssuedReceived
     | SpansReceived
+    | PostureReceived
     | AckReceived
     | HeldReceived
     | RevocationsReceived

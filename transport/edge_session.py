@@ -18,7 +18,7 @@ from transport.errors import LinkLost, RequestRefused, StreamEnded, TransportErr
 from transport.handshake import Verify
 from transport.initiator import EdgeConnection, Joining, Renewing, Resumption, SvidLogin
 from transport.links.base import Link
-from transport.messages import Issued, Padding, SpanRecord, Spans, Welcome
+from transport.messages import Issued, Padding, Posture, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, StreamRefused
 from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
@@ -94,10 +94,13 @@ class EdgeSession:
 
     def __init__(
         self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify,
-        padding: Padding = Padding.BUCKET, *, clock: Clock | None = None,
+        padding: Padding = Padding.BUCKET, *, clock: Clock | None = None, posture: Posture | None = None,
     ) -> None:
+        """`posture` is told before any request, unless that travels as early data."""
         clock = clock or session_clock()
-        self._connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock(), padding)
+        self._connection = EdgeConnection(
+            purpose, verify_gateway, SystemEphemerals(), clock(), padding, posture=posture
+        )
         self._driver = Driver(link, self._connection, key, clock)
         self._driver.on_event = self._on_event
         self._answers: dict[int, RemoteAnswer] = {}

@@ -30,7 +30,19 @@ from transport.handshake import (
     encode_offer,
 )
 from transport.identity.join import Invitation
-from transport.messages import Ack, Answer, Held, Issued, Message, Pace, Padding, Revocations, Spans, Welcome
+from transport.messages import (
+    Ack,
+    Answer,
+    Held,
+    Issued,
+    Message,
+    Pace,
+    Padding,
+    Posture,
+    Revocations,
+    Spans,
+    Welcome,
+)
 from transport.noise import Ephemerals
 from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256
@@ -78,14 +90,14 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 class EdgeConnection(Connection):
     """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
 
-    __slots__ = ("_handshake", "_purpose", "_streams", "_veil")
+    __slots__ = ("_handshake", "_posture", "_purpose", "_streams", "_veil")
 
     def __init__(
         self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,
-        padding: Padding = Padding.BUCKET,
+        padding: Padding = Padding.BUCKET, *, posture: Posture | None = None,
     ) -> None:
         super().__init__(now)
-        self._purpose = purpose
+        self._purpose, self._posture = purpose, posture
         self._streams = EdgeMux()
         self._veil = Veil(now)
         if padding is not Padding.BUCKET and isinstance(purpose, SvidLogin | Resumption):
@@ -193,12 +205,14 @@ class EdgeConnection(Connection):
         self.phase = Phase.ADMISSION
         self._deadline = now + STEP_DEADLINE_S
         if isinstance(self._purpose, SvidLogin):
-            self._tell_pace(now)
+            self._tell_first(now)
             if self._streams.padding is not Padding.CONSTANT:
                 self._seal_streams(now, EARLY_FLIGHT)
 
-    def _tell_pace(self, now: float) -> None:
-        """The first message of all, unless the mode is the one that sessions begin in."""
+    def _tell_first(self, now: float) -> None:
+        """The padding mode, unless it is the one that sessions begin in, then the posture; before all requests."""
+        if self._posture is not None:
+            self._streams.send_first(self._posture)
         if self._sealer is None or self._streams.padding is Padding.BUCKET:
             return
         self._sealer.stop_padding()  # of bursts; cells have their own way
@@ -267,7 +281,7 @@ class EdgeConnection(Connection):
             self._events.append(Welcomed(message))
         elif isinstance(message, Welcome) and isinstance(self._purpose, Resumption):
             self._open(self._purpose.ticket.peer, self._purpose.ticket.not_after, now)
-            self._tell_pace(now)
+            self._tell_first(now)
             self._events.append(Welcomed(message))
         elif isinstance(message, Issued) and isinstance(self._purpose, Joining | Renewing):
             self._end()

@@ -6,7 +6,7 @@ out byte for byte when encoded again is refused, so duplicate or non-minimal for
 
 import hashlib
 from enum import Enum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -220,6 +220,14 @@ class Part(_Message, frozen=True, tag=19):
     data: Data
 
 
+class Posture(_Message, frozen=True, tag=20):
+    """Edge: what it says of its own state; holds until it says otherwise. Nobody has checked it."""
+
+    disk: Literal["encrypted", "not encrypted", "unknown"]  # under the home
+    tpm: Literal["present", "absent", "unknown"]
+    version: Annotated[str, Meta(max_length=40, pattern=r"^([0-9]{1,3}(\.[0-9]{1,3}){2}[A-Za-z0-9.+-]*)?\Z")]  # ours
+
+
 class Held(_Message, frozen=True, tag=21):
     """Edge: the sequence number of the revocation list it holds, 0 if none; a newer one is wanted."""
 
@@ -252,6 +260,7 @@ Message = (
     | Pong
     | Pace
     | Part
+    | Posture
     | Held
     | Revocations
 )

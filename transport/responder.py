@@ -12,6 +12,7 @@ from transport.connection import (
     CredentialReceived,
     HeldReceived,
     Phase,
+    PostureReceived,
     SignatureNeeded,
     SpansReceived,
 )
@@ -39,6 +40,7 @@ from transport.messages import (
     Open,
     Pace,
     Padding,
+    Posture,
     Resume,
     Revocations,
     Spans,
@@ -245,6 +247,8 @@ class GatewayConnection(Connection):
                 self._set_pace(message.mode, now)
             case Spans():
                 self._events.append(SpansReceived(message))
+            case Posture():
+                self._events.append(PostureReceived(message))
             case Ack():
                 self._events.append(AckReceived(message.request_id, message.offset))
             case Held():

@@ -5,13 +5,21 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from transport.connection import AckReceived, CredentialReceived, Event, HeldReceived, PeerClosed, SpansReceived
+from transport.connection import (
+    AckReceived,
+    CredentialReceived,
+    Event,
+    HeldReceived,
+    PeerClosed,
+    PostureReceived,
+    SpansReceived,
+)
 from transport.errors import LinkLost, StreamEnded
 from transport.handshake import Credential, Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer
 from transport.links.base import Link
-from transport.messages import Issued, RequestHeader, SpanRecord, Welcome
+from transport.messages import Issued, Posture, RequestHeader, SpanRecord, Welcome
 from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
 from transport.responder import GatewayConnection
@@ -102,12 +110,13 @@ class GatewaySession:
 
     __slots__ = (
         "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
-        "on_held", "on_spans",
+        "on_held", "on_posture", "on_spans",
     )
 
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
         self._driver = driver
         self.connection = connection
+        self.on_posture: Callable[[Posture], None] = lambda posture: None
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
         self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
@@ -224,6 +233,8 @@ class GatewaySession:
                     found.wake_writer()
             case SpansReceived():
                 self.on_spans(event.spans.spans)
+            case PostureReceived():
+                self.on_posture(event.posture)
             case PeerClosed():
                 if not self._credential.done():
                     self._credential.set_exception(self._driver.failure or LinkLost("the link ended in the handshake"))

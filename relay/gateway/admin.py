@@ -36,6 +36,10 @@ class Admin:
             "revoke": self.revoke, "reinstate": self.reinstate, "snapshot": self.snapshot,
         }
 
+    def offer(self, operation: str, work: Callable[..., Awaitable[dict[str, Any]]]) -> None:
+        """Takes one more operation, of a gateway that runs."""
+        self._operations[operation] = work
+
     async def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """By name. Raises SetupRefused for an unknown operation or arguments, and what the operation raises."""
         work = self._operations.get(operation)

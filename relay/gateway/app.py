@@ -18,7 +18,7 @@ from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
-from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
+from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, Inference, Provider, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
@@ -28,7 +28,9 @@ from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
-from relay.gateway.pipeline import Pipeline
+from relay.gateway.pipeline import Answerer, Pipeline
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
@@ -155,7 +157,7 @@ async def serve(
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
     async with AsyncExitStack() as stack:
-        key = provider_key(config)
+        key = provider_key(config, config.provider)
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
         stack.push_async_callback(audit.close)
@@ -175,16 +177,22 @@ async def serve(
         )
         stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
+        policy = Policy(config.rules)
+        stack.push_async_callback(policy.close)
+        authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
+        answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList(policy)}
+        if config.inference is not None:
+            answerers["infer"] = _inference(stack, config, config.inference, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), Authorise(config.allowed), Schema()],
-            answerers={"chat": Forward(upstream, key, tracing), "models": ModelList(config.allowed)},
-            taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
         )
         journal = Journal(database, clock=clock)
         await journal.load()
         stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
         requests = Requests(
-            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing, refusals=refusals
+            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
+            refusals=refusals, policy=policy,
         )
         await requests.forget_ended()
         limits = config.limits
@@ -204,7 +212,7 @@ async def serve(
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(context, identity))
         stack.push_async_callback(_ended, rotation)
-        gate = Gate(HttpsLimits())
+        gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             revocation=revocation, clock=clock,
@@ -219,14 +227,14 @@ async def serve(
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
-        control = ControlServer(config.directory, Admin(
-            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit
-        ))
+        admin = Admin(enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit)
+        admin.offer("policy_reload", PolicyReload(config, policy, audit))
+        control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal, revocation)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
-        await audit.append("gateway.started", id=own_id)
+        await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health))
         await stop.wait()
         await sessions.drain(limits.drain_s, hurry)
@@ -235,12 +243,19 @@ async def serve(
         await audit.append("gateway.stopped", id=own_id)
 
 
-def provider_key(config: Config) -> Secret:
+def provider_key(config: Config, provider: Provider) -> Secret:
     """From where the configuration says. Raises ConfigError."""
-    if config.key_file is not None:
-        return key_from_file(config.key_file)
-    assert config.provider.key_env is not None
-    return key_from_environment(config.provider.key_env)
+    if provider.key_file is not None:
+        return key_from_file(config.directory / provider.key_file)
+    assert provider.key_env is not None
+    return key_from_environment(provider.key_env)
+
+
+def _inference(stack: AsyncExitStack, config: Config, server: Inference, tracing: telemetry.Telemetry) -> Forward:
+    upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
+    stack.push_async_callback(upstream.close)
+    keyless = server.key_file is None and server.key_env is None
+    return Forward(upstream, None if keyless else provider_key(config, server), tracing)
 
 
 async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:

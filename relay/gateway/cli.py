@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay.gateway import policy_cli
+
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
     from relay.gateway.config import Config
     from store.keys import Passphrase
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(policy_cli.app, name="policy")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")

@@ -207,7 +207,9 @@ def make_app(
     async def tunnel(request: web.Request) -> web.StreamResponse:
         peer = peer_of(request.transport)
         try:
-            if peer is None or peer.id.role != TUNNEL_ROLE:
+            if peer is None:
+                raise IdentityRefused("a tunnel needs a certificate", rule="certificate")
+            if peer.id.role != TUNNEL_ROLE:
                 raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
             number = enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:

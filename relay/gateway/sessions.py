@@ -277,6 +277,7 @@ class Sessions:
             raise
         asker = Asker(peer, enrolment, via, session.link_id)
         claims: set[asyncio.Task[None]] = set()  # spans being stored
+        session.on_posture = lambda posture: self._requests.policy.take_posture(enrolment, posture)
         session.on_spans = lambda spans: self._take_spans(str(peer.id), spans, claims)
         acks = Acknowledgements(
             self._requests, asker, lambda: self._start(session.close("protocol_error"), set())

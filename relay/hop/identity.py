@@ -36,7 +36,7 @@ from transport.identity.join import (
 from transport.identity.revocation import RevocationList, stored_list
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, peer_of, refusal_in, unverified_context
-from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.links.base import Endpoint
 from transport.primitives import Secret, SigningKey, sha256
 
@@ -235,6 +235,7 @@ async def renew(
     home: HopHome, identity: HopIdentity, gateway: str, *, clock: Callable[[], float] = time.time
 ) -> HopIdentity:
     """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`."""
+    check_floor(identity.svid.not_before, clock())
     key = SigningKey.generate()
     device_id = sha256(identity.device_key.public.spki)
     body = {"device_id": pack(device_id)}

@@ -30,7 +30,7 @@ from relay.gateway.trace import TraceStore
 from relay.hop.identity import HopHome, pack, unpack
 from relay.hop.identity import join as join_hop
 from store.keys import Passphrase
-from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock, allowing, audit_lines, make_folder
 from transport import telemetry
 from transport.errors import LinkLost
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
@@ -91,7 +91,7 @@ async def running(made: Path, directory: Path, *, tls: bool = True, **limits: An
         requests = Requests(
             journal=Journal(database, clock=clock), enrolment=enrolment, traces=traces, telemetry=tracing,
             pipeline=Pipeline(checks=[], answerers={}, taps=[], audit=audit, telemetry=tracing, node="x"),
-            refusals=refusals,
+            refusals=refusals, policy=allowing({}),
         )
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,

@@ -15,11 +15,16 @@ from typing import Any, ClassVar, Final
 from transport.errors import IdentityRefused, LocalMisuse
 from transport.identity.revocation import RevocationList
 from transport.identity.svid import Svid, TrustBundle
-from transport.identity.verify import VerifiedPeer, check_leaf
+from transport.identity.verify import VerifiedPeer, check_leaf, clock_error
 from transport.primitives import sha256
 
 NOTHING_REVOKED: Final = RevocationList()
 _PEM_LINE: Final = 64
+_EXPIRED, _NOT_YET_VALID = 10, 9
+_RULES: Final = {  # of OpenSSL's verification errors, as docs/SPIFFE.md has them
+    2: "root", 7: "certificate signature", 18: "root", 19: "root", 20: "root", 21: "root", 24: "authority cA",
+    25: "path length", 26: "purpose", 32: "authority keyCertSign", 34: "critical extension", 51: "name constraints",
+}
 
 
 class SvidRefused(ssl.SSLCertVerificationError):
@@ -138,12 +143,8 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
         seen.add(id(one))
         if isinstance(one, SvidRefused) and one.refusal is not None:
             return one.refusal
-        reason = getattr(one, "verify_message", None)  # the HTTP client's own subclasses lack the attributes
-        if isinstance(one, ssl.SSLCertVerificationError) and reason:
-            return IdentityRefused(
-                "the server's certificate is not acceptable", rule=reason,
-                hint="it has expired, a clock is wrong, or the server is of another trust domain",
-            )
+        if (refusal := _of_openssl(one, "gateway")) is not None:
+            return refusal
         if isinstance(one, ssl.SSLError) and "ALERT" in (getattr(one, "reason", None) or ""):
             return IdentityRefused(
                 "the server refused this side's certificate", rule="own certificate",
@@ -153,6 +154,32 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
         hidden = (getattr(one, name, None) for name in ("os_error", "certificate_error"))
         todo += [one.__cause__, one.__context__, *hidden]
     return None
+
+
+def client_refusal(error: BaseException) -> IdentityRefused | None:
+    """Why a listener's handshake ended, if the client broke a rule; None for what is no such thing: garbage, a hang-up.
+    """
+    if isinstance(error, SvidRefused) and error.refusal is not None:
+        return error.refusal
+    reason = getattr(error, "reason", None)
+    if reason == "UNSUPPORTED_PROTOCOL":
+        return IdentityRefused("the client does not speak TLS 1.3", rule="TLS version")
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return IdentityRefused("the client showed no certificate", rule="certificate")
+    return _of_openssl(error, "client")
+
+
+def _of_openssl(error: BaseException, role: str) -> IdentityRefused | None:
+    """What OpenSSL found wrong with the path of a peer of `role`."""
+    code = getattr(error, "verify_code", None)  # the HTTP client's own subclasses lack the attributes
+    if not isinstance(error, ssl.SSLCertVerificationError) or not code:
+        return None
+    if code in (_EXPIRED, _NOT_YET_VALID):
+        return clock_error(role, late=code == _EXPIRED)
+    return IdentityRefused(
+        "the peer's certificate is not acceptable", rule=_RULES.get(code, "path"),
+        hint="the peer is of another trust domain, or the trust bundle here is old",
+    )
 
 
 def _prepare(
