@@ -32,7 +32,7 @@ HTTPS_ROUTES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/v1/join/nonce"): OPEN,
     ("POST", "/v1/join"): OPEN,
     ("POST", "/v1/renew"): OPEN,
-    ("POST", "/v1/revocations"): OPEN,
+    ("POST", "/v1/revocations"): "relay:use",  # of hops, by their role; what they bring is believed for its signature
     ("GET", "/v1/tunnel"): "relay:use",  # decided for each request and the device that makes it, in `requests`
     ("GET", "/v1/edge"): OPEN,  # the session inside has the identity
     ("GET", "/healthz"): OPEN,

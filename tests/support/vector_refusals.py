@@ -67,7 +67,7 @@ def _messages() -> list[Entry]:
         "no array": b"\x02",
         "a map": b"\x81\x00\x02",
         "an empty array": b"\x90",
-        "an unknown type": b"\x91\x14",
+        "an unknown type": b"\x91\x17",
         "type 0": b"\x91\x00",
         "a field too few": b"\x93\x02\x00\x00",
         "a field too many": b"\x92\x10\x00",

@@ -91,7 +91,7 @@ def test_M16_a_signer_of_another_domain_or_a_revoked_one_is_not_believed() -> No
     foreign = sign_list(Ca().issue("authority/revocation"), 5, (1,), (), now=NOW).data
     with pytest.raises(IdentityRefused) as refused:
         read_list(foreign, BUNDLE, now=NOW, held=NONE)
-    assert rule(refused) == "path"
+    assert rule(refused) == "certificate signature"
     issuer = gateway()[0].issuers[0]
     held = replace(NONE, sequence=1, this_update=1, serials=frozenset([issuer]))
     for read in (read_list, read_carried):
