@@ -58,6 +58,11 @@ class SessionLimits:
         return max(1, self.handshakes * 3 // 4)
 
     @property
+    def direct_full_handshakes(self) -> int:
+        """Of the full ones, those that came straight leave a third to tunnels."""
+        return max(1, self.full_handshakes * 2 // 3)
+
+    @property
     def handshakes_per_source(self) -> int:
         """One hop's strangers, or one address's, do not keep out those of others."""
         return max(1, self.handshakes // 4)
@@ -95,7 +100,7 @@ class Sessions:
             tickets=self._tickets,
             clock=session_clock,
         )
-        self._full_handshakes = 0  # under way
+        self._full_handshakes = self._direct_full = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
         self._of_device: dict[int, list[tuple[GatewaySession, str]]] = {}  # by enrolment, oldest first, with their via
         self._links = 0
@@ -184,10 +189,12 @@ class Sessions:
 
         def take_full() -> bool:
             nonlocal full
-            full = self._full_handshakes < self._limits.full_handshakes and self._admission.full(
-                source, self._ticking(), direct=not via
+            room = self._full_handshakes < self._limits.full_handshakes and (
+                bool(via) or self._direct_full < self._limits.direct_full_handshakes
             )
+            full = room and self._admission.full(source, self._ticking(), direct=not via)
             self._full_handshakes += full
+            self._direct_full += full and not via
             return full
 
         def take_resumed() -> bool:
@@ -204,6 +211,7 @@ class Sessions:
         finally:
             self._handshaking.leave(source)
             self._full_handshakes -= full
+            self._direct_full -= full and not via
         return None
 
     async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:

@@ -118,7 +118,7 @@ async def test_H2_tickets_certificates_renewal_and_joining_of_a_revoked_device_a
     assert (await join(await lab.enrolment.invite("edge/lap-1"), SigningKey.generate())).enrolment == 2
 
 
-async def test_a_revocation_outlives_a_restart(made: Path, tmp_path: Path) -> None:
+async def test_L11_a_revocation_outlives_a_restart_and_is_alerted_once(made: Path, tmp_path: Path) -> None:
     directory = tmp_path / "gateway"
     shutil.copytree(made, directory)
     async with asyncio.timeout(60):
@@ -131,6 +131,8 @@ async def test_a_revocation_outlives_a_restart(made: Path, tmp_path: Path) -> No
                 await lab.session(svid)
             assert lab.enrolment.registrations()[0].reason == "lost"
             assert lab.revocation.list.enrolments == {1} and lab.revocation.list.sequence > before.sequence
+            assert (await lab.revocation.revoke("edge/lap-1", "lost")).enrolments == ()
+            assert len(lab.audit("device.revoked")) == 1
 
 
 class Deaf:
@@ -263,7 +265,7 @@ async def test_tunnels_of_a_revoked_hop_end_and_those_of_others_stay(lab: Lab) -
     assert not lab.sessions._through.get(HOP)
 
 
-async def test_a_reinstated_device_is_another_enrolment_and_has_nothing_of_before(
+async def test_H7_a_reinstated_device_is_another_enrolment_and_has_nothing_of_before(
     lab: Lab, provider: MockProvider
 ) -> None:
     edge = await Edge.joined(lab)

@@ -123,7 +123,7 @@ async def test_a_restored_gateway_does_not_let_in_who_was_revoked_after_the_back
         ).enrolments == {1, 2}, "who has seen the old gateway's list takes the restored one's"
 
 
-async def test_hops_tell_a_restored_gateway_what_its_administrator_had_forgotten(
+async def test_H11_hops_tell_a_restored_gateway_what_its_administrator_had_forgotten(
     made: Path, tmp_path: Path, provider: MockProvider
 ) -> None:
     async with original(made, tmp_path, provider) as gateway:
