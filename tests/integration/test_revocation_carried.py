@@ -148,7 +148,7 @@ async def test_H11_hops_tell_a_restored_gateway_what_its_administrator_had_forgo
         assert now_held.enrolments == {2} and now_held.sequence > carried.sequence
 
 
-async def test_a_running_hop_takes_the_list_along_and_keeps_it(
+async def test_H11_a_running_hop_takes_the_list_along_and_keeps_it(
     made: Path, tmp_path: Path, provider: MockProvider
 ) -> None:
     async with original(made, tmp_path, provider) as gateway:
@@ -164,7 +164,9 @@ async def test_a_running_hop_takes_the_list_along_and_keeps_it(
         assert home.carried().enrolments == {2}
 
 
-async def test_a_hop_does_not_speak_to_a_revoked_gateway(made: Path, tmp_path: Path, provider: MockProvider) -> None:
+async def test_H11_a_hop_does_not_speak_to_a_revoked_gateway(
+    made: Path, tmp_path: Path, provider: MockProvider
+) -> None:
     from relay.hop.identity import _talking
     from transport.identity.tls import client_context
 

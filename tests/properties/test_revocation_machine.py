@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import relay.gateway.audit.log
 import store.keys
@@ -334,7 +341,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-TestRevocation = Machine.TestCase
-TestRevocation.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+def test_revocation_against_a_model() -> None:
+    run_state_machine_as_test(Machine, settings=settings(  # type: ignore[no-untyped-call]
+        max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    ))
