@@ -36,6 +36,7 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Refuse,
     Rekey,
     Resume,
@@ -74,6 +75,7 @@ EXAMPLES: list[Message] = [
     Pong(),
     Pace(Padding.CONSTANT),
     Part(True, b"\x93\x02"),
+    Posture("not encrypted", "present", "0.1.0"),
 ]
 
 
