@@ -126,7 +126,8 @@ def run(*, smoke: bool) -> list[Row]:
                  for place, at in enumerate(("p50", "p99"))]
     for what, (_, slowest) in (("kept", kept), ("evaluated", evaluated)):
         rows.append(cost_row(f"{what} decision, p99", slowest, "us", BOUND_US, "the bound", wanted=1.0))
-    rows.append(cost_row("first round, no device or group known yet, p50", cold[0], "us", BOUND_US, "the bound", wanted=None))
+    what = "first round, no device or group known yet, p50"
+    rows.append(cost_row(what, cold[0], "us", BOUND_US, "the bound", wanted=None))
     return rows
 
 

@@ -65,7 +65,8 @@ def told(home: Path) -> Tell:
         nonlocal found
         if found is None:
             disk = await asyncio.to_thread(posture, home)
-            found = messages.Posture(disk.state, tpm(), version("causeway"))
+            ours = version("causeway")
+            found = messages.Posture(disk.state, tpm(), ours if re.match(messages.VERSION, ours) else "")
         return found
 
     return tell

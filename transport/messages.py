@@ -71,6 +71,9 @@ class SpanRecord(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     ]
 
 
+VERSION: Final = r"^([0-9]{1,3}(\.[0-9]{1,3}){2}([A-Za-z.+-][A-Za-z0-9.+-]*)?)?\Z"
+
+
 class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages; each has a type number as its tag."""
 
@@ -225,7 +228,7 @@ class Posture(_Message, frozen=True, tag=20):
 
     disk: Literal["encrypted", "not encrypted", "unknown"]  # under the home
     tpm: Literal["present", "absent", "unknown"]
-    version: Annotated[str, Meta(max_length=40, pattern=r"^([0-9]{1,3}(\.[0-9]{1,3}){2}[A-Za-z0-9.+-]*)?\Z")]  # ours
+    version: Annotated[str, Meta(max_length=40, pattern=VERSION)]  # ours
 
 
 class Held(_Message, frozen=True, tag=21):

@@ -18,7 +18,6 @@ from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import UNKNOWN, Call, CallRefused, Journal, Reader
 from relay.gateway.pipeline import DECISION_MAX, Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
-from relay.gateway.policy.questions import Question
 from relay.gateway.state.calls import Key
 from relay.gateway.trace import TraceStore
 from store.errors import StoreError
@@ -125,11 +124,8 @@ class Requests:
         return await self._refused(asker, reason, _NOT_ADMITTED)
 
     async def _by_hop(self, asker: Asker) -> Refusal | None:
-        if not asker.via:
-            return None
-        posture = self.policy.posture(asker.enrolment)
-        decision = await self.policy.decide(Question(asker.peer.id, "relay:use", asker.via, asker.via, posture))
-        if decision.allowed:
+        decision = await self.policy.by_hop(asker.peer.id, asker.enrolment, asker.via)
+        if decision is None:
             return None
         refusal = _NO_POLICY if decision.unavailable else _NO_RELAY
         return await self._refused(asker, "policy", refusal, decision=decision.reason[:DECISION_MAX])

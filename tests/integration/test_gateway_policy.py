@@ -235,6 +235,21 @@ async def test_a_new_policy_holds_for_the_next_request_and_cuts_what_runs(folder
         await session.close()
 
 
+async def test_a_hop_that_may_be_used_no_longer_brings_no_more_of_an_answer(folder: Path) -> None:
+    rules = cedar(folder, "permit (principal, action, resource);")
+    async with MockProvider() as provider, gateway(folder, provider.base_url, policy=Policy(rules)) as lab:
+        session = await lab.session(await lab.device("lap-1"), via=HOP)
+        provider.mode = "stream_stall"
+        answer = await ask(session, chat(stream=True)).started()
+        await lab.policy.replace(cedar(folder, 'permit (principal, action == Action::"model:invoke", resource);'))
+        provider.release.set()
+        with pytest.raises(RequestRefused) as caught:
+            async for _ in answer:
+                pass
+        assert caught.value.reason == "policy_changed"
+        await session.close()
+
+
 async def test_an_answer_goes_on_where_a_new_policy_allows_it(folder: Path) -> None:
     rules = cedar(folder, "permit (principal, action, resource);")
     async with MockProvider() as provider, gateway(folder, provider.base_url, policy=Policy(rules)) as lab:

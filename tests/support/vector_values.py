@@ -77,7 +77,7 @@ EXAMPLES: list[Message] = [
     Pong(),
     Pace(Padding.CONSTANT),
     Part(True, b"\x93\x02"),
-    Posture("encrypted", "unknown", "0.1.0"),
+    Posture("not encrypted", "present", "0.1.0"),
     Held(1_900_000_000),
     Revocations(b"\x93\xc4\x00"),
 ]

@@ -147,4 +147,7 @@ async def test_what_the_gateway_is_told_is_looked_at_once(tmp_path: Path, monkey
     assert first is not None and first.disk == "encrypted" and first is await tell()
     assert looked == [tmp_path]
     assert await silent() is None
+    monkeypatch.setattr("edge_client.posture.version", lambda name: "1.2")
+    odd = await told(tmp_path)()
+    assert odd is not None and odd.version == "", "what the gateway would not take is not told"
     assert decode(encode(first)) == first, "the gateway takes it"

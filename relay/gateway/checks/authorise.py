@@ -62,4 +62,7 @@ class Authorise:
 
     async def still(self, context: RequestContext) -> Refusal | None:
         """The same again for an answer under way, if policy has changed since it was asked."""
-        return None if context.policy == self._policy.version else await self.check(context)
+        if context.policy == self._policy.version:
+            return None
+        hop = await self._policy.by_hop(context.peer.id, context.enrolment, context.via)
+        return await self.check(context) if hop is None else _DENIED

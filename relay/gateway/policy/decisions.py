@@ -46,6 +46,13 @@ class Policy:
             if (await self.decide(question.about(name))).allowed
         ]
 
+    async def by_hop(self, identity: SpiffeId, enrolment: int, via: str) -> Decision | None:
+        """Why a device may not come by the hop `via`; None if it may, or if it comes straight."""
+        if not via:
+            return None
+        decision = await self.decide(Question(identity, "relay:use", via, via, self.posture(enrolment)))
+        return None if decision.allowed else decision
+
     async def replace(self, rules: Rules) -> None:
         """From the next decision on. Raises ConfigError like the constructor, and then nothing has changed."""
         old = self._engine
