@@ -103,7 +103,7 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
             enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
             revocation = Revocation(config.directory, database, authority, enrolment, audit)
-            await revocation.load()
+            await revocation.refresh()
             yield Admin(
                 enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit
             )
@@ -208,7 +208,7 @@ async def serve(
         revocation = Revocation(
             config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
         )
-        await revocation.load()
+        await revocation.refresh()
         context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(context, identity))
         stack.push_async_callback(_ended, rotation)

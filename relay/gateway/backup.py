@@ -124,7 +124,7 @@ async def _renew(
             enrolment = Enrolment(database, authority, audit, clock=lambda: now)
             await enrolment.load()
             revocation = Revocation(directory, database, authority, enrolment, audit, clock=lambda: now)
-            await revocation.load()
+            await revocation.refresh()
             return [] if revocations is None else await revocation.learn(revocations, "restore")
         finally:
             await audit.close()

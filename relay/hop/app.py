@@ -196,6 +196,8 @@ class Hop:
                                 self._identity.bundle, self._identity.svid, revoked=revoked
                             )
                             await asyncio.to_thread(self._home.carry, revoked)
+            if self._revoked.stale(self._clock()):
+                self._tell("the revocation list is old: no gateway has given a newer one")
             await asyncio.sleep(CARRY_S)
 
     async def _stay_fresh(self) -> None:

@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
                 self.folder, self.database, self.authority, self.enrolment, self.audit, cut=self.cutting,  # type: ignore[arg-type]
                 clock=self.clock,
             )
-            await self.revocation.load()
+            await self.revocation.refresh()
 
         if self.database is not None:
             self.database.close()

@@ -135,7 +135,7 @@ async def gateway(
             ticking=ticking, session_clock=session_clock, revocations=lambda: revocation.list,
         )
         revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut)
-        await revocation.load()
+        await revocation.refresh()
         lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions, revocation)
         try:
             yield lab

@@ -49,7 +49,7 @@ async def _nothing(ended: Sequence[Registration]) -> None:
 
 
 class Revocation:
-    """Owns revoked_certificates and revocation_list of 0004_revocation.sql. Await `load` before anything else."""
+    """Owns revoked_certificates and revocation_list of 0004_revocation.sql. Await `refresh` before anything else."""
 
     def __init__(
         self, directory: Path, database: Database, authority: Authority, enrolment: Enrolment, audit: AuditLog, *,
@@ -60,10 +60,6 @@ class Revocation:
         self._database, self._authority, self._enrolment = database, authority, enrolment
         self._audit, self._clock, self._cut = audit, clock, cut
         self.list = RevocationList()
-
-    async def load(self) -> None:
-        """Signs the list as it is now. Raises StoreError."""
-        await self.refresh()
 
     async def revoke(self, who: str, reason: str) -> Revoked:
         """Ends a device: by enrolment number that one, by ID its holder, and every invitation for that ID.
