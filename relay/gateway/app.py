@@ -180,7 +180,7 @@ async def serve(
         policy = Policy(config.rules)
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
-        answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList(policy)}
+        answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
         if config.inference is not None:
             answerers["infer"] = _inference(stack, config, config.inference, tracing)
         pipeline = Pipeline(

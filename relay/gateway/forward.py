@@ -8,8 +8,6 @@ from opentelemetry.trace import SpanKind
 
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
-from relay.gateway.policy.decisions import Policy
-from relay.gateway.policy.questions import Question
 from relay.gateway.upstream.base import Upstream
 from transport import telemetry as names
 from transport.primitives import Secret
@@ -70,18 +68,13 @@ class Forward:
 
 
 class ModelList:
-    """Answers `/v1/models` from policy alone: what the device may use, not what the provider has."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    """Answers `/v1/models` by what authorise has found: what the device may use, not what the provider has."""
 
     @asynccontextmanager
     async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
-        posture = self._policy.posture(context.enrolment)
-        models = await self._policy.models(Question(context.peer.id, "model:invoke", "", context.via, posture))
         body = msgspec.json.encode({
             "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "causeway"} for name in models],
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "causeway"} for name in context.models],
         })
         yield Answer(200, "application/json", False, _once(body))
 

@@ -76,6 +76,7 @@ class RequestContext:
     policy: str = ""  # version of the policy that decided, and in what words
     decision: str = ""
     model: str = ""
+    models: list[str] = field(default_factory=list)  # where a list of them is asked for
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
 

@@ -105,7 +105,7 @@ class Gateway:
         policy = Policy(checked(self._folder, [], [Allow(id="/edge/*", models=[MODEL])], Policies(), []))
         pipeline = Pipeline(
             checks=[Authenticate(self.enrolment, clock=clock), Authorise(policy), Schema()],
-            answerers={"chat": Forward(self._provider, _PROVIDER_KEY, tracing), "models": ModelList(policy)},
+            answerers={"chat": Forward(self._provider, _PROVIDER_KEY, tracing), "models": ModelList()},
             taps=[Meter], audit=audit, telemetry=tracing, node="sim",
         )
         journal = Journal(database, clock=clock)

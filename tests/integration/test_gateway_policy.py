@@ -275,6 +275,7 @@ async def test_an_opa_that_is_away_refuses_for_now(folder: Path) -> None:
                 await whole(ask(session, chat()))
             assert caught.value.reason == "policy_unavailable" and caught.value.may_retry
             assert provider.calls == 1
+            assert await refusal(ask(session, b"", "/v1/models", "GET")) == "policy_unavailable"
             by_hop = await lab.session(await lab.device("lap-2"), via=HOP)
             assert await refusal(ask(by_hop, chat())) == "policy_unavailable"
             await session.close()

@@ -60,7 +60,7 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     policy = allowing({"/edge/*": ["small", "large"]})
     pipeline = Pipeline(
         checks=[Authorise(policy), Schema()],
-        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(policy)},
+        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList()},
         taps=[Meter], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
     )
     yield Lab(provider, pipeline, tracing, audit, directory, upstream)

@@ -112,7 +112,7 @@ async def gateway(
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=["defect-detection"] if inference else ())
         answerers: dict[str, Answerer] = {
-            "chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(policy),
+            "chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")

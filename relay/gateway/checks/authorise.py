@@ -6,9 +6,11 @@ from typing import Final
 import msgspec
 
 from relay.gateway.checks.schema import ModelName
+from relay.gateway.errors import PolicyUnavailable
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
+from relay.gateway.routes import Route
 
 _UNKNOWN_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
 _DENIED: Final = Refusal(403, "not_allowed", "this device may not use this gateway's models")
@@ -29,7 +31,9 @@ _peek = msgspec.json.Decoder(_Model)
 
 
 class Authorise:
-    """After authenticate. Sets `context.model`, which schema then confirms to be the only one the request names."""
+    """After authenticate. Sets `context.model`, which schema then confirms to be the only one the request names, or
+    `context.models`.
+    """
 
     def __init__(self, policy: Policy, *, served: Collection[str] = ()) -> None:
         """`served`: models that a route may name."""
@@ -43,8 +47,16 @@ class Authorise:
         question = Question(
             context.peer.id, target.verb, target.model, context.via, self._policy.posture(context.enrolment)
         )
-        if not target.bodied:
-            return None if await self._policy.models(question) else _DENIED
+        try:
+            return await (self._model(context, target, question) if target.bodied else self._list(context, question))
+        except PolicyUnavailable:
+            return _UNAVAILABLE
+
+    async def _list(self, context: RequestContext, question: Question) -> Refusal | None:
+        context.models = await self._policy.models(question)
+        return None if context.models else _DENIED
+
+    async def _model(self, context: RequestContext, target: Route, question: Question) -> Refusal | None:
         try:
             model = target.model or _peek.decode(context.body).model
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from relay.gateway.errors import PolicyUnavailable
 from relay.gateway.policy.cedar import Cedar
 from relay.gateway.policy.opa import Opa
 from relay.gateway.policy.patterns import Groups
@@ -40,11 +41,14 @@ class Policy:
         return decision
 
     async def models(self, question: Question) -> list[str]:
-        """Those of the names that gateway.toml knows which `question` would be allowed for, sorted."""
-        return [
-            name for name in self._models
-            if (await self.decide(question.about(name))).allowed
-        ]
+        """Those of the names that gateway.toml knows which `question` would be allowed for, sorted.
+
+        Raises PolicyUnavailable: a list that lacks what could not be asked about would be taken for the whole.
+        """
+        decisions = {name: await self.decide(question.about(name)) for name in self._models}
+        if any(decision.unavailable for decision in decisions.values()):
+            raise PolicyUnavailable("the policy engine cannot be reached")
+        return [name for name, decision in decisions.items() if decision.allowed]
 
     async def by_hop(self, identity: SpiffeId, enrolment: int, via: str) -> Decision | None:
         """Why a device may not come by the hop `via`; None if it may, or if it comes straight."""
