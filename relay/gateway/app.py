@@ -24,6 +24,8 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.rotation import Rotated
+from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -117,8 +119,27 @@ async def renew_ca(
         try:
             await audit.append("authority.renewal")
             return renew_intermediate(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
             )
+        finally:
+            await audit.close()
+
+
+async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float) -> Rotated:
+    """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
+    Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    """
+    with open_state(config.directory, passphrase):
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.root_rotation")
+            rotated = take_step(
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
+            )
+            await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
+            return rotated
         finally:
             await audit.close()
 
@@ -148,7 +169,7 @@ async def serve(
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(config.directory, passphrase)
+        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes())
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
