@@ -26,6 +26,8 @@ from relay.gateway.https import TUNNEL_ROLE, listen_https, make_app, make_health
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.revocation import Revocation
+from relay.gateway.identity.rotation import Rotated
+from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -125,7 +127,8 @@ async def renew_ca(
             await audit.append("authority.renewal", compromised=compromised)
             old = Authority.open(config.directory, passphrase)
             end = renew_intermediate(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
             )
             if compromised:
                 authority = Authority.open(config.directory, passphrase)
@@ -134,6 +137,24 @@ async def renew_ca(
                 revocation = Revocation(config.directory, database, authority, enrolment, audit)
                 await revocation.end_certificate(old.serial, old.not_after)
             return end
+        finally:
+            await audit.close()
+
+
+async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float) -> Rotated:
+    """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
+    Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    """
+    with open_state(config.directory, passphrase):
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.root_rotation")
+            rotated = take_step(
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
+            )
+            await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
+            return rotated
         finally:
             await audit.close()
 
@@ -163,7 +184,7 @@ async def serve(
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(config.directory, passphrase)
+        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes())
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")

@@ -21,6 +21,7 @@ from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE, Authority
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.revocation import Revocation
+from relay.gateway.identity.rotation import NEXT_ROOT_FILE
 from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE, open_state
 from store.database import Connection, Database
 from store.errors import StoreCorrupt
@@ -32,7 +33,7 @@ from transport.primitives import random_bytes
 
 PURPOSE: Final = "causeway gateway backup"
 ENROLMENT_STEP: Final = 1_000_000  # no gateway gives out so many numbers between two backups
-_FILES: Final = (CONFIG_FILE, ROOT_FILE, ROOT_CERTIFICATE_FILE, INTERMEDIATE_FILE, KEY_FILE)
+_FILES: Final = (CONFIG_FILE, ROOT_FILE, NEXT_ROOT_FILE, ROOT_CERTIFICATE_FILE, INTERMEDIATE_FILE, KEY_FILE)
 
 
 class _Backup(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,7 +70,7 @@ def write_backup(
     files = {}
     for name in (*_FILES, DATABASE_FILE):
         path = copy if name == DATABASE_FILE else directory / name
-        if path.exists():  # the root may be kept elsewhere
+        if path.exists():  # roots may be kept elsewhere
             with file_errors(path):
                 files[name] = path.read_bytes()
     backup = _Backup(1, int(now), audit_sequence, audit_head, files)

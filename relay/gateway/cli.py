@@ -5,6 +5,7 @@ they need its passphrase.
 """
 
 import asyncio
+import enum
 import json
 import logging
 import os
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
+
+
+class AuthorityKey(enum.StrEnum):
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")
@@ -191,8 +198,9 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
     asyncio.run(main())
 
 
-@app.command("renew-ca")
-def renew_ca(
+@app.command("rotate-key")
+def rotate_key(
+    key: Annotated[AuthorityKey, typer.Argument(help="Which one.")] = AuthorityKey.INTERMEDIATE,
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
     root_passphrase_file: RootPassphraseOption = None,
     compromised: Annotated[
@@ -200,18 +208,36 @@ def renew_ca(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign a new intermediate for the next 30 days with the sealed root. The gateway must be stopped."""
-    from relay.gateway.app import renew_ca as renew
+    """Make a new intermediate, every 30 days, or take the next step to a new root. The gateway must be stopped.
+
+    A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
+    after that: give `root` three times, and each time the command says when the next one is due.
+    """
+    from relay.gateway.app import renew_ca, rotate_root
     from relay.gateway.config import load
 
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
     root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")
-    end = asyncio.run(renew(
-        settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
-    ))
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
-    typer.echo(json.dumps({"not_after": stamp}) if as_json else f"the new intermediate certificate ends {stamp}")
+    if key is AuthorityKey.INTERMEDIATE:
+        end = _stamp(asyncio.run(renew_ca(
+            settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
+        )))
+        typer.echo(json.dumps({"not_after": end}) if as_json else f"the new intermediate certificate ends {end}")
+        return
+    rotated = asyncio.run(rotate_root(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
+    due = None if rotated.next_at is None else _stamp(rotated.next_at)
+    if as_json:
+        typer.echo(json.dumps({"step": rotated.step, "sequence": rotated.sequence, "next": due}))
+        return
+    which = "old" if rotated.step == "retired" else "new"
+    typer.echo(f"the {which} root is {rotated.step}; the trust bundle is number {rotated.sequence}")
+    if due is not None:
+        typer.echo(f"next: the same again, from {due} on")
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @app.command()

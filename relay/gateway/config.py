@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError, GatewayError
+from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
@@ -75,6 +76,17 @@ class Limits(_Section, frozen=True, kw_only=True):
     drain_s: Seconds = 20.0
 
 
+class Identity(_Section, frozen=True, kw_only=True):
+    """How long certificates may live at most; the gateway does not start with one that lives longer."""
+
+    svid_max_s: Annotated[int, Meta(ge=600, le=3_600)] = 3_600
+    intermediate_max_days: Annotated[int, Meta(ge=1, le=30)] = 30
+    root_max_days: Annotated[int, Meta(ge=100, le=3_650)] = 3_650
+
+    def lifetimes(self) -> Lifetimes:
+        return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
+
+
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
@@ -82,6 +94,7 @@ class _File(_Section, frozen=True, kw_only=True):
     provider: Provider
     inference: Inference | None = None
     limits: Limits = Limits()
+    identity: Identity = Identity()
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -104,6 +117,7 @@ class Config:
     provider: Provider
     inference: Inference | None
     limits: Limits
+    identity: Identity
     rules: Rules
 
 
@@ -168,7 +182,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
-        rules,
+        file.identity, rules,
     )
 
 
@@ -234,6 +248,11 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # full_handshakes_per_s = 400        # without a ticket; one address has a twentieth, one hop a quarter
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
+
+# [identity]                         # the longest that certificates may live; new ones are made for that
+# svid_max_s = 3600                  # of devices and of the gateway
+# intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
+# root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

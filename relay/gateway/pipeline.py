@@ -11,7 +11,7 @@ device is told that its answer is whole, and every refusal. Where the audit cann
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -110,12 +110,6 @@ class Answerer(Protocol):
     def answer(self, context: RequestContext) -> AbstractAsyncContextManager[Answer]: ...
 
 
-class Again(Protocol):
-    """Looks once more, while an answer passes: a refusal ends it there."""
-
-    async def __call__(self, context: RequestContext) -> Refusal | None: ...
-
-
 class _Withdrawn(Exception):
     """What was allowed when the answer began is so no longer."""
 
@@ -154,9 +148,11 @@ class Pipeline:
     def __init__(
         self, *, checks: Sequence[Check], answerers: Mapping[str, Answerer],
         taps: Sequence[Callable[[RequestContext], Tap]], audit: AuditLog, telemetry: Telemetry, node: str,
-        still: Again | None = None,
+        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None,
     ) -> None:
-        """`node` is the gateway's own SPIFFE ID, for spans. `still` is asked before each chunk of an answer."""
+        """`node` is the gateway's own SPIFFE ID, for spans. `still` is asked before each chunk of an answer, which ends
+        there if it is refused.
+        """
         self._checks = checks
         self._answerers = answerers
         self._taps = taps

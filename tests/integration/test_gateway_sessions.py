@@ -151,7 +151,7 @@ def test_H15_ten_thousand_half_open_handshakes_and_those_who_work(made: Path, tm
         ticking = asyncio.get_running_loop().time
         limits = SessionLimits()
         async with gateway(
-            directory, limits=limits, ticking=ticking, session_clock=lambda: virtual_time.wall
+            directory, limits=limits, ticking=ticking, clock=virtual_time.wall
         ) as lab:
             svid = await lab.device("lap-1")
             strangers = set()

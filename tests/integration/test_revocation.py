@@ -181,7 +181,7 @@ def test_the_last_frame_is_accepted_less_than_a_second_after_the_command(
 
     async def main() -> tuple[float, float]:
         ticking = asyncio.get_running_loop().time
-        async with gateway(directory, ticking=ticking, session_clock=lambda: virtual_time.wall) as lab:
+        async with gateway(directory, ticking=ticking, clock=virtual_time.wall) as lab:
             talkers, deaf = [], []
             for name, where in (("lost", {}), ("lost", {}), ("lost", {"via": HOP}), ("kept", {})):
                 svid = lost if name == "lost" and (lost := svids.get("lost")) else await lab.device(name)

@@ -36,7 +36,7 @@ from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.initiator import Resumption, SvidLogin
 from transport.messages import Posture
 from transport.primitives import Secret, SigningKey
-from transport.session import Clock, session_clock
+from transport.session import session_clock
 from transport.tickets import Ticket, TicketStore
 
 
@@ -91,20 +91,22 @@ class Lab:
 async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
-    policy: Policy | None = None, inference: str = "",
-    session_clock: Callable[[], Clock] = session_clock,
+    policy: Policy | None = None, inference: str = "", clock: Callable[[], float] | None = None,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
 
     Edges may invoke "small" unless `policy` says otherwise; `inference`: where the model "defect-detection" is served.
+    `clock` has unix seconds for all of it.
     """
+    of_session = session_clock if clock is None else (lambda told=clock: told)
+    clock = clock or time.time
     async with AsyncExitStack() as stack:
         database = stack.enter_context(open_state(directory, PASSPHRASE))
-        audit = AuditLog(directory / "a.jsonl")
+        audit = AuditLog(directory / "a.jsonl", clock=clock)
         stack.push_async_callback(audit.close)
         authority, tracing = Authority.open(directory, PASSPHRASE), telemetry.start("gateway")
         stack.callback(tracing.close)
-        enrolment = Enrolment(database, authority, audit)
+        enrolment = Enrolment(database, authority, audit, clock=clock)
         await enrolment.load()
         upstream = OpenAiUpstream(base_url)
         stack.push_async_callback(upstream.close)
@@ -119,22 +121,24 @@ async def gateway(
             stack.push_async_callback(server.close)
             answerers["infer"] = Forward(server, None, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
             answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
         )
-        journal, traces, tickets = Journal(database, limits=journal_limits), TraceStore(database), TicketStore()
+        journal = Journal(database, limits=journal_limits, clock=clock)
+        traces, tickets = TraceStore(database, clock=clock), TicketStore()
         await journal.load()
-        refusals = Refusals(audit)
+        refusals = Refusals(audit, clock=clock)
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
             refusals=refusals, policy=policy,
         )
         sessions = Sessions(
-            identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
-            traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
-            ticking=ticking, session_clock=session_clock, revocations=lambda: revocation.list,
+            identity=OwnIdentity(authority, "main", clock=clock), authority=authority, enrolment=enrolment,
+            requests=requests, traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(),
+            tickets=tickets, ticking=ticking, clock=clock, session_clock=of_session,
+            revocations=lambda: revocation.list,
         )
-        revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut)
+        revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock)
         await revocation.refresh()
         lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions, revocation)
         try:
