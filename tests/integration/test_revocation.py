@@ -262,7 +262,7 @@ async def test_tunnels_of_a_revoked_hop_end_and_those_of_others_stay(lab: Lab) -
     assert other.alive
     with pytest.raises(LinkLost):
         await silent.receive()
-    assert not lab.sessions._through.get(HOP)
+    await until(lambda: not lab.sessions._through.get(HOP))
 
 
 async def test_H7_a_reinstated_device_is_another_enrolment_and_has_nothing_of_before(

@@ -270,10 +270,11 @@ class Enrolment:
 
     async def open_invitations(self, identity: str) -> int:
         """How many invitations for an ID wait for their first use. Raises StoreError."""
+        now = int(self._clock())
         row = await self._database.run(lambda connection: connection.execute(
             "SELECT count(*) FROM invitations"
             " WHERE spiffe_id = ? AND voided = 0 AND device_id IS NULL AND expires > ?",
-            (identity, int(self._clock())),
+            (identity, now),
         ).fetchone(), read_only=True)
         assert row is not None
         return int(row[0])
