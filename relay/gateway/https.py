@@ -27,6 +27,7 @@ from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, GatewayErro
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.identity.revocation import Revocation
+from relay.gateway.identity.spiffe_bundle import spiffe_bundle
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import HopNote, TraceStore, parse_note
@@ -156,7 +157,7 @@ def make_app(
     body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
-        return _json(200, _bundle_of(authority))
+        return _json(200, _bundle_of(authority) | spiffe_bundle(authority.bundle))
 
     async def nonce(_: web.Request) -> web.Response:
         return _json(200, {"nonce": _pack(nonces.give())})

@@ -15,6 +15,7 @@ from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity, join
 from edge_client.outbox import Outbox
 from edge_client.sessions import Clock
+from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import renew_intermediate
 from relay.gateway.identity.rotation import PUBLISHED_S, Rotated, rotate_root
 from store.database import STORE_SCHEMA, Database
@@ -176,6 +177,25 @@ async def test_H13_who_saw_the_old_root_alone_is_registered_no_more(made: Path, 
             with pytest.raises(PeerRefused):
                 await one.come_back()
             assert lab.audit("renew.refused")[0]["reason"] == "registration idle"
+
+
+@in_virtual_time
+async def test_H13_who_was_seen_last_with_an_svid_of_before_the_new_root(made: Path, tmp_path: Path) -> None:
+    """A session needs no renewal for half an hour, so the ninety days alone would not do."""
+    with world(made, tmp_path) as one:
+        async with one.serving():
+            await one.join()
+        one.rotate_root()
+        await asyncio.sleep(1_200)
+        async with one.serving():
+            await one.come_back()
+        assert len((await one.identity()).bundle.roots) == 1, "it has not renewed"
+        await asyncio.sleep(90 * DAY - 60)
+        with pytest.raises(SetupRefused):
+            one.rotate_root()
+        one.new_intermediate()
+        async with one.serving():
+            assert await one.come_back() == ["small"]
 
 
 @in_virtual_time

@@ -398,4 +398,7 @@ async def test_public_data_needs_no_identity(lab: Lab) -> None:
     async with aiohttp.ClientSession() as client, client.get(
         f"{lab.url}/v1/bundle", ssl=unverified_context()
     ) as response:
-        assert (await response.json())["trust_domain"] == "field.example"
+        told = await response.json()
+        assert told["trust_domain"] == "field.example"
+        assert told["spiffe_sequence"] == told["sequence"] == lab.authority.bundle.sequence
+        assert len(told["keys"]) == len(lab.authority.bundle.roots)

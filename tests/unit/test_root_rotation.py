@@ -199,6 +199,7 @@ def test_a_step_that_is_cut_off_anywhere_is_made_good(
                 look(copy, now, seen)
         assert seen[-1].roots != start.roots
         assert rotate(copy, now + 7_200).step == "published", "nothing is left over"
+        look(copy, now + 7_200, seen)
 
 
 @pytest.mark.parametrize(("change", "key"), [

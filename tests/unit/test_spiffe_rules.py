@@ -159,7 +159,12 @@ def test_a_root_of_the_right_name_that_did_not_sign() -> None:
     with pytest.raises(IdentityRefused) as caught:
         SvidVerifier().verify(chain, bundle, role="gateway", now=NOW)
     assert caught.value.rule == "certificate signature"
-    assert SvidVerifier().verify(chain, replace(bundle, roots=(second.der, first.der)), role="gateway", now=NOW)
+    both = replace(bundle, roots=(second.der, first.der))
+    assert SvidVerifier().verify(chain, both, role="gateway", now=NOW)
+    with pytest.raises(IdentityRefused) as caught:  # what is wrong is looked for on the path to the root that did
+        chain[0] = make(replace(LEAF, aki=False), between, NOW).der
+        SvidVerifier().verify(chain, both, role="gateway", now=NOW)
+    assert caught.value.rule == "authority key identifier"
 
 
 def test_the_table_names_every_rule_once_and_no_other() -> None:

@@ -236,15 +236,11 @@ def _what_is_wrong(
             "the root certificate is outside its validity", rule="root expired",
             hint=f"the trust bundle here is too old, or a clock is wrong; the clock here says {_stamp(now)}",
         )
-    # Roots of one name are told apart by whose key it was.
-    signers = [root for root in issuers if _signed(certificates[-1], root)]
-    for path in ([*certificates, root] for root in signers or issuers[:1]):
-        if (rule := _broken_rule(path)) is not None:
-            return IdentityRefused("the certificate path is not valid", rule=rule)
-    return IdentityRefused("the certificate path is not valid", rule="path")
+    root = next((one for one in issuers if _signed(certificates[-1], one)), issuers[0])  # roots may share a name
+    return IdentityRefused("the certificate path is not valid", rule=_broken_rule([*certificates, root]))
 
 
-def _broken_rule(path: list[x509.Certificate]) -> str | None:
+def _broken_rule(path: list[x509.Certificate]) -> str:
     """RFC 5280 section 6 and the profile of the library, as far as they have names; leaf first, root last."""
     for below, (child, parent) in enumerate(pairwise(path)):
         try:
@@ -270,7 +266,7 @@ def _broken_rule(path: list[x509.Certificate]) -> str | None:
         return "authority key identifier"
     if path[0].subject and leaf.get_extension_for_class(x509.SubjectAlternativeName).critical:
         return "SAN critical"
-    return None
+    return "path"
 
 
 def _signed(child: x509.Certificate, parent: x509.Certificate) -> bool:

@@ -67,9 +67,6 @@ def rotate_root(
         coming = unseal(directory / NEXT_ROOT_FILE, root_passphrase, ROOT_PURPOSE)
     except StoreMissing:
         coming = None
-    if coming is not None and coming.certificate == held.certificate:  # its use was cut off at the very end
-        _tidy(directory, held)
-        coming = None
 
     def write(root: SealedAuthority, intermediate: SealedAuthority, roots: list[bytes]) -> int:
         sequence = max(held.sequence, online.sequence) + 1
@@ -85,7 +82,8 @@ def rotate_root(
         _not_before(_made(coming) + PUBLISHED_S, now, "devices that were away may not have seen the new root yet")
         intermediate = sign_intermediate(coming, [], 0, now=now, lifetimes=lifetimes)
         sequence = write(coming, intermediate, online.roots)
-        _tidy(directory, coming)
+        write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(coming.certificate)], replace=True)
+        (directory / NEXT_ROOT_FILE).unlink()
         return Rotated("used", sequence, now + lifetimes.svid_s)
     if len(online.roots) > 1:
         _not_before(_made(online) + lifetimes.svid_s, now, "identities under the old root are still in use")
@@ -99,11 +97,6 @@ def rotate_root(
 def _made(authority: SealedAuthority) -> float:
     start = x509.load_der_x509_certificate(authority.certificate).not_valid_before_utc
     return start.timestamp() + BACKDATE_S
-
-
-def _tidy(directory: Path, root: SealedAuthority) -> None:
-    write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(root.certificate)], replace=True)
-    (directory / NEXT_ROOT_FILE).unlink()
 
 
 def _not_before(when: float, now: float, why: str) -> None:
