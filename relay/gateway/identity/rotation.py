@@ -84,9 +84,9 @@ def rotate_root(
         sequence = write(coming, intermediate, online.roots)
         write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(coming.certificate)], replace=True)
         (directory / NEXT_ROOT_FILE).unlink()
-        return Rotated("used", sequence, now + lifetimes.svid_s)
+        return Rotated("used", sequence, now + SVID_LIFETIME_S)
     if len(online.roots) > 1:
-        _not_before(_made(online) + lifetimes.svid_s, now, "identities under the old root are still in use")
+        _not_before(_made(online) + SVID_LIFETIME_S, now, "identities under the old root are still in use")
         return Rotated("retired", write(held, online, [held.certificate]), None)
     key, certificate = make_root(held.trust_domain, now=now, lifetimes=lifetimes)
     fresh = SealedAuthority(held.trust_domain, key.to_pkcs8().expose(), certificate, [], 0)
