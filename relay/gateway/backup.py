@@ -9,6 +9,7 @@ provider's key and the audit log, of which the restored one's first record names
 
 import asyncio
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
-from relay.gateway.config import CONFIG_FILE, parse
+from relay.gateway.config import CONFIG_FILE
 from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE, Authority
 from relay.gateway.identity.enrolment import Enrolment
@@ -44,6 +45,7 @@ class _Backup(msgspec.Struct, forbid_unknown_fields=True):
     audit_sequence: int
     audit_head: str
     files: dict[str, bytes]
+    rules: dict[str, bytes]  # of policy, by their path in the folder
 
     def __repr__(self) -> str:
         return "<Backup>"
@@ -58,9 +60,10 @@ async def snapshot(directory: Path, database: Database) -> Path:
 
 def write_backup(
     directory: Path, copy: Path, target: Path, passphrase: Passphrase, *, audit_sequence: int, audit_head: str,
-    now: float,
+    now: float, config: str = CONFIG_FILE,
 ) -> None:
-    """Seals a folder, with `copy` as its database, into `target`. The passphrase is the gateway's own.
+    """Seals a folder, with `copy` as its database, into `target`. The passphrase is the gateway's own; `config` names
+    its configuration. Files of rules outside of the folder are left out.
 
     Raises WrongKey for another one, SetupRefused if `target` exists, StoreError.
     """
@@ -69,11 +72,11 @@ def write_backup(
         raise SetupRefused(f"{target} exists", hint="choose another name; nothing was changed")
     files = {}
     for name in (*_FILES, DATABASE_FILE):
-        path = copy if name == DATABASE_FILE else directory / name
+        path = {DATABASE_FILE: copy, CONFIG_FILE: directory / config}.get(name, directory / name)
         if path.exists():  # roots may be kept elsewhere
             with file_errors(path):
                 files[name] = path.read_bytes()
-    backup = _Backup(1, int(now), audit_sequence, audit_head, files)
+    backup = _Backup(1, int(now), audit_sequence, audit_head, files, _rules(directory, files[CONFIG_FILE]))
     seal_file(target, msgspec.msgpack.encode(backup), passphrase, purpose=PURPOSE)
 
 
@@ -95,14 +98,23 @@ async def restore(
     partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
     partial.mkdir(mode=0o700, parents=True)
     try:
-        for name, data in backup.files.items():
+        for name, data in (backup.files | backup.rules).items():
+            (partial / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(partial / name, [data], replace=False)
-        parse(backup.files[CONFIG_FILE], partial)
         ended = await _renew(partial, passphrase, backup, revocations, now)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ended
+
+
+def _rules(directory: Path, config: bytes) -> dict[str, bytes]:
+    named = tomllib.loads(config.decode()).get("policy", {}).get("cedar", [])
+    return {name: (directory / name).read_bytes() for name in named if _inside(name) and (directory / name).is_file()}
+
+
+def _inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _check_free(directory: Path) -> None:
@@ -145,6 +157,7 @@ def _read(source: Path, passphrase: Passphrase) -> _Backup:
         backup = msgspec.msgpack.decode(open_file(source, passphrase, purpose=PURPOSE), type=_Backup)
     except msgspec.MsgspecError:
         raise StoreCorrupt("the backup is of an unknown form", hint="was it made by a later version?") from None
-    if not {CONFIG_FILE, INTERMEDIATE_FILE, KEY_FILE, DATABASE_FILE} <= backup.files.keys() <= {*_FILES, DATABASE_FILE}:
+    needed, known = {CONFIG_FILE, INTERMEDIATE_FILE, KEY_FILE, DATABASE_FILE}, {*_FILES, DATABASE_FILE}
+    if not needed <= backup.files.keys() <= known or not all(map(_inside, backup.rules)):
         raise StoreCorrupt("the backup is not whole", hint="take another one")
     return backup

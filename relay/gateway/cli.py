@@ -257,7 +257,9 @@ def backup(
     answer = _ask(config, passphrase_file, "snapshot", {}, passphrase)
     copy = settings.directory / answer.pop("copy")
     try:
-        write_backup(settings.directory, copy, file, passphrase, **answer, now=time.time())
+        write_backup(
+            settings.directory, copy, file, passphrase, **answer, now=time.time(), config=settings.file
+        )
     finally:
         copy.unlink(missing_ok=True)
     typer.echo(json.dumps({"backup": str(file)}) if as_json else f"sealed {file} under the gateway's passphrase")

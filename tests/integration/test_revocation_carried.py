@@ -217,6 +217,10 @@ async def test_a_backup_is_sealed_whole_and_without_what_must_not_be_in_it(
     async with original(made, tmp_path, provider) as gateway:
         await joined(gateway, "edge/lap-1")
         directory = gateway.config.directory
+        with (directory / "gateway.toml").open("a") as config:
+            config.write('[policy]\ncedar = ["rules/site.cedar", "/etc/hostname", "../gone.cedar"]\n')
+        (directory / "rules").mkdir()
+        (directory / "rules" / "site.cedar").write_text("// ours\n")
         with pytest.raises(WrongKey):  # a typing error would make a backup that nobody can open
             write_backup(directory, directory / "state.db", tmp_path / "no", Passphrase("x"), audit_sequence=1,
                          audit_head="", now=time.time())
@@ -245,6 +249,7 @@ async def test_a_backup_is_sealed_whole_and_without_what_must_not_be_in_it(
     await restore(tmp_path / "backup", tmp_path / "free", PASSPHRASE, revocations=None, now=time.time())
     assert {file.name for file in (tmp_path / "free").iterdir()} >= {"root.sealed", "intermediate.sealed", "state.db"}
     assert not (tmp_path / "free" / "provider.key").exists()
+    assert (tmp_path / "free" / "rules" / "site.cedar").read_text() == "// ours\n"
 
 
 async def test_M16_a_list_older_than_the_backup_says_nothing_of_what_came_after(
