@@ -161,11 +161,8 @@ def client_refusal(error: BaseException) -> IdentityRefused | None:
     """
     if isinstance(error, SvidRefused) and error.refusal is not None:
         return error.refusal
-    reason = getattr(error, "reason", None)
-    if reason == "UNSUPPORTED_PROTOCOL":
+    if getattr(error, "reason", None) == "UNSUPPORTED_PROTOCOL":
         return IdentityRefused("the client does not speak TLS 1.3", rule="TLS version")
-    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return IdentityRefused("the client showed no certificate", rule="certificate")
     return _of_openssl(error, "client")
 
 
