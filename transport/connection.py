@@ -324,6 +324,10 @@ class Connection(ABC):
         if self.phase is Phase.OPEN and self._mux.padding is not Padding.CONSTANT:
             self._seal_streams(now, BURST)
             self._seal_cells(now, BURST)
+        self.cut(code, now)
+
+    def cut(self, code: str, now: float) -> None:
+        """The same at once: nothing of what waits leaves before the word (in mode `constant`, what fits its cell)."""
         if self.phase in (Phase.OPEN, Phase.ADMISSION):
             self._send_now(Close(code), now)
         self._end()

@@ -201,9 +201,9 @@ class GatewaySession:
         self._open.pop(stream, None)
         self.wake()
 
-    def end(self, code: str) -> None:
-        """Takes nothing more from now on; `close` is to follow, which lets the last word leave."""
-        self.connection.close(code, self._driver.clock())
+    def cut(self, code: str) -> None:
+        """Takes and gives nothing more from now on but this word; `close` is to follow, which lets it leave."""
+        self.connection.cut(code, self._driver.clock())
         self._driver.wake()
 
     async def close(self, code: str = "normal") -> None:

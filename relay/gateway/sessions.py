@@ -153,7 +153,7 @@ class Sessions:
         """
         for one in ended:
             for session, _ in self._of_device.get(one.enrolment, ()):
-                session.end(CLOSE_REVOKED)
+                session.cut(CLOSE_REVOKED)
                 self._start(session.close(CLOSE_REVOKED), set())
             for link in self._through.get(one.id, ()):
                 self._start(link.close("shutdown"), set())
