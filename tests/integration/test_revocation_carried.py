@@ -12,8 +12,10 @@ import pytest
 
 import store.keys
 import store.sealed
+from relay.gateway import app
 from relay.gateway.backup import ENROLMENT_STEP, restore, write_backup
 from relay.gateway.errors import SetupRefused
+from relay.gateway.identity.ca import Authority
 from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import JoinRefused
 from relay.hop.identity import HopHome, HopIdentity, exchange_list
@@ -21,7 +23,7 @@ from relay.hop.identity import join as join_hop
 from store.errors import StoreCorrupt, WrongKey
 from store.keys import Passphrase
 from tests.integration.test_gateway_serve import Device, Running, ask, joined, serving, until
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat, make_folder
 from tests.support.mock_provider import KEY, WHOLE, MockProvider
 from tests.support.stores import CachedStretch
 from transport.errors import IdentityRefused, PeerRefused, TransportError
@@ -180,6 +182,33 @@ async def test_H11_a_hop_does_not_speak_to_a_revoked_gateway(
         with pytest.raises(IdentityRefused) as refused:
             await exchange_list(identity, gateway.https, RevocationList(1, serials=frozenset([serial])))
         assert refused.value.rule == "revoked"
+
+
+async def test_nothing_that_a_stolen_intermediate_has_signed_is_believed_any_more(
+    made: Path, tmp_path: Path, provider: MockProvider
+) -> None:
+    directory = tmp_path / "gateway"
+    async with original(made, tmp_path, provider) as gateway:
+        device = await joined(gateway, "edge/lap-1")
+        await joined(gateway, "edge/lost")
+        await gateway.ask_admin("revoke", who="edge/lost", reason="lost")
+        before = (directory / "revocations.list").read_bytes()
+    stolen = Authority.open(directory, PASSPHRASE)
+    await app.renew_ca(
+        gateway.config, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time(), compromised=True
+    )
+    assert device.bundle is not None
+    told = read_list(
+        (directory / "revocations.list").read_bytes(), device.bundle, now=time.time(), held=RevocationList()
+    )
+    assert told.serials == {stolen.serial} and told.enrolments == {2}
+    with pytest.raises(IdentityRefused) as refused:  # nor can the thief take it off the list again
+        read_list(before, device.bundle, now=time.time(), held=told)
+    assert refused.value.rule == "revoked"
+    async with serving(directory, provider) as gateway:
+        assert not await comes_in(device, gateway)
+        await device.renew()
+        assert await comes_in(device, gateway)
 
 
 async def test_what_is_no_list_of_ours_teaches_a_gateway_nothing(
