@@ -24,6 +24,7 @@ from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
 from edge_client.pairing import Pairing
 from edge_client.passphrase import given, passphrase
+from edge_client.posture import told
 from edge_client.promises import ANSWERS, PROMISES, Promises
 from edge_client.retrieval import Retrieval
 from edge_client.while_open import AssistantWhileOpen, WhileOpen, store_is_locked
@@ -241,7 +242,7 @@ class App:
             self._client = GatewayClient(
                 self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
-                find=self._find, worked=self.dial.worked,
+                find=self._find, worked=self.dial.worked, posture=told(self.config.home),
             )
         return self._client
 

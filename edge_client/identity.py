@@ -6,7 +6,7 @@ against the root that the invitation named.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import msgspec
@@ -15,8 +15,9 @@ from store.settings import Settings
 from transport.edge_session import obtain
 from transport.errors import IdentityRefused
 from transport.identity.join import Invitation, bundle_from_joined_root
+from transport.identity.revocation import RevocationList, read_list, stored_list
 from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
-from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.initiator import Joining, Renewing
 from transport.links.base import Link
 from transport.messages import Issued
@@ -26,6 +27,7 @@ from transport.session import Clock, session_clock
 NAMESPACE = "identity"
 _RECORD = "device"
 _PENDING = "pending-device-key"
+_REVOKED = "revocation-list"
 
 
 class _Record(msgspec.Struct, array_like=True):
@@ -54,6 +56,7 @@ class DeviceIdentity:
     svid: Svid
     bundle: TrustBundle
     endpoints: tuple[str, ...]
+    revoked: RevocationList = field(default_factory=RevocationList)
 
     @classmethod
     async def load(cls, settings: Settings) -> Self | None:
@@ -70,6 +73,7 @@ class DeviceIdentity:
             Svid.from_chain(record.chain, SigningKey.from_pkcs8(Secret(record.svid_key))),
             TrustBundle(spiffe_id.trust_domain, tuple(record.roots), record.bundle_sequence),
             tuple(record.endpoints),
+            RevocationList() if (held := await settings.get(_REVOKED)) is None else stored_list(held),
         )
 
     async def save(self, settings: Settings) -> None:
@@ -94,8 +98,20 @@ class DeviceIdentity:
         return not self.svid_valid(now) or now > (self.svid.not_before + self.svid.not_after) / 2
 
     def verify_gateway(self, chain: Sequence[bytes], now: float) -> VerifiedPeer:
-        """Checks a gateway's chain against our bundle. Raises IdentityRefused."""
-        return verify_svid(chain, self.bundle, role="gateway", now=now)
+        """Checks a gateway's chain against our bundle and the revocation list, and the clock against our own SVID.
+
+        Raises IdentityRefused.
+        """
+        check_floor(self.svid.not_before, now)
+        peer = verify_svid(chain, self.bundle, role="gateway", now=now)
+        self.revoked.check(peer)
+        return peer
+
+    async def take_list(self, settings: Settings, data: bytes, now: float) -> None:
+        """Keeps a revocation list that a gateway sent, if it is newer. Raises IdentityRefused."""
+        taken = read_list(data, self.bundle, now=now, held=self.revoked)
+        if taken is not self.revoked:
+            await settings.put(_REVOKED, data)
 
 
 async def join(

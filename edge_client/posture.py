@@ -1,18 +1,25 @@
-"""Whether the disk under the home is encrypted. The store always is; what other programs keep, swap included, is not.
+"""Whether the disk under the home is encrypted, and whether there is a TPM; what the gateway is told of both.
 
+The store is always encrypted; what other programs keep, swap included, is not.
 Nothing here needs a right that an ordinary user has not. What cannot be told so is called unknown, never encrypted.
 """
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
-__all__ = ["Posture", "posture"]
+from transport import messages
+
+__all__ = ["Posture", "Tell", "posture", "silent", "told", "tpm"]
+
+Tell = Callable[[], Awaitable[messages.Posture | None]]
 
 _PATIENCE_S: Final = 5.0
 _DEEPEST: Final = 8  # devices above one another: volumes on volumes on RAID
@@ -40,6 +47,33 @@ def posture(
         said = run(["manage-bde", "-status", home.drive or "C:"]) or ""
         return _told(said, r"Protection On", r"Protection Off", "BitLocker")
     return Posture("unknown", f"not known for {platform}")
+
+
+def tpm(*, platform: str = sys.platform, root: Path = Path("/")) -> Literal["present", "absent", "unknown"]:
+    """Whether the kernel has a TPM 2.0 for us."""
+    if not platform.startswith("linux"):
+        return "unknown"
+    found = root / "sys/class/tpmrm"
+    return "present" if found.is_dir() and any(found.iterdir()) else "absent"
+
+
+def told(home: Path) -> Tell:
+    """What the gateway is told as a session begins. Looked at once, in a thread, since systems are slow to say."""
+    found: messages.Posture | None = None
+
+    async def tell() -> messages.Posture:
+        nonlocal found
+        if found is None:
+            disk = await asyncio.to_thread(posture, home)
+            ours = version("causeway")
+            found = messages.Posture(disk.state, tpm(), ours if re.match(messages.VERSION, ours) else "")
+        return found
+
+    return tell
+
+
+async def silent() -> None:
+    """Tells nothing."""
 
 
 def _told(said: str, on: str, off: str, name: str) -> Posture:

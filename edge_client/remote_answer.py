@@ -30,6 +30,7 @@ UNKNOWN: Final = "unknown_request"
 _STABLE_S: Final = 30.0  # a session that stood for so long ends an outage, also if it brought no byte
 _HINTS: Final = {
     "not_allowed": "ask the gateway's administrator to allow it for this device",
+    "relay_not_allowed": "come by another hop, or ask the gateway's administrator to allow this one",
     "model_not_allowed": "ask the gateway's administrator which models this device may use",
     "provider_unreachable": "the gateway cannot reach its provider; ask again later, or with `edge ask --local`",
     "provider_auth": "the gateway's provider key is not accepted; tell its administrator",
@@ -44,14 +45,15 @@ _NOT_ACCEPTED: Final = frozenset({
     "model_not_allowed", "request_too_large", "unsupported_content_type", "unexpected_body", "malformed_json",
     "ambiguous_json", "json_too_deep", "unknown_field", "invalid_request", "empty_prompt", "too_many_requests",
     "shutting_down", "journal_full", "provider_unreachable", "provider_auth", "provider_rate_limited",
-    "provider_rejected",
+    "provider_rejected", "relay_not_allowed", "policy_unavailable",
 })
 # Refusals of this attempt alone, which a little later may go another way.
-_LATER: Final = frozenset({"shutting_down", "too_many_requests"})
+_LATER: Final = frozenset({"shutting_down", "too_many_requests", "policy_unavailable"})
 SUPERSEDED: Final = "superseded"  # an older stream of ours reached the gateway late, and took the answer over
 # Said of this attempt; of an earlier sending they say nothing.
 _OF_THIS_ATTEMPT: Final = frozenset({
     "identity_expired", "identity_refused", "request_expired", "too_many_requests", "shutting_down", "journal_full",
+    "relay_not_allowed", "policy_unavailable",
 })
 
 

@@ -14,7 +14,9 @@ from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
 from edge_client.identity import DeviceIdentity, renew
+from edge_client.posture import Tell
 from edge_client.ways import CountedLink, Traffic, Way, Ways
+from store.errors import StoreError
 from store.settings import Settings
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
@@ -70,11 +72,11 @@ class Sessions:
 
     def __init__(
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
-        padding: Padding, find: Find, worked: Callable[[Link], None],
+        padding: Padding, find: Find, worked: Callable[[Link], None], posture: Tell,
     ) -> None:
         """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
         self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
-        self._find, self._reached = find, worked
+        self._find, self._reached, self._posture = find, worked, posture
         self._settings, self._dial, self._clock = settings, dial, clock
         self._endpoints = tuple(endpoints)
         self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
@@ -84,6 +86,7 @@ class Sessions:
         self._lock = asyncio.Lock()
         self._identity: DeviceIdentity | None = None
         self._chain: Sequence[bytes] = ()  # of the SVID that the session goes back to
+        self._revoked: frozenset[int] = frozenset()  # certificates that were so when the tickets were made
         self._renewal_tried = 0.0
         self._epoch: bytes | None = None
         self._freshening: asyncio.Task[None] | None = None
@@ -198,8 +201,9 @@ class Sessions:
             except TransportError:
                 if not usable:
                     raise
-        if identity.svid.chain != self._chain:
-            self._wallet.clear()  # a resumed session would end with the old SVID
+        if identity.svid.chain != self._chain or identity.revoked.serials != self._revoked:
+            # A resumed session would end with the old SVID, and might be one with a gateway that was revoked since.
+            self._wallet.clear()
         return identity
 
     async def _renewed(self, identity: DeviceIdentity) -> DeviceIdentity:
@@ -215,6 +219,20 @@ class Sessions:
         raise _telling(failures)
 
     async def _connect(
+        self, identity: DeviceIdentity, asker: Asker | None
+    ) -> tuple[EdgeSession, RemoteAnswer | None]:
+        """By the SVID that is here; once by a new one if the gateway does not know that: it was restored from a backup,
+        or has reinstated this device.
+        """
+        try:
+            return await self._try_each(identity, asker)
+        except PeerRefused as error:
+            if error.reason != "refused":
+                raise
+            self._wallet.clear()
+            return await self._try_each(await self._renewed(identity), asker)
+
+    async def _try_each(
         self, identity: DeviceIdentity, asker: Asker | None
     ) -> tuple[EdgeSession, RemoteAnswer | None]:
         failures: list[TransportError] = []
@@ -247,7 +265,7 @@ class Sessions:
             purpose = Resumption(ticket, self._early_data) if ticket else login
             session = EdgeSession(
                 CountedLink(link, self.traffic, self._clock.now), purpose, identity.svid.key, identity.verify_gateway,
-                self._padding, clock=self._clock.of_session(),
+                self._padding, clock=self._clock.of_session(), posture=await self._posture(),
             )
             if asker is not None and self._epoch is not None and self._early_data:
                 answer = await asker.ask(session, self._epoch)
@@ -274,7 +292,9 @@ class Sessions:
         self._failure = None
         self._wallet.put(session.tickets)
         old, self.current = self.current, session
-        self._chain = identity.svid.chain
+        self._chain, self._revoked = identity.svid.chain, identity.revoked.serials
+        session.on_revocations = lambda data: self._take_list(identity, data)
+        session.tell_held(identity.revoked.sequence)
         if old is not None and old.alive:  # its answers go on here
             self._closing.add(task := asyncio.create_task(old.close()))
             task.add_done_callback(self._closing.discard)
@@ -285,6 +305,14 @@ class Sessions:
             if epoch == self._epoch:
                 session.acknowledge(request_id, offset)
         self.opened(session)
+
+    def _take_list(self, identity: DeviceIdentity, data: bytes) -> None:
+        async def work() -> None:
+            with contextlib.suppress(IdentityRefused, StoreError):  # the one held stays, as if none had come
+                await identity.take_list(self._settings, data, self._clock.now())
+
+        self._closing.add(task := asyncio.create_task(work()))
+        task.add_done_callback(self._closing.discard)
 
     async def _stay_fresh(self) -> None:
         """Renews at half-life while a session stands, so that no answer runs into its session's end."""

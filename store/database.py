@@ -111,6 +111,13 @@ class Database:
             raise StoreMisuse("work must not start other work and wait for it")
         return self._accepted(lambda: self._executor.submit(self._transaction, work, read_only)).result()
 
+    async def copy(self, path: Path) -> None:
+        """A copy of the database as it is at one moment, under the same key, in a new file (mode 0600).
+
+        Raises StoreUnwritable, DiskFull, StoreMisuse if the file exists and is not empty.
+        """
+        await self._accepted(lambda: asyncio.get_running_loop().run_in_executor(self._executor, self._copy, path))
+
     def close(self, why: Callable[[], StoreError] = _is_closed) -> None:
         """Waits for work begun, folds the log into the database and closes it. Idempotent.
 
@@ -149,6 +156,12 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
             return result
+
+    def _copy(self, path: Path) -> None:
+        with file_errors(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # SQLite takes an empty file as it is
+        with _database_errors(path):
+            self._connection.execute("VACUUM INTO ?", (str(path),))
 
     def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()

@@ -51,6 +51,7 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Spans,
     Welcome,
     encode,
@@ -71,6 +72,7 @@ SILENCE_S: Final = 45.0  # without hearing anything, before the link counts as l
 QUEUE_HIGH_WATER: Final = 256  # small messages waiting to leave; a shell stops reading above it
 
 CLOSE_REFUSED: Final = "refused"
+CLOSE_REVOKED: Final = "revoked"
 _HINTS: Final = {
     Hint.NOT_SPOKEN_HERE: ("not_spoken_here", "is this the address of a Causeway hop or gateway, of this version?"),
     Hint.OVERLOADED: ("overloaded", "try again in a minute"),
@@ -80,10 +82,20 @@ _CLOSE_TEXT: Final = {
         "the gateway did not accept this identity",
         "the invitation may be used up or expired, or the device revoked; ask the gateway's administrator",
     ),
+    CLOSE_REVOKED: (
+        "the gateway has revoked this device",
+        "it takes nothing from it any more; ask the gateway's administrator, who can say why and reinstate it",
+    ),
     "overloaded": ("the gateway is overloaded", "try again in a minute"),
     "shutdown": ("the gateway is shutting down", "try again in a minute"),
     "protocol_error": ("the peer saw a protocol violation", "are both ends of the same version?"),
 }
+
+
+def refused_by(code: str) -> PeerRefused:
+    """What the code of a `close` means to whoever wanted the session."""
+    text, hint = _CLOSE_TEXT.get(code, ("the peer ended the session", None))
+    return PeerRefused(text, reason=code if code in _CLOSE_TEXT else "other", hint=hint)
 
 
 class Phase(Enum):
@@ -132,11 +144,32 @@ class SpansReceived:
 
 
 @dataclass(frozen=True)
+class PostureReceived:
+    """Gateway: what the edge says of its own state."""
+
+    posture: Posture
+
+
+@dataclass(frozen=True)
 class AckReceived:
     """Gateway: the edge will not ask again for this answer's bytes before `offset`."""
 
     request_id: bytes
     offset: int
+
+
+@dataclass(frozen=True)
+class HeldReceived:
+    """Gateway: which revocation list the edge has."""
+
+    sequence: int
+
+
+@dataclass(frozen=True)
+class RevocationsReceived:
+    """Edge: a revocation list, not looked at yet."""
+
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -152,7 +185,10 @@ Event = (
     | Welcomed
     | IssuedReceived
     | SpansReceived
+    | PostureReceived
     | AckReceived
+    | HeldReceived
+    | RevocationsReceived
     | PeerClosed
     | StreamEvent
 )
@@ -288,6 +324,10 @@ class Connection(ABC):
         if self.phase is Phase.OPEN and self._mux.padding is not Padding.CONSTANT:
             self._seal_streams(now, BURST)
             self._seal_cells(now, BURST)
+        self.cut(code, now)
+
+    def cut(self, code: str, now: float) -> None:
+        """The same at once: nothing of what waits leaves before the word (in mode `constant`, what fits its cell)."""
         if self.phase in (Phase.OPEN, Phase.ADMISSION):
             self._send_now(Close(code), now)
         self._end()
@@ -351,8 +391,7 @@ class Connection(ABC):
         admitted = self.phase is Phase.OPEN
         self._end()
         if not admitted:
-            text, hint = _CLOSE_TEXT.get(message.code, ("the peer ended the session", None))
-            raise PeerRefused(text, reason=message.code if message.code in _CLOSE_TEXT else "other", hint=hint)
+            raise refused_by(message.code)
         self._events.append(PeerClosed(message.code))
 
     def _fail(self, error: TransportError, now: float) -> None:

@@ -1,15 +1,24 @@
 """The edge's side of a session in asyncio: requests in, answers out; and the sessions that join or renew."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Self
 
-from transport.connection import Event, IssuedReceived, PeerClosed, Phase, Welcomed
+from transport.connection import (
+    CLOSE_REVOKED,
+    Event,
+    IssuedReceived,
+    PeerClosed,
+    Phase,
+    RevocationsReceived,
+    Welcomed,
+    refused_by,
+)
 from transport.errors import LinkLost, RequestRefused, StreamEnded, TransportError
 from transport.handshake import Verify
 from transport.initiator import EdgeConnection, Joining, Renewing, Resumption, SvidLogin
 from transport.links.base import Link
-from transport.messages import Issued, Padding, SpanRecord, Spans, Welcome
+from transport.messages import Issued, Padding, Posture, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, StreamRefused
 from transport.noise import SystemEphemerals
 from transport.primitives import SigningKey
@@ -85,13 +94,18 @@ class EdgeSession:
 
     def __init__(
         self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify,
-        padding: Padding = Padding.BUCKET, *, clock: Clock | None = None,
+        padding: Padding = Padding.BUCKET, *, clock: Clock | None = None, posture: Posture | None = None,
     ) -> None:
+        """`posture` is told before any request, unless that travels as early data."""
         clock = clock or session_clock()
-        self._connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock(), padding)
+        self._connection = EdgeConnection(
+            purpose, verify_gateway, SystemEphemerals(), clock(), padding, posture=posture
+        )
         self._driver = Driver(link, self._connection, key, clock)
         self._driver.on_event = self._on_event
         self._answers: dict[int, RemoteAnswer] = {}
+        self._revoked: TransportError | None = None
+        self.on_revocations: Callable[[bytes], None] = lambda data: None
         self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> Self:
@@ -106,7 +120,7 @@ class EdgeSession:
 
     @property
     def failure(self) -> TransportError | None:
-        return self._driver.failure
+        return self._revoked or self._driver.failure
 
     @property
     def alive(self) -> bool:
@@ -158,6 +172,11 @@ class EdgeSession:
         self._connection.cancel(stream)
         self._driver.wake()
 
+    def tell_held(self, sequence: int) -> None:
+        """Asks for the revocation list if it is newer than `sequence`; `on_revocations` is called with it."""
+        self._connection.tell_held(sequence)
+        self._driver.wake()
+
     def send_spans(self, spans: list[SpanRecord]) -> None:
         """Hands the edge's own spans of a settled request to the gateway; at most 32."""
         self._connection.send_spans(Spans(spans))
@@ -201,7 +220,11 @@ class EdgeSession:
             case AnswerEnded() | StreamRefused():
                 if (answer := self._answers.pop(event.stream, None)) is not None:
                     answer.put(event)
+            case RevocationsReceived():
+                self.on_revocations(event.data)
             case PeerClosed():
+                if event.code == CLOSE_REVOKED:
+                    self._revoked = refused_by(event.code)
                 if not self._welcomed.done():
                     self._welcomed.set_exception(self.failure or LinkLost("the session ended before it began"))
                 for answer in self._answers.values():

@@ -2,7 +2,8 @@
 
     TransportError
      +-- LocalMisuse           fault local     our own code called something out of order
-     +-- BadInput              fault user      an invitation, endpoint or SPIFFE ID that does not parse
+     +-- BadInput              fault user      an invitation or endpoint that does not parse
+     |    +-- NotSpiffeId      fault user      a SPIFFE ID or trust domain name that is none; `rule` says why
      +-- ProtocolViolation     fault peer      the peer sent what the specification forbids
      |    +-- DecryptFailed    fault peer      an AEAD tag did not verify; one text for every cause
      +-- IdentityRefused       fault identity  a certificate, role or signature was not acceptable
@@ -43,6 +44,14 @@ class LocalMisuse(TransportError):
 class BadInput(TransportError):
     code = "bad_input"
     fault = "user"
+
+
+class NotSpiffeId(BadInput):
+    """`rule` names the rule of SPIFFE-ID section 2 that is broken (docs/SPIFFE.md)."""
+
+    def __init__(self, message: str, *, rule: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rule = rule
 
 
 class ProtocolViolation(TransportError):

@@ -10,6 +10,7 @@ from transport.connection import (
     Connection,
     IssuedReceived,
     Phase,
+    RevocationsReceived,
     SignatureNeeded,
     Welcomed,
 )
@@ -29,7 +30,19 @@ from transport.handshake import (
     encode_offer,
 )
 from transport.identity.join import Invitation
-from transport.messages import Ack, Answer, Issued, Message, Pace, Padding, Spans, Welcome
+from transport.messages import (
+    Ack,
+    Answer,
+    Held,
+    Issued,
+    Message,
+    Pace,
+    Padding,
+    Posture,
+    Revocations,
+    Spans,
+    Welcome,
+)
 from transport.noise import Ephemerals
 from transport.pacing import QUIET_S, Veil
 from transport.primitives import sha256
@@ -77,14 +90,14 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 class EdgeConnection(Connection):
     """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
 
-    __slots__ = ("_handshake", "_purpose", "_streams", "_veil")
+    __slots__ = ("_handshake", "_posture", "_purpose", "_streams", "_veil")
 
     def __init__(
         self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,
-        padding: Padding = Padding.BUCKET,
+        padding: Padding = Padding.BUCKET, *, posture: Posture | None = None,
     ) -> None:
         super().__init__(now)
-        self._purpose = purpose
+        self._purpose, self._posture = purpose, posture
         self._streams = EdgeMux()
         self._veil = Veil(now)
         if padding is not Padding.BUCKET and isinstance(purpose, SvidLogin | Resumption):
@@ -165,6 +178,10 @@ class EdgeConnection(Connection):
         """Tells the gateway that it may forget the answer up to `offset`."""
         self._send_unhurried(Ack(request_id, offset))
 
+    def tell_held(self, sequence: int) -> None:
+        """Says which revocation list is here, so that the gateway sends a newer one if it has that."""
+        self._streams.send(Held(sequence))
+
     def _check_carries_requests(self) -> None:
         if self.phase is Phase.CLOSED or not isinstance(self._purpose, SvidLogin | Resumption):
             raise LocalMisuse("this session carries no requests")
@@ -188,12 +205,14 @@ class EdgeConnection(Connection):
         self.phase = Phase.ADMISSION
         self._deadline = now + STEP_DEADLINE_S
         if isinstance(self._purpose, SvidLogin):
-            self._tell_pace(now)
+            self._tell_first(now)
             if self._streams.padding is not Padding.CONSTANT:
                 self._seal_streams(now, EARLY_FLIGHT)
 
-    def _tell_pace(self, now: float) -> None:
-        """The first message of all, unless the mode is the one that sessions begin in."""
+    def _tell_first(self, now: float) -> None:
+        """The padding mode, unless it is the one that sessions begin in, then the posture; before all requests."""
+        if self._posture is not None:
+            self._streams.send_first(self._posture)
         if self._sealer is None or self._streams.padding is Padding.BUCKET:
             return
         self._sealer.stop_padding()  # of bursts; cells have their own way
@@ -251,7 +270,9 @@ class EdgeConnection(Connection):
         super()._record_input(now)
 
     def _handle(self, message: Message, now: float) -> None:
-        if self.phase is Phase.OPEN:
+        if self.phase is Phase.OPEN and isinstance(message, Revocations):
+            self._events.append(RevocationsReceived(message.data))
+        elif self.phase is Phase.OPEN:
             self._streams.receive(message)
             if isinstance(message, Answer) and message.streamed and self._streams.padding is Padding.BUCKET:
                 self._veil.drawn = True
@@ -260,7 +281,7 @@ class EdgeConnection(Connection):
             self._events.append(Welcomed(message))
         elif isinstance(message, Welcome) and isinstance(self._purpose, Resumption):
             self._open(self._purpose.ticket.peer, self._purpose.ticket.not_after, now)
-            self._tell_pace(now)
+            self._tell_first(now)
             self._events.append(Welcomed(message))
         elif isinstance(message, Issued) and isinstance(self._purpose, Joining | Renewing):
             self._end()

@@ -6,7 +6,7 @@ out byte for byte when encoded again is refused, so duplicate or non-minimal for
 
 import hashlib
 from enum import Enum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -69,6 +69,9 @@ class SpanRecord(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
         ],
         Meta(max_length=16),
     ]
+
+
+VERSION: Final = r"^([0-9]{1,3}(\.[0-9]{1,3}){2}([A-Za-z.+-][A-Za-z0-9.+-]*)?)?\Z"
 
 
 class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -220,6 +223,26 @@ class Part(_Message, frozen=True, tag=19):
     data: Data
 
 
+class Posture(_Message, frozen=True, tag=20):
+    """Edge: what it says of its own state; holds until it says otherwise. Nobody has checked it."""
+
+    disk: Literal["encrypted", "not encrypted", "unknown"]  # under the home
+    tpm: Literal["present", "absent", "unknown"]
+    version: Annotated[str, Meta(max_length=40, pattern=VERSION)]  # ours
+
+
+class Held(_Message, frozen=True, tag=21):
+    """Edge: the sequence number of the revocation list it holds, 0 if none; a newer one is wanted."""
+
+    sequence: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+
+
+class Revocations(_Message, frozen=True, tag=22):
+    """Gateway: a signed revocation list, as `transport.identity.revocation` reads it."""
+
+    data: Annotated[bytes, Meta(min_length=1, max_length=12_000)]
+
+
 Message = (
     Open
     | Body
@@ -240,9 +263,12 @@ Message = (
     | Pong
     | Pace
     | Part
+    | Posture
+    | Held
+    | Revocations
 )
 # Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
-CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong)
+CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong, Held)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -29,7 +29,7 @@ def worth_retrying(error: TransportError) -> bool:
 
 def is_final(error: TransportError) -> bool:
     """Whether the gateway itself, under the session's keys, has said no: then another way to it says the same."""
-    return isinstance(error, PeerRefused) and error.reason == "refused"
+    return isinstance(error, PeerRefused) and error.reason in ("refused", "revoked")
 
 
 def pause(attempt: int, dice: float) -> float:

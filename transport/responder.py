@@ -10,7 +10,9 @@ from transport.connection import (
     AckReceived,
     Connection,
     CredentialReceived,
+    HeldReceived,
     Phase,
+    PostureReceived,
     SignatureNeeded,
     SpansReceived,
 )
@@ -28,7 +30,23 @@ from transport.handshake import (
     Verify,
 )
 from transport.identity.verify import VerifiedPeer
-from transport.messages import Ack, Body, Close, Issued, Message, Open, Pace, Padding, Resume, Spans, Welcome, decode
+from transport.messages import (
+    Ack,
+    Body,
+    Close,
+    Held,
+    Issued,
+    Message,
+    Open,
+    Pace,
+    Padding,
+    Posture,
+    Resume,
+    Revocations,
+    Spans,
+    Welcome,
+    decode,
+)
 from transport.noise import Ephemerals
 from transport.primitives import hmac_sha256, sha256
 from transport.records import unpack
@@ -138,6 +156,10 @@ class GatewayConnection(Connection):
         self._out += bytes([FrameType.HINT, hint])
         self._end()
 
+    def send_revocations(self, data: bytes) -> None:
+        """Hands the edge a signed list; nothing once the session has ended."""
+        self._streams.send(Revocations(data))
+
     def _handshake_input(self, now: float) -> None:
         if self.phase is not Phase.HANDSHAKE:
             raise ProtocolViolation("the edge spoke out of turn")
@@ -225,8 +247,12 @@ class GatewayConnection(Connection):
                 self._set_pace(message.mode, now)
             case Spans():
                 self._events.append(SpansReceived(message))
+            case Posture():
+                self._events.append(PostureReceived(message))
             case Ack():
                 self._events.append(AckReceived(message.request_id, message.offset))
+            case Held():
+                self._events.append(HeldReceived(message.sequence))
             case _:
                 self._streams.receive(message)
 

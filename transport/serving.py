@@ -5,13 +5,21 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from transport.connection import AckReceived, CredentialReceived, Event, PeerClosed, SpansReceived
+from transport.connection import (
+    AckReceived,
+    CredentialReceived,
+    Event,
+    HeldReceived,
+    PeerClosed,
+    PostureReceived,
+    SpansReceived,
+)
 from transport.errors import LinkLost, StreamEnded
 from transport.handshake import Credential, Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer
 from transport.links.base import Link
-from transport.messages import Issued, RequestHeader, SpanRecord, Welcome
+from transport.messages import Issued, Posture, RequestHeader, SpanRecord, Welcome
 from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
 from transport.responder import GatewayConnection
@@ -102,16 +110,18 @@ class GatewaySession:
 
     __slots__ = (
         "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
-        "on_spans",
+        "on_held", "on_posture", "on_spans",
     )
 
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
         self._driver = driver
         self.connection = connection
+        self.on_posture: Callable[[Posture], None] = lambda posture: None
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
         self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
         self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
+        self.on_held: Callable[[int], None] = lambda sequence: None
         self._open: dict[int, AnswerStream] = {}
         self._requests: list[Incoming | Resumed] = []  # bounded by the mux
         self._news: asyncio.Future[None] | None = None  # for `requests`: there is one, or the session has ended
@@ -181,10 +191,20 @@ class GatewaySession:
         """To be called after an answer has gone on."""
         self._driver.wake()
 
+    def send_revocations(self, data: bytes) -> None:
+        """Hands the edge a signed revocation list."""
+        self.connection.send_revocations(data)
+        self._driver.wake()
+
     def settle(self, stream: int) -> None:
         """Nothing more will be written to this stream."""
         self._open.pop(stream, None)
         self.wake()
+
+    def cut(self, code: str) -> None:
+        """Takes and gives nothing more from now on but this word; `close` is to follow, which lets it leave."""
+        self.connection.cut(code, self._driver.clock())
+        self._driver.wake()
 
     async def close(self, code: str = "normal") -> None:
         await self._driver.close(code)
@@ -202,6 +222,8 @@ class GatewaySession:
                 self._arrived(resumed)
             case AckReceived():
                 self.on_ack(event.request_id, event.offset)
+            case HeldReceived():
+                self.on_held(event.sequence)
             case RequestCancelled():
                 if (found := self._open.pop(event.stream, None)) is not None:
                     found.cancelled.set()
@@ -211,6 +233,8 @@ class GatewaySession:
                     found.wake_writer()
             case SpansReceived():
                 self.on_spans(event.spans.spans)
+            case PostureReceived():
+                self.on_posture(event.posture)
             case PeerClosed():
                 if not self._credential.done():
                     self._credential.set_exception(self._driver.failure or LinkLost("the link ended in the handshake"))

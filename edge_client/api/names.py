@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from edge_client.answering import Assistant, Question
 from edge_client.engine.base import Embedder
 from edge_client.errors import EdgeError, UnknownModel
+from edge_client.inference import Infer
 from store.errors import StoreLocked
 from transport.errors import TransportError
 
@@ -32,6 +33,9 @@ class Models(Protocol):
         """Raises UnknownModel, ModelMissing or ModelUnusable."""
         ...
 
+    @property
+    def infer(self) -> Infer: ...
+
 
 async def _nothing() -> list[str]:
     return []
@@ -39,6 +43,10 @@ async def _nothing() -> list[str]:
 
 async def _no_embedder() -> Embedder:
     raise UnknownModel("there is no embedder here")
+
+
+async def _no_inference(model: str, body: bytes) -> bytes:
+    raise UnknownModel("there is no gateway here")
 
 
 class Names:
@@ -50,16 +58,22 @@ class Names:
         self, *, alone: Assistant, auto: Callable[[], Awaitable[Assistant]], alias: str | None = None,
         others: Mapping[str, Assistant] | None = None, granted: Callable[[], Awaitable[list[str]]] = _nothing,
         embedder: Callable[[], Awaitable[Embedder]] = _no_embedder, clock: Callable[[], float] = time.monotonic,
+        infer: Infer = _no_inference,
     ) -> None:
         """`auto` is an async function that makes an assistant: documents and membership may change while serving.
 
         `granted` asks the gateway; where it cannot be reached, what it said last holds.
         """
         self._auto, self._embedder, self._granted, self._clock = auto, embedder, granted, clock
+        self._infer = infer
         self._local = {**(others or {}), **({alias: alone} if alias else {}), "local": alone}
         self._order = ["local", *([alias] if alias else []), *(others or {}), "auto"]
         self._last: list[str] = []
         self._asked: float | None = None
+
+    @property
+    def infer(self) -> Infer:
+        return self._infer
 
     async def names(self) -> list[str]:
         relayed = self._last

@@ -50,6 +50,7 @@ def make_runner(
     app.router.add_post("/v1/chat/completions", api.chat)
     app.router.add_post("/v1/responses", api.responses)
     app.router.add_post("/v1/embeddings", api.embeddings)
+    app.router.add_post("/v2/models/{model:[A-Za-z0-9][A-Za-z0-9._-]{0,63}}/infer", api.infer)
     if page is not None:
         page.add_routes(app)
     return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
@@ -120,6 +121,10 @@ class _Api:
     async def embeddings(self, request: web.Request) -> web.Response:
         parsed, texts = parse_embeddings(await request.read())
         return web.json_response(await embeddings_object(parsed, texts, await self._models.embedder(parsed.model)))
+
+    async def infer(self, request: web.Request) -> web.Response:
+        answer = await self._models.infer(request.match_info["model"], await request.read())
+        return web.Response(body=answer, content_type="application/json")
 
 
 async def _ignore(event: Routed | Text) -> None:

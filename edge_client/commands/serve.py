@@ -36,6 +36,7 @@ def serve(
         from edge_client.gateway_client import GatewayClient
         from edge_client.history import NAMESPACE, History
         from edge_client.idle import Activity, lock_when_idle
+        from edge_client.inference import Inference
         from edge_client.ingest import Ingest
         from edge_client.key_agent import serve_key
         from edge_client.one_serve import claim
@@ -71,6 +72,7 @@ def serve(
             names = Names(
                 alone=alone, auto=lambda: app.assistant(chat), alias=model_id, granted=granted, others=others,
                 embedder=lambda: asyncio.to_thread(app.embedder),  # its first use converts weights
+                infer=Inference(app.relay, app.tracing),
             )
 
             async def ingest() -> Ingest:

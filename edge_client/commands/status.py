@@ -104,6 +104,8 @@ async def _fill(app: "App", result: dict[str, Any]) -> None:
             "id": str(identity.id), "enrolment": identity.enrolment,
             "svid_expires": identity.svid.not_after, "svid_valid": identity.svid_valid(time.time()),
         }
+        if (revoked := identity.revoked).sequence:
+            result["revocations"] = {"as_of": revoked.this_update, "stale": revoked.stale(time.time())}
         if result["link"]["state"] == "none":
             result["link"]["state"] = "not checked"
     await app.outbox.expire(now=int(time.time()))
@@ -183,6 +185,9 @@ def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
         print(f"identity   {identity['id']}, {_expiry(identity)}")
         print(f"endpoints  {', '.join(result['endpoints']) or 'none'}")
         print(f"link       {_link(result['link'])}")
+        if (listed := result.get("revocations")) is not None:
+            day = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed["as_of"]))
+            print(f"revoked    list as of {day}{'; a newer one is due' if listed['stale'] else ''}")
     waiting = [f"{count} {state}" for state, count in result["outbox"].items() if count]
     if result["answers"]:
         waiting.append(f"{result['answers']} answered")

@@ -4,10 +4,13 @@ import datetime
 import inspect
 import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import NotFound, SetupRefused
 from relay.gateway.identity.enrolment import INVITATION_MAX_S, Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.trace import TraceStore
 from transport.errors import BadInput
 from transport.telemetry import as_object
@@ -21,14 +24,24 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 class Admin:
     """Answers are plain JSON objects, so that they can travel."""
 
-    def __init__(self, enrolment: Enrolment, traces: TraceStore, *, origin: str | None = None) -> None:
-        """`origin`: of the public listener, where there is one."""
+    def __init__(
+        self, enrolment: Enrolment, traces: TraceStore, revocation: Revocation, copy: Callable[[], Awaitable[Path]],
+        audit: AuditLog, *, origin: str | None = None,
+    ) -> None:
+        """`copy` makes a copy of the database in the gateway's folder; `origin`: of the public listener, if any."""
         self._origin = origin
         self._enrolment = enrolment
         self._traces = traces
+        self._revocation = revocation
+        self._copy, self._audit = copy, audit
         self._operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "invite": self.invite, "devices": self.devices, "trace": self.trace,
+            "revoke": self.revoke, "reinstate": self.reinstate, "snapshot": self.snapshot,
         }
+
+    def offer(self, operation: str, work: Callable[..., Awaitable[dict[str, Any]]]) -> None:
+        """Takes one more operation, of a gateway that runs."""
+        self._operations[operation] = work
 
     async def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """By name. Raises SetupRefused for an unknown operation or arguments, and what the operation raises."""
@@ -60,10 +73,26 @@ class Admin:
         return {"devices": [
             {
                 "id": one.id, "enrolment": one.enrolment, "status": one.status, "device": one.device_id.hex(),
-                "created": _stamp(one.created), "last_seen": _stamp(one.last_seen), "ends": _stamp(one.ends()),
+                "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
+                "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
             }
             for one in self._enrolment.registrations()
         ]}
+
+    async def revoke(self, who: str, reason: str) -> dict[str, Any]:
+        """`enrolments` and `invitations` are what ended now; neither, if that had been done before."""
+        revoked = await self._revocation.revoke(who, reason)
+        return {"id": revoked.id, "enrolments": list(revoked.enrolments), "invitations": revoked.invitations}
+
+    async def reinstate(self, who: str) -> dict[str, Any]:
+        again = await self._revocation.reinstate(who)
+        return {"id": again.id, "enrolment": again.enrolment}
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The name of a copy of the database, which the caller takes away; and where the audit log stands."""
+        await self._audit.append("backup.made")
+        sequence, head = self._audit.end
+        return {"copy": (await self._copy()).name, "audit_sequence": sequence, "audit_head": head}
 
     async def trace(self, trace_id: str) -> dict[str, Any]:
         """Raises BadInput for what is no trace id, NotFound for one the gateway does not know."""

@@ -12,21 +12,27 @@ from pathlib import Path
 from typing import Final
 
 from relay.gateway.admin import Admin
-from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
+from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
-from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, parse
+from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, Inference, Provider, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
+from relay.gateway.identity.rotation import Rotated
+from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.journal import Journal
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
-from relay.gateway.pipeline import Pipeline
+from relay.gateway.pipeline import Answerer, Pipeline
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
@@ -45,7 +51,6 @@ from transport.links.base import listen
 from transport.primitives import Secret, random_bytes
 from transport.tickets import TicketStore
 
-AUDIT_FILE: Final = "audit.jsonl"
 SPANS_FILE: Final = "spans.jsonl"
 ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
 SWEEP_S: Final = 300.0
@@ -98,27 +103,61 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            enrolment = Enrolment(database, Authority.open(config.directory, passphrase), audit)
+            authority = Authority.open(config.directory, passphrase)
+            enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
-            yield Admin(enrolment, TraceStore(database), origin=config.public.origin if config.public else None)
+            revocation = Revocation(config.directory, database, authority, enrolment, audit)
+            await revocation.refresh()
+            yield Admin(
+                enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
+                origin=config.public.origin if config.public else None,
+            )
         finally:
             await audit.close()
 
 
 async def renew_ca(
-    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float, compromised: bool = False
 ) -> float:
     """Replaces the online intermediate of a gateway that is stopped; returns the new one's end (unix seconds).
 
-    SVIDs of the old one stay good until they run out. Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    SVIDs of the old one stay good until they run out, unless it is `compromised`: then the revocation list names it.
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    """
+    with open_state(config.directory, passphrase) as database:
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.renewal", compromised=compromised)
+            old = Authority.open(config.directory, passphrase)
+            end = renew_intermediate(
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
+            )
+            if compromised:
+                authority = Authority.open(config.directory, passphrase)
+                enrolment = Enrolment(database, authority, audit)
+                await enrolment.load()
+                revocation = Revocation(config.directory, database, authority, enrolment, audit)
+                await revocation.end_certificate(old.serial, old.not_after)
+            return end
+        finally:
+            await audit.close()
+
+
+async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float) -> Rotated:
+    """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
+    Busy, WrongKey, AuditUnavailable, AuthorityExpired.
     """
     with open_state(config.directory, passphrase):
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            await audit.append("authority.renewal")
-            return renew_intermediate(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+            await audit.append("authority.root_rotation")
+            rotated = take_step(
+                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(),
             )
+            await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
+            return rotated
         finally:
             await audit.close()
 
@@ -144,13 +183,13 @@ async def serve(
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
     async with AsyncExitStack() as stack:
-        key = provider_key(config)
+        key = provider_key(config, config.provider)
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(config.directory, passphrase)
+        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes())
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
@@ -164,16 +203,22 @@ async def serve(
         )
         stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
+        policy = Policy(config.rules)
+        stack.push_async_callback(policy.close)
+        authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
+        answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
+        if config.inference is not None:
+            answerers["infer"] = _inference(stack, config, config.inference, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), Authorise(config.allowed), Schema()],
-            answerers={"chat": Forward(upstream, key, tracing), "models": ModelList(config.allowed)},
-            taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
         )
         journal = Journal(database, clock=clock)
         await journal.load()
         stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
         requests = Requests(
-            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing, refusals=refusals
+            journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
+            refusals=refusals, policy=policy,
         )
         await requests.forget_ended()
         limits = config.limits
@@ -184,14 +229,19 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
+            revocations=lambda: revocation.list,
         )
+        revocation = Revocation(
+            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
+        )
+        await revocation.refresh()
         own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(own_context, identity))
         stack.push_async_callback(_ended, rotation)
-        gate = Gate(HttpsLimits())
+        gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            clock=clock,
+            revocation=revocation, clock=clock,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -218,12 +268,16 @@ async def serve(
                 gate=gate, clock=clock,
             )
             await listen_https(stack, page, door, context, gate)
-        control = ControlServer(config.directory, Admin(enrolment, traces, origin=origin or None))
+        admin = Admin(
+            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
+        )
+        admin.offer("policy_reload", PolicyReload(config, policy, audit))
+        control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
-        for work in (_count_refusals(refusals), _sweep(journal)):
+        for work in (_count_refusals(refusals), _sweep(journal, revocation)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
-        await audit.append("gateway.started", id=own_id)
+        await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin))
         await stop.wait()
         await sessions.drain(limits.drain_s, hurry)
@@ -232,12 +286,19 @@ async def serve(
         await audit.append("gateway.stopped", id=own_id)
 
 
-def provider_key(config: Config) -> Secret:
+def provider_key(config: Config, provider: Provider) -> Secret:
     """From where the configuration says. Raises ConfigError."""
-    if config.key_file is not None:
-        return key_from_file(config.key_file)
-    assert config.provider.key_env is not None
-    return key_from_environment(config.provider.key_env)
+    if provider.key_file is not None:
+        return key_from_file(config.directory / provider.key_file)
+    assert provider.key_env is not None
+    return key_from_environment(provider.key_env)
+
+
+def _inference(stack: AsyncExitStack, config: Config, server: Inference, tracing: telemetry.Telemetry) -> Forward:
+    upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
+    stack.push_async_callback(upstream.close)
+    keyless = server.key_file is None and server.key_env is None
+    return Forward(upstream, None if keyless else provider_key(config, server), tracing)
 
 
 async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
@@ -258,10 +319,11 @@ async def _count_refusals(refusals: Refusals) -> None:
             await refusals.flush()
 
 
-async def _sweep(journal: Journal) -> None:
+async def _sweep(journal: Journal, revocation: Revocation) -> None:
     while True:
         try:
             await journal.sweep()
+            await revocation.refresh()
         except StoreError as error:
             _log.error("what has expired in the journal stays for now: %s", error)
         await asyncio.sleep(SWEEP_S)

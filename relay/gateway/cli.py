@@ -5,6 +5,7 @@ they need its passphrase.
 """
 
 import asyncio
+import enum
 import json
 import logging
 import os
@@ -17,12 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay.gateway import policy_cli
+
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
     from relay.gateway.config import Config
     from store.keys import Passphrase
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(policy_cli.app, name="policy")
+
+
+class AuthorityKey(enum.StrEnum):
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")
@@ -118,14 +128,42 @@ def invite(
 def devices(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
-    """List who has joined. A lost device is replaced by a new invitation for its name; revoking is yet to come."""
+    """List who has joined, and who was revoked or replaced."""
     answer = _ask(config, passphrase_file, "devices", {})
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    _table(["id", "enrolment", "status", "last seen", "ends"], [
-        [one["id"], str(one["enrolment"]), one["status"], one["last_seen"], one["ends"]] for one in answer["devices"]
+    _table(["id", "enrolment", "status", "last seen", "ends", "reason"], [
+        [one["id"], str(one["enrolment"]), one["status"], one["last_seen"], one["ends"], one["reason"]]
+        for one in answer["devices"]
     ])
+
+
+@app.command()
+def revoke(
+    who: Annotated[str, typer.Argument(metavar="ID|ENROLMENT", help="As in edge/lap-1, or a number of `devices`.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For the record and for whoever asks why.")],
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """End a device at once and for good: its sessions, running calls, tickets, renewal and open invitations."""
+    answer = _ask(config, passphrase_file, "revoke", {"who": who, "reason": reason})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    ended = [f"enrolment {number}" for number in answer["enrolments"]]
+    if answer["invitations"]:
+        ended.append(f"{answer['invitations']} open invitation{'s' * (answer['invitations'] > 1)}")
+    typer.echo(f"revoked {answer['id']}: {', '.join(ended)}" if ended else f"{answer['id']} had been revoked before")
+
+
+@app.command()
+def reinstate(
+    who: Annotated[str, typer.Argument(metavar="ID|ENROLMENT", help="As in edge/lap-1, or a number of `devices`.")],
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """Let a revoked device come back, by its device key and under a new enrolment number."""
+    answer = _ask(config, passphrase_file, "reinstate", {"who": who})
+    typer.echo(json.dumps(answer) if as_json else f"reinstated {answer['id']} as enrolment {answer['enrolment']}")
 
 
 @app.command()
@@ -172,21 +210,107 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
     asyncio.run(main())
 
 
-@app.command("renew-ca")
-def renew_ca(
+@app.command("rotate-key")
+def rotate_key(
+    key: Annotated[AuthorityKey, typer.Argument(help="Which one.")] = AuthorityKey.INTERMEDIATE,
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
-    root_passphrase_file: RootPassphraseOption = None, as_json: JsonOption = False,
+    root_passphrase_file: RootPassphraseOption = None,
+    compromised: Annotated[
+        bool, typer.Option("--compromised", help="The old one was stolen: nobody shall believe what it has signed.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Sign a new intermediate for the next 30 days with the sealed root. The gateway must be stopped."""
-    from relay.gateway.app import renew_ca as renew
+    """Make a new intermediate, every 30 days, or take the next step to a new root. The gateway must be stopped.
+
+    A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
+    after that: give `root` three times, and each time the command says when the next one is due.
+    """
+    from relay.gateway.app import renew_ca, rotate_root
     from relay.gateway.config import load
 
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
     root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")
-    end = asyncio.run(renew(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
-    typer.echo(json.dumps({"not_after": stamp}) if as_json else f"the new intermediate certificate ends {stamp}")
+    if key is AuthorityKey.INTERMEDIATE:
+        end = _stamp(asyncio.run(renew_ca(
+            settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
+        )))
+        typer.echo(json.dumps({"not_after": end}) if as_json else f"the new intermediate certificate ends {end}")
+        return
+    rotated = asyncio.run(rotate_root(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
+    due = None if rotated.next_at is None else _stamp(rotated.next_at)
+    if as_json:
+        typer.echo(json.dumps({"step": rotated.step, "sequence": rotated.sequence, "next": due}))
+        return
+    which = "old" if rotated.step == "retired" else "new"
+    typer.echo(f"the {which} root is {rotated.step}; the trust bundle is number {rotated.sequence}")
+    if due is not None:
+        typer.echo(f"next: the same again, from {due} on")
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """Seal authority, state and configuration into one file, also while the gateway runs. Needs its passphrase.
+
+    Left out: the provider's key, the audit log, resumption tickets.
+    """
+    from relay.gateway.backup import write_backup
+    from relay.gateway.config import load
+
+    settings = load(config)
+    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
+    answer = _ask(config, passphrase_file, "snapshot", {}, passphrase)
+    copy = settings.directory / answer.pop("copy")
+    try:
+        write_backup(
+            settings.directory, copy, file, passphrase, **answer, now=time.time(), config=settings.file
+        )
+    finally:
+        copy.unlink(missing_ok=True)
+    typer.echo(json.dumps({"backup": str(file)}) if as_json else f"sealed {file} under the gateway's passphrase")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` has written.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    revocations: Annotated[
+        Path | None,
+        typer.Option("--revocations", metavar="FILE", help="The newest revocations.list, from a hop perhaps."),
+    ] = None,
+    nothing_revoked: Annotated[
+        bool, typer.Option("--nothing-revoked", help="Nobody was revoked or replaced since the backup was made.")
+    ] = False,
+    passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
+) -> None:
+    """Make a gateway's folder from a backup. Say who was revoked since: they must not come back."""
+    from relay.gateway import backup as backups
+    from relay.gateway.errors import SetupRefused
+    from store.files import file_errors
+
+    if (revocations is None) != nothing_revoked:
+        raise SetupRefused(
+            "a backup does not know who was revoked after it was made",
+            hint="give --revocations with the newest list, or --nothing-revoked if that is so",
+        )
+    passphrase = _passphrase(passphrase_file, "The gateway's passphrase when the backup was made")
+    data = None
+    if revocations is not None:
+        with file_errors(revocations):
+            data = revocations.read_bytes()
+    ended = asyncio.run(backups.restore(file, directory, passphrase, revocations=data, now=time.time()))
+    if as_json:
+        typer.echo(json.dumps({"directory": str(directory), "revoked": ended}))
+        return
+    typer.echo(f"restored {directory}; revoked since the backup: {', '.join(ended) or 'nobody'}")
+    typer.echo("next: put the provider's key back, then serve; who joined after the backup needs a new invitation")
 
 
 def _say_ready(ready: "Ready") -> None:
@@ -194,7 +318,10 @@ def _say_ready(ready: "Ready") -> None:
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 
-def _ask(config: Path, passphrase_file: Path | None, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _ask(
+    config: Path, passphrase_file: Path | None, operation: str, arguments: dict[str, Any],
+    passphrase: "Passphrase | None" = None,
+) -> dict[str, Any]:
     """Of the running gateway, or of its state if none runs."""
     from relay.gateway.config import load
     from relay.gateway.control import call
@@ -206,7 +333,9 @@ def _ask(config: Path, passphrase_file: Path | None, operation: str, arguments: 
     except NotReady as error:
         if error.hint is not None:
             raise
-    passphrase = _passphrase(passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True)
+    passphrase = passphrase or _passphrase(
+        passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True
+    )
     return asyncio.run(_alone(settings, passphrase, operation, arguments))
 
 

@@ -12,8 +12,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.checks.authorise import AllowList, AllowRule
 from relay.gateway.errors import ConfigError, GatewayError
+from relay.gateway.identity.ca import DAY_S, Lifetimes
+from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
 from transport.errors import BadInput
@@ -54,7 +55,10 @@ class PublicFile(_Section, frozen=True, kw_only=True):
 
 
 class Provider(_Section, frozen=True, kw_only=True):
+    """`models`: what `/v1/models` offers beside those of [[allow]], as far as policy allows them."""
+
     base_url: str
+    models: list[str] = []
     key_file: str | None = None
     key_env: str | None = None
     name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "openai"
@@ -64,6 +68,13 @@ class Provider(_Section, frozen=True, kw_only=True):
 
     def timeouts(self) -> Timeouts:
         return Timeouts(self.connect_s, self.first_byte_s, self.idle_s)
+
+
+class Inference(Provider, frozen=True, kw_only=True):
+    """A server of the open inference protocol; `models`: those of its models that there is a route to."""
+
+    models: list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "inference"
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -79,9 +90,15 @@ class Limits(_Section, frozen=True, kw_only=True):
     drain_s: Seconds = 20.0
 
 
-class Allow(_Section, frozen=True, kw_only=True):
-    id: str
-    models: list[str]
+class Identity(_Section, frozen=True, kw_only=True):
+    """How long certificates may live at most; the gateway does not start with one that lives longer."""
+
+    svid_max_s: Annotated[int, Meta(ge=600, le=3_600)] = 3_600
+    intermediate_max_days: Annotated[int, Meta(ge=1, le=30)] = 30
+    root_max_days: Annotated[int, Meta(ge=100, le=3_650)] = 3_650
+
+    def lifetimes(self) -> Lifetimes:
+        return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
 
 
 class _File(_Section, frozen=True, kw_only=True):
@@ -90,8 +107,12 @@ class _File(_Section, frozen=True, kw_only=True):
     listen: Listen = Listen()
     public: PublicFile | None = None
     provider: Provider
+    inference: Inference | None = None
     limits: Limits = Limits()
+    identity: Identity = Identity()
+    group: list[Group] = []
     allow: list[Allow] = []
+    policy: Policies = Policies()
 
 
 @dataclass(frozen=True)
@@ -105,22 +126,24 @@ class Public:
 
 @dataclass(frozen=True)
 class Config:
-    """A configuration that has been checked. `directory` holds it and everything it names by a relative path."""
+    """A configuration that has been checked.
+
+    `directory` holds `file`, which it is, and all that is named by a relative path.
+    """
 
     directory: Path
+    file: str
     trust_domain: str
     name: str
     session: Endpoint | None
     https: tuple[str, int] | None
     health: tuple[str, int] | None
     provider: Provider
+    inference: Inference | None
     limits: Limits
-    allowed: AllowList
+    identity: Identity
+    rules: Rules
     public: Public | None = None
-
-    @property
-    def key_file(self) -> Path | None:
-        return None if self.provider.key_file is None else self.directory / self.provider.key_file
 
 
 def load(path: Path) -> Config:
@@ -132,10 +155,10 @@ def load(path: Path) -> Config:
             f"cannot read the configuration {path}: {(error.strerror or '').lower()}",
             hint="name it by --config; `relay gateway init DIR` makes one",
         ) from None
-    return parse(data, path.parent.resolve())
+    return parse(data, path.parent.resolve(), path.name)
 
 
-def parse(data: bytes, directory: Path) -> Config:
+def parse(data: bytes, directory: Path, name: str = CONFIG_FILE) -> Config:
     """See `load`."""
     if len(data) > _SIZE_MAX:
         raise ConfigError("the configuration is over 1 MiB", hint=_EXPLAINED)
@@ -148,10 +171,10 @@ def parse(data: bytes, directory: Path) -> Config:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error)), hint=_EXPLAINED) from None
-    return _checked(file, directory)
+    return _checked(file, directory, name)
 
 
-def _checked(file: _File, directory: Path) -> Config:
+def _checked(file: _File, directory: Path, name: str) -> Config:
     with _At("trust_domain"):
         check_trust_domain(file.trust_domain)
         SpiffeId(file.trust_domain, f"/gateway/{file.name}")
@@ -172,13 +195,19 @@ def _checked(file: _File, directory: Path) -> Config:
         checked_base_url(file.provider.base_url)
     if (file.provider.key_file is None) == (file.provider.key_env is None):
         raise ConfigError("provider: set one of `key_file` and `key_env`", hint='as in key_file = "provider.key"')
-    rules = []
-    for number, rule in enumerate(file.allow):
-        with _At(f"allow[{number}]"):
-            rules.append(AllowRule.parse(rule.id, rule.models))
+    inference = file.inference
+    if inference is not None:
+        with _At("inference.base_url"):
+            checked_base_url(inference.base_url)
+        if inference.key_file is not None and inference.key_env is not None:
+            raise ConfigError("inference: set one of `key_file` and `key_env`, or neither")
+    rules = checked(
+        directory, file.group, file.allow, file.policy, file.provider.models,
+        elsewhere=[] if inference is None else inference.models,
+    )
     return Config(
-        directory, file.trust_domain, file.name, session, https, health, file.provider, file.limits, AllowList(rules),
-        _public(file, directory),
+        directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
+        file.identity, rules, _public(file, directory),
     )
 
 
@@ -296,8 +325,25 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 
+# [identity]                         # the longest that certificates may live; new ones are made for that
+# svid_max_s = 3600                  # of devices and of the gateway
+# intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
+# root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
+
+# [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
+# base_url = "http://127.0.0.1:8000"
+# models = ["defect-detection"]
+
 # Who may use which model. Nothing is allowed that is not named here. `*` stands for one whole path segment.
 [[allow]]
 id = "/edge/*"
 models = ["gpt-4o-mini"]
+
+# For more than that: groups of IDs, and rules in Cedar beside [[allow]], or OPA in their place (docs/POLICY.md).
+# `relay gateway policy check` tries them, `relay gateway policy reload` brings them into force.
+# [[group]]
+# name = "factory-floor"
+# ids = ["/edge/factory-floor/*"]
+# [policy]
+# cedar = ["policy.cedar"]           # or: opa = "http://127.0.0.1:8181/v1/data/causeway/allow"
 '''

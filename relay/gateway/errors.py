@@ -11,6 +11,7 @@
      +-- AuditUnavailable   fault local     the audit record could not be written, so nothing may happen
      +-- ProviderFailure    fault provider  the provider refused, failed, was too slow or answered garbage
      +-- JournalFull        fault policy    too much of a device's answers waits to be fetched
+     +-- PolicyUnavailable  fault policy    whether something is allowed could not be asked
 
 A request that a check ends is not an error but a `Refusal` (relay.gateway.pipeline).
 """
@@ -89,6 +90,12 @@ class ProviderFailure(GatewayError):
         self.kind = kind
         self.status = status
         self.again = again
+
+
+class PolicyUnavailable(GatewayError):
+    code = "policy_unavailable"
+    fault = "policy"
+    retryable = True
 
 
 class JournalFull(GatewayError):

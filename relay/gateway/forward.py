@@ -1,4 +1,4 @@
-"""The one place that holds the provider's key: calls the provider with the bytes that passed the checks."""
+"""The one place that holds a provider's key: calls the provider with the bytes that passed the checks."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 import msgspec
 from opentelemetry.trace import SpanKind
 
-from relay.gateway.checks.authorise import AllowList
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
 from relay.gateway.upstream.base import Upstream
@@ -18,7 +17,7 @@ from transport.telemetry import Telemetry
 class Forward:
     """Answers by asking the provider. One attempt: another could be a second call that was accepted."""
 
-    def __init__(self, upstream: Upstream, key: Secret, telemetry: Telemetry) -> None:
+    def __init__(self, upstream: Upstream, key: Secret | None, telemetry: Telemetry) -> None:
         self._upstream = upstream
         self._key = key
         self._telemetry = telemetry
@@ -41,7 +40,7 @@ class Forward:
             async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 nonlocal received
                 async for chunk in chunks:
-                    if self._key.expose() in chunk:  # a provider that quotes the key is not passed on
+                    if self._key is not None and self._key.expose() in chunk:  # who quotes the key is not passed on
                         raise ProviderFailure(
                             "the provider's answer held what it must not", kind="provider_garbled", status=502
                         )
@@ -69,17 +68,13 @@ class Forward:
 
 
 class ModelList:
-    """Answers `/v1/models` from the allow-list alone: what the device may use, not what the provider has."""
-
-    def __init__(self, allowed: AllowList) -> None:
-        self._allowed = allowed
+    """Answers `/v1/models` by what authorise has found: what the device may use, not what the provider has."""
 
     @asynccontextmanager
     async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
-        models = self._allowed.models(context.peer.id.path)
         body = msgspec.json.encode({
             "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "causeway"} for name in models],
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "causeway"} for name in context.models],
         })
         yield Answer(200, "application/json", False, _once(body))
 

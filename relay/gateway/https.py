@@ -24,6 +24,8 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
+from relay.gateway.identity.revocation import Revocation
+from relay.gateway.identity.spiffe_bundle import spiffe_bundle
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
@@ -59,16 +61,20 @@ class _RenewBody(msgspec.Struct, forbid_unknown_fields=True):
     signature: str
 
 
+class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
+    list: str
+
+
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, clock: Callable[[], float] = time.time,
+    gate: Gate, revocation: Revocation, clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
     body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
-        return json_answer(200, _bundle_of(authority))
+        return json_answer(200, _bundle_of(authority) | spiffe_bundle(authority.bundle))
 
     async def nonce(_: web.Request) -> web.Response:
         return json_answer(200, {"nonce": pack(nonces.give())})
@@ -120,7 +126,9 @@ def make_app(
     async def tunnel(request: web.Request) -> web.StreamResponse:
         peer = peer_of(request.transport)
         try:
-            if peer is None or peer.id.role != TUNNEL_ROLE:
+            if peer is None:
+                raise IdentityRefused("a tunnel needs a certificate", rule="certificate")
+            if peer.id.role != TUNNEL_ROLE:
                 raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
             number = enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:
@@ -132,8 +140,28 @@ def make_app(
         await enrolment.seen(number)
         notes = TunnelNotes(str(peer.id), traces)
         link = await accept_websocket(request, f"{notes.hop} {request.remote}", on_note=notes.take)
+        try:
+            enrolment.admit(peer)  # it may have ended meanwhile
+        except IdentityRefused:
+            await link.close("shutdown")
+            return link.response
         await carry(link, notes, sessions)
         return link.response
+
+    async def revocations(request: web.Request) -> web.Response:
+        """A hop's list for ours. It need not be on record here: a gateway that was restored knows few SVIDs of today,
+        and it is then that it has to learn. What the list says is believed for its signature alone.
+        """
+        peer = peer_of(request.transport)
+        if peer is None or peer.id.role != TUNNEL_ROLE:
+            raise Refused(403, "refused", "the gateway does not accept this")
+        body = await body_of(request, _ListBody, body_s)
+        if carried := unpack(body.list):
+            try:
+                await revocation.learn(carried, str(peer.id))
+            except IdentityRefused as refusal:
+                await refusals.append("revocations.refused", reason=refusal.rule, id=str(peer.id), peer=request.remote)
+        return json_answer(200, {"list": pack(revocation.list.data)})
 
     async def edge(request: web.Request) -> web.StreamResponse:
         """A session straight from an edge, whose identity shows inside it alone: a stranger's place until then."""
@@ -147,6 +175,7 @@ def make_app(
     app.router.add_post("/v1/join/nonce", nonce)
     app.router.add_post("/v1/join", join)
     app.router.add_post("/v1/renew", renew)
+    app.router.add_post("/v1/revocations", revocations)
     app.router.add_get("/v1/tunnel", tunnel)
     app.router.add_get("/v1/edge", edge)
     return app

@@ -6,13 +6,17 @@ TLS handshakes are done so many times a second, of which one address has a quart
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from relay.gateway.audit.refusals import Refusals
+from relay.gateway.errors import AuditUnavailable
 from relay.places import Places, source_of
 from relay.rates import Rate, SourceBuckets, TokenBucket, take_all
+from transport.identity.tls import client_refusal
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,10 @@ BEHIND_A_PROXY: Final = HttpsLimits(per_source=HttpsLimits.strangers)
 class Gate:
     """All connections of one listener."""
 
-    def __init__(self, limits: HttpsLimits) -> None:
+    def __init__(self, limits: HttpsLimits, refusals: Refusals | None = None) -> None:
+        """`refusals` is told whose certificate was refused, and why; the other side learns nothing."""
         self.limits = limits
+        self._refusals = refusals
         self.places = Places(limits.strangers, limits.per_source)
         self._all = TokenBucket(Rate.of(limits.per_second), 0.0)
         self._sources = SourceBuckets(Rate.of(limits.per_second_of_source), 0.0)
@@ -55,6 +61,13 @@ class Gate:
         """The connection that `protocol` reads is one of ours and may stay; its place is free again."""
         if (connection := self.connections.get(protocol)) is not None:
             connection.settle()
+
+    async def refused(self, source: str, error: OSError) -> None:
+        """A handshake failed. Leaves a record if the client had a certificate or spoke an old TLS."""
+        refusal = client_refusal(error)
+        if refusal is not None and self._refusals is not None:
+            with contextlib.suppress(AuditUnavailable):  # the log has said so
+                await self._refusals.append("https.refused", reason=refusal.rule, peer=source)
 
     def close(self) -> None:
         """Ends what is still shaking hands."""
@@ -136,17 +149,21 @@ class Connection(asyncio.Protocol):
 
     async def _shake_hands(self, raw: asyncio.Transport, context: ssl.SSLContext) -> None:
         limit = self._gate.limits.handshake_s
+        failure: OSError | None = None
         try:
             transport = await asyncio.get_running_loop().start_tls(
                 raw, self, context, server_side=True, ssl_handshake_timeout=limit
             )
-        except OSError:  # refused, too slow, or gone; `connection_lost` is not called for these
-            transport = None
+        except OSError as error:  # refused, too slow, or gone; `connection_lost` is not called for these
+            transport, failure = None, error
         finally:
             self._gate.waiting.discard(self)
         if transport is None or self._lost:
+            source = self._source
             raw.abort()
             self.settle()
+            if failure is not None and source is not None:
+                await self._gate.refused(source, failure)
         else:
             self._open(transport)
 

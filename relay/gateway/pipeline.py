@@ -11,7 +11,7 @@ device is told that its answer is whole, and every refusal. Where the audit cann
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -20,12 +20,13 @@ from opentelemetry.trace import Span, SpanKind
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, JournalFull, ProviderFailure
-from relay.gateway.routes import ROUTES, Route
+from relay.gateway.routes import Route, find
 from transport import telemetry as names
 from transport.errors import TransportError
 from transport.identity.verify import VerifiedPeer
 from transport.telemetry import Telemetry, context_from, trace_id_of
 
+DECISION_MAX: Final = 256  # characters of a reason on record
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,10 @@ class RequestContext:
     link_id: str
 
     trace_id: str = ""
+    policy: str = ""  # version of the policy that decided, and in what words
+    decision: str = ""
     model: str = ""
+    models: list[str] = field(default_factory=list)  # where a list of them is asked for
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
 
@@ -81,7 +85,7 @@ class RequestContext:
 
     @property
     def target(self) -> Route | None:
-        return ROUTES.get((self.method, self.route))
+        return find(self.method, self.route)
 
 
 class Check(Protocol):
@@ -104,6 +108,10 @@ class Answerer(Protocol):
     """Who answers an operation."""
 
     def answer(self, context: RequestContext) -> AbstractAsyncContextManager[Answer]: ...
+
+
+class _Withdrawn(Exception):
+    """What was allowed when the answer began is so no longer."""
 
 
 class Tap(Protocol):
@@ -130,6 +138,7 @@ class Sink(Protocol):
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
                              retryable=True)
 _UNRECORDED: Final = Refusal(503, "audit_unavailable", "the gateway cannot record the outcome; the provider was called")
+_WITHDRAWN: Final = Refusal(403, "policy_changed", "the gateway's policy has changed and allows this no longer")
 _INTERNAL: Final = Refusal(500, "internal_error", "the gateway failed; its log says more under the trace id")
 
 
@@ -139,14 +148,18 @@ class Pipeline:
     def __init__(
         self, *, checks: Sequence[Check], answerers: Mapping[str, Answerer],
         taps: Sequence[Callable[[RequestContext], Tap]], audit: AuditLog, telemetry: Telemetry, node: str,
+        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None,
     ) -> None:
-        """`node` is the gateway's own SPIFFE ID, for spans."""
+        """`node` is the gateway's own SPIFFE ID, for spans. `still` is asked before each chunk of an answer, which ends
+        there if it is refused.
+        """
         self._checks = checks
         self._answerers = answerers
         self._taps = taps
         self._audit = audit
         self._telemetry = telemetry
         self._node = node
+        self._still = still
 
     async def handle(self, context: RequestContext, sink: Sink) -> None:
         """Answers or refuses one request through `sink`. Cancelling it cancels the provider call.
@@ -173,9 +186,11 @@ class Pipeline:
             for check in self._checks:
                 refusal = await check.check(context)
                 if refusal is not None:
-                    await self._record("request.refused", context, code=refusal.code, status=refusal.status)
+                    await self._record(
+                        "request.refused", context, code=refusal.code, status=refusal.status, **_decided(context)
+                    )
                     return refusal
-            await self._record("request.intent", context, bytes_in=len(context.body))
+            await self._record("request.intent", context, bytes_in=len(context.body), **_decided(context))
         except AuditUnavailable:
             return _AUDIT_DOWN
         return None
@@ -197,6 +212,8 @@ class Pipeline:
             raise
         except ProviderFailure as failure:
             refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+        except _Withdrawn:
+            refusal = _WITHDRAWN
         except JournalFull as full:
             refusal = Refusal(429, full.code, str(full))
         except TransportError as error:
@@ -224,6 +241,8 @@ class Pipeline:
         async with answerer.answer(context) as answer:
             await sink.begin(answer.status, answer.content_type, streamed=answer.streamed)
             async for chunk in answer.chunks:
+                if self._still is not None and await self._still(context) is not None:
+                    raise _Withdrawn
                 await self._pass(context, taps, chunk, sink)
             for index, tap in enumerate(taps):
                 await self._pass(context, taps[index + 1:], tap.finish(), sink)
@@ -257,6 +276,10 @@ class Pipeline:
             names.LINK_ID: context.link_id, names.REQUEST_ID: context.request_id.hex(),
             names.ROUTE: context.route, names.BYTES_IN: len(context.body),
         }
+
+
+def _decided(context: RequestContext) -> dict[str, str]:
+    return {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
 
 
 def _describe(span: Span, context: RequestContext) -> None:

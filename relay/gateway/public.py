@@ -199,6 +199,11 @@ def make_public_app(
         link = WebSocketLink(socket, f"{notes.hop} {request.remote}", on_note=notes.take)
         with contextlib.suppress(LinkLost):  # then the session finds it lost, too
             await link.send_note(msgspec.json.encode({"id": registration.id}).decode())
+        try:
+            enrolment.registration(registration.device_id)
+        except IdentityRefused:  # it has ended meanwhile
+            await link.close("shutdown")
+            return socket
         await carry(link, notes, sessions)
         return socket
 

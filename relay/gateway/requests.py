@@ -16,12 +16,14 @@ from relay.gateway.compact import Compact
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import UNKNOWN, Call, CallRefused, Journal, Reader
-from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
+from relay.gateway.pipeline import DECISION_MAX, Pipeline, Refusal, RequestContext
+from relay.gateway.policy.decisions import Policy
 from relay.gateway.state.calls import Key
 from relay.gateway.trace import TraceStore
 from store.errors import StoreError
 from transport.errors import IdentityRefused, ProtocolViolation, TransportError
 from transport.identity.verify import VerifiedPeer
+from transport.primitives import sha256
 from transport.serving import AnswerStream, Incoming, Resumed
 from transport.telemetry import Telemetry
 
@@ -30,6 +32,9 @@ ACKS_MAX: Final = 1_000  # requests whose acknowledgements wait, of one session;
 _log = logging.getLogger(__name__)
 
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
+_NO_RELAY: Final = Refusal(403, "relay_not_allowed", "this device may not come by that hop; another may do")
+_NO_POLICY: Final = Refusal(503, "policy_unavailable", "the gateway cannot reach its policy and refuses all work",
+                            retryable=True)
 _NO_CLAIM: Final = Refusal(
     503, "journal_unavailable", "the gateway cannot keep its journal and calls nobody", retryable=True
 )
@@ -54,7 +59,7 @@ class Requests:
 
     def __init__(
         self, *, journal: Journal, pipeline: Pipeline, enrolment: Enrolment, traces: TraceStore, telemetry: Telemetry,
-        refusals: Refusals,
+        refusals: Refusals, policy: Policy,
     ) -> None:
         self._journal = journal
         self._pipeline = pipeline
@@ -62,10 +67,13 @@ class Requests:
         self._traces = traces
         self._telemetry = telemetry
         self._refusals = refusals
+        self.policy = policy
 
-    @property
-    def epoch(self) -> bytes:
-        return self._journal.epoch
+    def epoch_of(self, enrolment: int) -> bytes:
+        """The journal's epoch as a device is told it: 16 bytes. Under another enrolment nothing is known of what it
+        asked under an earlier one, so that is another epoch to it.
+        """
+        return sha256(b"causeway epoch", self._journal.epoch, enrolment.to_bytes(8, "big"))[:16]
 
     @property
     def running(self) -> set[asyncio.Task[None]]:
@@ -103,21 +111,34 @@ class Requests:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _admit(self, asker: Asker) -> Refusal | None:
-        """A session may outlast its device's registration, and an answer that waits needs no check of the pipeline."""
+        """A session may outlast its device's registration, and an answer that waits needs no check of the pipeline.
+
+        Whether it may come by this hop is looked at here, too, so that a new policy holds for sessions that stand.
+        """
         try:
             if self._enrolment.enrolment_of(asker.peer) == asker.enrolment:
-                return None
+                return await self._by_hop(asker)
             reason = "registration"
         except IdentityRefused as refusal:
             reason = refusal.rule
+        return await self._refused(asker, reason, _NOT_ADMITTED)
+
+    async def _by_hop(self, asker: Asker) -> Refusal | None:
+        decision = await self.policy.by_hop(asker.peer.id, asker.enrolment, asker.via)
+        if decision is None:
+            return None
+        refusal = _NO_POLICY if decision.unavailable else _NO_RELAY
+        return await self._refused(asker, "policy", refusal, decision=decision.reason[:DECISION_MAX])
+
+    async def _refused(self, asker: Asker, reason: str, refusal: Refusal, **fields: str) -> Refusal:
         try:
             await self._refusals.append(
                 "request.refused", reason=reason, id=str(asker.peer.id), via=asker.via, link=asker.link_id,
-                code=_NOT_ADMITTED.code, status=_NOT_ADMITTED.status,
+                code=refusal.code, status=refusal.status, **fields,
             )
         except AuditUnavailable:
             _log.error("a refusal could not be audited")
-        return _NOT_ADMITTED
+        return refusal
 
     async def _call_of(self, asker: Asker, stream: Incoming | Resumed) -> Call | Refusal:
         key = asker.key(stream.request_id)

@@ -9,7 +9,7 @@ same; the audit has the reason.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,13 +18,15 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.ca import Authority, OwnIdentity
-from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
 from store.errors import StoreError
+from transport.connection import CLOSE_REVOKED
 from transport.errors import IdentityRefused, LinkLost, TransportError
 from transport.handshake import FrameType, Hint, JoinCredential, RenewCredential
+from transport.identity.revocation import RevocationList
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.links.base import Link
 from transport.messages import Issued, SpanRecord, Welcome
@@ -56,6 +58,11 @@ class SessionLimits:
         return max(1, self.handshakes * 3 // 4)
 
     @property
+    def direct_full_handshakes(self) -> int:
+        """Of the full ones, those that came straight leave a third to tunnels."""
+        return max(1, self.full_handshakes * 2 // 3)
+
+    @property
     def handshakes_per_source(self) -> int:
         """One hop's strangers, or one address's, do not keep out those of others."""
         return max(1, self.handshakes // 4)
@@ -69,10 +76,11 @@ class Sessions:
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
+        revocations: Callable[[], RevocationList] = RevocationList,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
-        `session_clock` makes a clock for each session.
+        `session_clock` makes a clock for each session; `revocations` has the latest signed list.
         """
         self._tickets = tickets
         self._authority = authority
@@ -81,20 +89,22 @@ class Sessions:
         self._traces = traces
         self._audit = audit
         self._refusals = refusals
+        self._revocations = revocations
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
         self._responder = Responder(
             svid=identity.svid,
             root=lambda: authority.root,
-            verify_edge=lambda chain, now: verify_svid(chain, authority.bundle, role=SESSION_ROLE, now=now),
+            verify_edge=self._verify_edge,
             tickets=self._tickets,
             clock=session_clock,
         )
-        self._full_handshakes = 0  # under way
+        self._full_handshakes = self._direct_full = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
         self._of_device: dict[int, list[tuple[GatewaySession, str]]] = {}  # by enrolment, oldest first, with their via
         self._links = 0
+        self._through: dict[str, set[Link]] = {}  # by the hop they come through
         self._live: set[GatewaySession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -117,6 +127,8 @@ class Sessions:
             await self._turn_away(link)
             return
         self._links += 1
+        if via:
+            self._through.setdefault(via, set()).add(link)
         try:
             session = await self._handshake(link, via, source)
             if session is not None:
@@ -128,7 +140,24 @@ class Sessions:
             _log.error("session on %s ended: %s", link.peer, error)
         finally:
             self._links -= 1
+            if via:
+                self._through[via].discard(link)
+                if not self._through[via]:
+                    del self._through[via]
             await link.close()
+
+    async def cut(self, ended: Sequence[Registration]) -> None:
+        """Ends all that lives of registrations that have ended: sessions, told why; tunnels; tickets; calls, answers.
+
+        No frame of theirs is taken once this has begun, however slow the other end is to go. Raises StoreError.
+        """
+        for one in ended:
+            for session, _ in self._of_device.get(one.enrolment, ()):
+                session.cut(CLOSE_REVOKED)
+                self._start(session.close(CLOSE_REVOKED), set())
+            for link in self._through.get(one.id, ()):
+                self._start(link.close("shutdown"), set())
+        await self._forget_ended()
 
     async def drain(self, seconds: float, hurry: asyncio.Event | None = None) -> None:
         """Takes nothing new, lets requests that run finish for up to `seconds` or until `hurry` is set, then closes
@@ -160,10 +189,12 @@ class Sessions:
 
         def take_full() -> bool:
             nonlocal full
-            full = self._full_handshakes < self._limits.full_handshakes and self._admission.full(
-                source, self._ticking(), direct=not via
+            room = self._full_handshakes < self._limits.full_handshakes and (
+                bool(via) or self._direct_full < self._limits.direct_full_handshakes
             )
+            full = room and self._admission.full(source, self._ticking(), direct=not via)
             self._full_handshakes += full
+            self._direct_full += full and not via
             return full
 
         def take_resumed() -> bool:
@@ -180,6 +211,7 @@ class Sessions:
         finally:
             self._handshaking.leave(source)
             self._full_handshakes -= full
+            self._direct_full -= full and not via
         return None
 
     async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:
@@ -243,6 +275,7 @@ class Sessions:
             await self._audit.append(
                 "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id
             )
+            self._enrolment.admit(peer)  # it may have ended while that was written
         except IdentityRefused as refusal:
             await self._refusals.append("session.refused", id=str(peer.id), reason=refusal.rule, via=via)
             await session.refuse()
@@ -252,12 +285,14 @@ class Sessions:
             raise
         asker = Asker(peer, enrolment, via, session.link_id)
         claims: set[asyncio.Task[None]] = set()  # spans being stored
+        session.on_posture = lambda posture: self._requests.policy.take_posture(enrolment, posture)
         session.on_spans = lambda spans: self._take_spans(str(peer.id), spans, claims)
         acks = Acknowledgements(
             self._requests, asker, lambda: self._start(session.close("protocol_error"), set())
         )
         session.on_ack = acks.take
-        session.admit(Welcome(self._requests.epoch, via, self._authority.bundle.sequence))
+        session.on_held = self._list_for(session)
+        session.admit(Welcome(self._requests.epoch_of(enrolment), via, self._authority.bundle.sequence))
         mine = self._of_device.setdefault(enrolment, [])
         mine.append((session, via))
         tasks: set[asyncio.Task[None]] = set()
@@ -287,6 +322,23 @@ class Sessions:
         """Ends the oldest session of a device that has opened too many; whoever opened the newest waits for no peer."""
         await self._audit.append("session.displaced", id=device, enrolment=enrolment, via=via, link=session.link_id)
         self._start(session.close("overloaded"), set())
+
+    def _verify_edge(self, chain: Sequence[bytes], now: float) -> VerifiedPeer:
+        peer = verify_svid(chain, self._authority.bundle, role=SESSION_ROLE, now=now)
+        self._revocations().check(peer)
+        return peer
+
+    def _list_for(self, session: GatewaySession) -> Callable[[int], None]:
+        told = 0
+
+        def tell(held: int) -> None:
+            nonlocal told
+            latest = self._revocations()
+            if latest.sequence > max(held, told):  # each list once, however often a device asks
+                told = latest.sequence
+                session.send_revocations(latest.data)
+
+        return tell
 
     def _take_spans(self, device: str, spans: list[SpanRecord], claims: set[asyncio.Task[None]]) -> None:
         async def keep() -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from relay.hop.counters import Counters
 from relay.hop.errors import HopError
 from relay.hop.gateways import Gateways
-from relay.hop.identity import HopHome, HopIdentity, renew
+from relay.hop.identity import HopHome, HopIdentity, exchange_list, renew
 from relay.hop.pipe import Pipe, PipeLimits
 from relay.hop.quotas import Flight, Patience
 from relay.places import Places, source_of_link
 from relay.rates import Rate, TokenBucket
 from store.errors import StoreError
 from transport.errors import LinkLost, TransportError
+from transport.identity.revocation import read_list
 from transport.identity.tls import client_context
 from transport.links.base import Endpoint, Link, Listener, Radio, listen
 from transport.links.websocket import WebSocketLink, connect_websocket
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 TUNNEL_PATH: Final = "/v1/tunnel"
 RETRY_S: Final = (5.0, 300.0)  # first and longest wait between attempts to renew
+CARRY_S: Final = 600.0  # how often the revocation list is exchanged with each gateway
 CHECK_S: Final = 60.0  # a laptop that slept must notice that its SVID has run out
 _RADIO: Final = ("ble", "rfcomm")
 REPORTS: Final = Rate(0.1, 20)  # lines: strangers must not fill a log
@@ -65,7 +67,8 @@ class Hop:
         self._home, self._identity = home, identity
         self._gateways = Gateways(gateways)
         self._limits, self._report, self._clock = limits, report, clock
-        self._tls = client_context(identity.bundle, identity.svid)
+        self._revoked = home.carried()
+        self._tls = client_context(identity.bundle, identity.svid, revoked=self._revoked)
         self._renewing = asyncio.Lock()
         self._places = Places(limits.max_links, limits.per_source)
         self._flight = Flight(limits.max_flight)
@@ -92,7 +95,7 @@ class Hop:
         """
         listeners: list[Listener] = []
         announcements: list[Announcement] = []
-        freshness = asyncio.create_task(self._stay_fresh())
+        upkeep = [asyncio.create_task(self._stay_fresh()), asyncio.create_task(self._carry())]
         try:
             for endpoint in endpoints:
                 listeners.append(await listen(endpoint, self._on_link, radio=radio))
@@ -102,9 +105,10 @@ class Hop:
             self._report(f"hop ready {self._identity.svid.id.name} listening on {where}")
             await stop.wait()
         finally:
-            freshness.cancel()
+            for task in upkeep:
+                task.cancel()
             ends = [*(one.close() for one in announcements), *(one.close() for one in listeners)]
-            await asyncio.gather(freshness, *ends, return_exceptions=True)
+            await asyncio.gather(*upkeep, *ends, return_exceptions=True)
 
     async def _on_link(self, edge: Link) -> None:
         door = edge.peer.partition(":")[0]
@@ -176,7 +180,25 @@ class Hop:
                 except (TransportError, HopError):
                     if url == urls[-1]:
                         raise
-            self._tls = client_context(self._identity.bundle, self._identity.svid)
+            self._tls = client_context(self._identity.bundle, self._identity.svid, revoked=self._revoked)
+
+    async def _carry(self) -> None:
+        """Takes the revocation list from gateway to gateway, so that an older memory learns, and goes by it."""
+        while True:
+            for url in self._gateways.all():
+                with contextlib.suppress(TransportError, HopError, StoreError):  # the tunnels tell what is wrong there
+                    data = await exchange_list(self._identity, url, self._revoked)
+                    if data:
+                        revoked = read_list(data, self._identity.bundle, now=self._clock(), held=self._revoked)
+                        if revoked is not self._revoked:
+                            self._revoked = revoked
+                            self._tls = client_context(
+                                self._identity.bundle, self._identity.svid, revoked=revoked
+                            )
+                            await asyncio.to_thread(self._home.carry, revoked)
+            if self._revoked.stale(self._clock()):
+                self._tell("the revocation list is old: no gateway has given a newer one")
+            await asyncio.sleep(CARRY_S)
 
     async def _stay_fresh(self) -> None:
         """Renews at half-life; after a failure again and again, ever more slowly, and the hop goes on."""

@@ -21,6 +21,7 @@ import msgspec
 
 from relay.hop.errors import GatewayAnswer, HopMisuse, JoinRefused
 from store.errors import StoreMissing
+from store.files import write_private
 from store.keys import Passphrase
 from store.sealed import open_file, seal_file
 from transport.errors import BadInput, IdentityRefused, LinkLost
@@ -32,15 +33,17 @@ from transport.identity.join import (
     https_transcript,
     signed_input,
 )
+from transport.identity.revocation import RevocationList, stored_list
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, peer_of, refusal_in, unverified_context
-from transport.identity.verify import VerifiedPeer, verify_svid
+from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.links.base import Endpoint
 from transport.primitives import Secret, SigningKey, sha256
 
 ROLE: Final = "hop"
 PURPOSE: Final = "causeway hop identity"
 FILE: Final = "identity.sealed"
+LIST_FILE: Final = "revocations.list"
 TIMEOUT_S: Final = 15.0
 ANSWER_MAX: Final = 64 * 1024  # bytes of a JSON answer
 ROOTS_MAX: Final = 8
@@ -71,6 +74,10 @@ class _Issued(msgspec.Struct):
     chain: list[str]
     bundle: _Bundle
     enrolment: int
+
+
+class _List(msgspec.Struct):
+    list: str
 
 
 class _ErrorBody(msgspec.Struct):
@@ -157,6 +164,17 @@ class HopHome:
             identity.bundle.trust_domain, list(identity.bundle.roots), identity.bundle.sequence,
         ))
 
+    def carried(self) -> RevocationList:
+        """The revocation list that this hop has kept; an empty one if there is none. It was checked when it came."""
+        try:
+            return stored_list((self._folder / LIST_FILE).read_bytes())
+        except (OSError, IdentityRefused):
+            return RevocationList()
+
+    def carry(self, revoked: RevocationList) -> None:
+        """Keeps a list for the next run. It is signed, so it is not sealed. Raises StoreError."""
+        write_private(self._folder / LIST_FILE, [revoked.data], replace=True)
+
     def _read(self) -> _Sealed | None:
         try:
             sealed = msgspec.msgpack.decode(open_file(self._path, self._passphrase, purpose=PURPOSE), type=_Sealed)
@@ -217,6 +235,7 @@ async def renew(
     home: HopHome, identity: HopIdentity, gateway: str, *, clock: Callable[[], float] = time.time
 ) -> HopIdentity:
     """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`."""
+    check_floor(identity.svid.not_before, clock())
     key = SigningKey.generate()
     device_id = sha256(identity.device_key.public.spki)
     body = {"device_id": pack(device_id)}
@@ -228,6 +247,15 @@ async def renew(
     renewed = replace(renewed, gateway=identity.gateway)
     await asyncio.to_thread(home.save, renewed)
     return renewed
+
+
+async def exchange_list(identity: HopIdentity, gateway: str, held: RevocationList) -> bytes:
+    """Gives a gateway the revocation list that this hop carries, and takes the gateway's; b"" if it has none.
+
+    Raises IdentityRefused, LinkLost, GatewayAnswer, JoinRefused.
+    """
+    async with _talking(client_context(identity.bundle, identity.svid, revoked=held), gateway) as server:
+        return unpack((await server.call("POST", "/v1/revocations", {"list": pack(held.data)}, _List)).list)
 
 
 async def _obtain(

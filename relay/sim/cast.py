@@ -18,13 +18,15 @@ from relay.gateway.app import SWEEP_S
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.authenticate import Authenticate
-from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Pipeline
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.settings import Allow, Policies, checked
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
@@ -100,10 +102,10 @@ class Gateway:
         self.enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
         await self.enrolment.load()
         self._traces = traces = TraceStore(database, clock=clock)
-        allowed = AllowList([AllowRule.parse("/edge/*", [MODEL])])
+        policy = Policy(checked(self._folder, [], [Allow(id="/edge/*", models=[MODEL])], Policies(), []))
         pipeline = Pipeline(
-            checks=[Authenticate(self.enrolment, clock=clock), Authorise(allowed), Schema()],
-            answerers={"chat": Forward(self._provider, _PROVIDER_KEY, tracing), "models": ModelList(allowed)},
+            checks=[Authenticate(self.enrolment, clock=clock), Authorise(policy), Schema()],
+            answerers={"chat": Forward(self._provider, _PROVIDER_KEY, tracing), "models": ModelList()},
             taps=[Meter], audit=audit, telemetry=tracing, node="sim",
         )
         journal = Journal(database, clock=clock)
@@ -111,7 +113,7 @@ class Gateway:
         stack.push_async_callback(journal.close)
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=self.enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals,
+            refusals=refusals, policy=policy,
         )
         self._sessions = sessions = Sessions(
             identity=OwnIdentity(authority, "sim", clock=clock), authority=authority, enrolment=self.enrolment,

@@ -53,7 +53,7 @@ class ScriptedProvider:
         return [event.encode() for event in events] + [b"data: [DONE]\n\n"]
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret) -> AsyncIterator[Answer]:
+    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
         number = self.number_of(body)
         self.accepted[number] += 1
         yield Answer(200, "text/event-stream", stream, self._stream(number))

@@ -17,7 +17,7 @@ from relay.gateway.requests import ACKS_MAX
 from relay.gateway.sessions import SessionLimits
 from relay.hop import identity
 from transport import connection, events, gateway_mux, handshake, messages, pacing, records, session, stream, tickets
-from transport.identity import join, svid, verify
+from transport.identity import join, revocation, svid, verify
 from transport.links import base, websocket
 from transport.responder import UNVERIFIED_MAX
 
@@ -101,7 +101,7 @@ def test_which_refusals_are_kept() -> None:
 
 
 def test_close_codes() -> None:
-    used = {connection.CLOSE_REFUSED}
+    used = {connection.CLOSE_REFUSED, connection.CLOSE_REVOKED}
     for path in (file for folder in ("transport", "relay", "edge_client") for file in (ROOT / folder).rglob("*.py")):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -183,6 +183,9 @@ EXPECTED = {
     "hints of an invitation": f"{join.HINTS_MAX} of {join.HINT_MAX}",
     "life of an invitation": f"{enrolment.INVITATION_MAX_S:,} s",
     "life of a nonce": f"{nonces.NONCE_S} s",
+    "a revocation list": _n(revocation.LIST_MAX),
+    "enrolments on it": _n(revocation.ENROLMENTS_MAX),
+    "serial numbers on it": _n(revocation.SERIALS_MAX),
     "a body by HTTPS": _n(answers.BODY_MAX),
     "an answer by HTTPS": _n(identity.ANSWER_MAX),
     "a frame of a tunnel": _n(base.RECEIVE_MAX),

@@ -20,6 +20,7 @@ from tests.support.ca import Ca
 from tests.support.edge_lab import ENDPOINT, join_gateway
 from tests.support.fake_gateway import FakeClock, FakeGateway, say_hello
 from transport.errors import LinkLost
+from transport.identity.revocation import sign_list
 from transport.links.base import Endpoint, Link
 
 Models = dict[str, bool]
@@ -149,6 +150,17 @@ def test_check_of_a_device_that_is_refused(gateway: FakeGateway) -> None:
     gateway.refuse_everybody = True
     told = status("--check", code=6)
     assert told["fault"] == "policy" and told["link"]["error"]["code"] == "peer_refused"
+
+
+@pytest.mark.parametrize(("age_s", "stale"), [(60, False), (2 * 3600, True)])
+def test_M16_the_age_of_the_revocation_list_is_told(gateway: FakeGateway, age_s: int, stale: bool) -> None:
+    join(gateway)
+    assert "revocations" not in status(), "there is none"
+    made = sign_list(gateway.ca.issue("authority/revocation"), 5, (7,), (), now=gateway.ca.now - age_s)
+    in_store(lambda opened: opened.settings.put("revocation-list", made.data))
+    told = status()
+    assert told["revocations"] == {"as_of": int(gateway.ca.now) - age_s, "stale": stale}
+    assert "revoked    list as of" in told["text"] and ("a newer one is due" in told["text"]) == stale
 
 
 def test_queue_and_answers_are_counted(gateway: FakeGateway) -> None:

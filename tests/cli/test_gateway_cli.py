@@ -273,7 +273,7 @@ def test_a_missing_passphrase_file_names_its_option(folder: Path) -> None:
     done = relay("devices", *config(folder), "--passphrase-file", folder / "absent")
     assert done.returncode == 8 and str(folder / "absent") in done.stderr
     assert "hint: --passphrase-file names it" in done.stderr
-    root = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+    root = relay("rotate-key", *config(folder), "--passphrase-file", folder / "pass",
                  "--root-passphrase-file", folder / "absent")
     assert root.returncode == 8 and "hint: --root-passphrase-file names it" in root.stderr
 
@@ -330,17 +330,41 @@ def test_serve_without_a_provider_key_says_where_it_should_be(folder: Path) -> N
     assert "provider.key" in done.stderr
 
 
-def test_renew_ca(folder: Path) -> None:
+def test_a_new_intermediate(folder: Path) -> None:
     before = (folder / "gw" / "intermediate.sealed").read_bytes()
-    wrong = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+    wrong = relay("rotate-key", *config(folder), "--passphrase-file", folder / "pass",
                   "--root-passphrase-file", folder / "pass")
     assert wrong.returncode == 8
     assert (folder / "gw" / "intermediate.sealed").read_bytes() == before
-    done = relay("renew-ca", *config(folder), "--passphrase-file", folder / "pass",
+    done = relay("rotate-key", *config(folder), "--passphrase-file", folder / "pass",
                  "--root-passphrase-file", folder / "rootpass", "--json")
     assert done.returncode == 0, done.stderr
     assert "not_after" in json.loads(done.stdout)
     assert (folder / "gw" / "intermediate.sealed").read_bytes() != before
+
+
+def test_a_new_root_is_published_and_not_used_at_once(folder: Path) -> None:
+    keys = ("--passphrase-file", folder / "pass", "--root-passphrase-file", folder / "rootpass")
+    done = relay("rotate-key", "root", *config(folder), *keys)
+    assert done.returncode == 0, done.stderr
+    assert "the new root is published; the trust bundle is number 2" in done.stdout and "next:" in done.stdout
+    again = relay("rotate-key", "root", *config(folder), *keys)
+    assert again.returncode == 3
+    assert "too early" in again.stderr and "90 days" in again.stderr
+
+
+def test_serve_refuses_certificates_that_live_longer_than_configured(folder: Path) -> None:
+    file = folder / "gw" / "gateway.toml"
+    file.write_text(file.read_text() + "\n[identity]\nintermediate_max_days = 7\n")
+    serve = ("serve", *config(folder), "--passphrase-file", folder / "pass")
+    refused = relay(*serve)
+    assert refused.returncode == 3
+    assert "identity.intermediate_max_days" in refused.stderr and "rotate-key intermediate" in refused.stderr
+    renewed = relay("rotate-key", *config(folder), "--passphrase-file", folder / "pass",
+                    "--root-passphrase-file", folder / "rootpass")
+    assert renewed.returncode == 0, renewed.stderr
+    file.write_text(re.sub(r'https = "[^"]*"', 'https = "192.0.2.1:1"', file.read_text()))
+    assert "cannot listen on 192.0.2.1:1" in relay(*serve).stderr, "the certificates are no objection any more"
 
 
 def test_a_span_is_shown_with_its_route() -> None:

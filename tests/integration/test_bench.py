@@ -43,6 +43,17 @@ def test_every_row_of_the_engine_benchmark_has_its_numbers() -> None:
     assert len(rows) == 9 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["unit"] for row in rows)
 
 
+def test_every_row_of_the_policy_benchmark_has_its_numbers() -> None:
+    done = subprocess.run(
+        [BENCH, "policy", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 9 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["peer_name"] for row in rows)
+    by_text = [row for row in rows if row["peer_name"].endswith("as text")]
+    assert len(by_text) == 2 and all(row["ratio"] > 1 for row in by_text), "parsing all of it costs more than anything"
+
+
 @pytest.mark.parametrize("early_data", ["on", "off"])
 def test_a_small_campaign_of_faults_loses_and_doubles_nothing(early_data: str) -> None:
     done = subprocess.run(

@@ -19,7 +19,11 @@ from edge_client.api.server import make_runner
 from edge_client.errors import Interrupted
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, join
+from edge_client.inference import Inference
 from edge_client.outbox import Outbox
+from edge_client.posture import posture, told
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.settings import Group, Policies, checked
 from store.database import STORE_SCHEMA, Database
 from store.keys import DatabaseKey
 from store.queue import Queue
@@ -27,6 +31,7 @@ from store.settings import Settings
 from tests.support.edge_lab import ENDPOINT, read, until
 from tests.support.fake_engine import FakeChat
 from tests.support.fake_gateway import CuttingLink, FakeClock
+from tests.support.fake_triton import FakeTriton, tensors
 from tests.support.gateway_lab import chat, make_folder
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
@@ -57,8 +62,8 @@ class Both:
     cuts: list[dict[str, int]] = field(default_factory=list)  # for the next links
     clients: list[GatewayClient] = field(default_factory=list)
 
-    async def start_gateway(self) -> None:
-        self.lab = await self.running.enter_async_context(gateway(self.directory, self.provider.base_url))
+    async def start_gateway(self, **options: Any) -> None:
+        self.lab = await self.running.enter_async_context(gateway(self.directory, self.provider.base_url, **options))
 
     async def stop_gateway(self) -> None:
         self.lab = None
@@ -74,7 +79,8 @@ class Both:
 
     def start_edge(self) -> GatewayClient:
         self.clients.append(GatewayClient(
-            self.settings, Outbox(self.queue), (), self.tracing, self.dial, clock=FakeClock()
+            self.settings, Outbox(self.queue), (), self.tracing, self.dial, clock=FakeClock(),
+            posture=told(self.directory),
         ))
         return self.clients[-1]
 
@@ -216,7 +222,12 @@ async def loopback(both: Both) -> AsyncIterator[ClientSession]:
         return Assistant(chat=FakeChat(), retrieval=None, relay=client, tracing=both.tracing)
 
     alone = Assistant(chat=FakeChat(), retrieval=None, relay=None, tracing=both.tracing)
-    runner = make_runner(Names(alone=alone, auto=auto, granted=client.models), TOKEN)
+
+    async def way() -> GatewayClient:
+        return client
+
+    infer = Inference(way, both.tracing)
+    runner = make_runner(Names(alone=alone, auto=auto, granted=client.models, infer=infer), TOKEN)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -225,6 +236,26 @@ async def loopback(both: Both) -> AsyncIterator[ClientSession]:
             yield session
     finally:
         await runner.cleanup()
+
+
+async def test_a_program_has_its_tensors_looked_at_by_a_model_behind_the_gateway(both: Both) -> None:
+    """From the loopback through the session to the server of the model, by a device whose disk policy has asked for."""
+    await both.stop_gateway()
+    disk = posture(both.directory).state
+    (both.directory / "p.cedar").write_text(
+        'permit (principal in Group::"floor", action, resource == Model::"defect-detection") '
+        f'when {{ principal.posture.disk == "{disk}" && principal.posture.version_number > 0 }};'
+    )
+    groups, files = [Group(name="floor", ids=["/edge/lap-1"])], Policies(cedar=["p.cedar"])
+    async with FakeTriton() as triton:
+        policy = Policy(checked(both.directory, groups, [], files, []))
+        await both.start_gateway(policy=policy, inference=triton.base_url)
+        async with loopback(both) as program:
+            async with program.post("/v2/models/defect-detection/infer", data=tensors(0.9)) as answer:
+                assert answer.status == 200 and (await answer.json())["outputs"][0]["data"] == [True]
+            async with program.post("/v2/models/another/infer", data=tensors(0.9)) as answer:
+                assert answer.status == 403 and (await answer.json())["error"]["code"] == "not_allowed"
+        assert triton.bodies == [tensors(0.9)]
 
 
 def asked(**more: Any) -> dict[str, Any]:

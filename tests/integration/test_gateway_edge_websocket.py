@@ -90,7 +90,7 @@ async def running(
         gate = Gate(HttpsLimits(**limits))
         app = make_app(
             authority=gateway.authority, enrolment=gateway.enrolment, sessions=gateway.sessions, traces=gateway.traces,
-            refusals=Refusals(audit), gate=gate,
+            refusals=Refusals(audit), gate=gate, revocation=gateway.revocation,
         )
         svid = OwnIdentity(gateway.authority, "main").svid()
         context = server_context(svid, gateway.authority.bundle, ("hop",), require_client=False)

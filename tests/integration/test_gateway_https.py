@@ -19,6 +19,7 @@ from relay.gateway.audit.refusals import PER_MINUTE, Refusals
 from relay.gateway.https import listen_https, make_app
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.pipeline import Pipeline
@@ -29,7 +30,7 @@ from relay.gateway.trace import TraceStore
 from relay.hop.identity import HopHome, pack, unpack
 from relay.hop.identity import join as join_hop
 from store.keys import Passphrase
-from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock, allowing, audit_lines, make_folder
 from transport import telemetry
 from transport.errors import LinkLost
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
@@ -90,7 +91,7 @@ async def running(made: Path, directory: Path, *, tls: bool = True, **limits: An
         requests = Requests(
             journal=Journal(database, clock=clock), enrolment=enrolment, traces=traces, telemetry=tracing,
             pipeline=Pipeline(checks=[], answerers={}, taps=[], audit=audit, telemetry=tracing, node="x"),
-            refusals=refusals,
+            refusals=refusals, policy=allowing({}),
         )
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
@@ -100,7 +101,7 @@ async def running(made: Path, directory: Path, *, tls: bool = True, **limits: An
         gate = Gate(HttpsLimits(**limits))
         app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            clock=clock,
+            clock=clock, revocation=Revocation(directory, database, authority, enrolment, audit, clock=clock),
         )
         address = await listen_https(stack, app, ("127.0.0.1", 0), context if tls else None, gate)
         yield Lab(directory, authority, enrolment, identity, context, gate, clock, address)
@@ -397,4 +398,7 @@ async def test_public_data_needs_no_identity(lab: Lab) -> None:
     async with aiohttp.ClientSession() as client, client.get(
         f"{lab.url}/v1/bundle", ssl=unverified_context()
     ) as response:
-        assert (await response.json())["trust_domain"] == "field.example"
+        told = await response.json()
+        assert told["trust_domain"] == "field.example"
+        assert told["spiffe_sequence"] == told["sequence"] == lab.authority.bundle.sequence
+        assert len(told["keys"]) == len(lab.authority.bundle.roots)

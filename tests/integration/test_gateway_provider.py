@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.gateway.audit.log import AuditLog, verify
-from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.errors import AuditUnavailable, ConfigError
 from relay.gateway.forward import Forward, ModelList
@@ -20,7 +20,7 @@ from relay.gateway.taps.meter import Meter
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream, checked_base_url
-from tests.support.gateway_lab import KeptSink, audit_lines, chat, context
+from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider, chunk
 from transport import telemetry
 from transport.errors import LinkLost
@@ -57,10 +57,10 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     upstream = OpenAiUpstream(provider.base_url, timeouts=PATIENT, **options)
     tracing = telemetry.start("gateway", directory / "spans.jsonl")
     audit = AuditLog(directory / "audit.jsonl")
-    allowed = AllowList([AllowRule.parse("/edge/*", ["small", "large"])])
+    policy = allowing({"/edge/*": ["small", "large"]})
     pipeline = Pipeline(
-        checks=[Authorise(allowed), Schema()],
-        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(allowed)},
+        checks=[Authorise(policy), Schema()],
+        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList()},
         taps=[Meter], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
     )
     yield Lab(provider, pipeline, tracing, audit, directory, upstream)

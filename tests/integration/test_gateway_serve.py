@@ -16,13 +16,14 @@ import pytest
 from relay.gateway import app
 from relay.gateway.audit.log import verify
 from relay.gateway.config import Config, parse
-from relay.gateway.control import call
+from relay.gateway.control import RemoteError, call
 from relay.gateway.errors import Busy, ConfigError, NotReady
 from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import JoinRefused
 from relay.hop.identity import HopHome, renew
 from relay.hop.identity import join as join_hop
 from store.keys import Passphrase
+from tests.support.fake_triton import FakeTriton, tensors
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, chat, make_folder
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider
 from transport import telemetry
@@ -192,6 +193,51 @@ async def test_an_edge_joins_asks_and_reads_its_trace(gateway: Running) -> None:
     assert [(one["id"], one["enrolment"], one["status"]) for one in devices] == [
         (f"spiffe://{DOMAIN}/edge/lap-1", 1, "active")
     ]
+
+
+BY_GROUP = CONFIG.partition("[[allow]]")[0] + """
+[inference]
+base_url = "{inference}"
+key_file = "provider.key"
+models = ["defect-detection"]
+[[group]]
+name = "factory-floor"
+ids = ["/edge/factory-floor/*"]
+[policy]
+cedar = ["floor.cedar"]
+"""
+FLOOR = 'permit (principal in Group::"factory-floor", action, resource == Model::"defect-detection");'
+
+
+async def test_a_policy_in_files_and_its_reload(made: Path, tmp_path: Path) -> None:
+    """What `serve` builds of a configuration with groups, rules and a server of models."""
+    directory = tmp_path / "gateway"
+    shutil.copytree(made, directory)
+    rules, config = directory / "floor.cedar", directory / "gateway.toml"
+    rules.write_text(FLOOR)
+    async with MockProvider() as provider, FakeTriton() as triton:
+        text = BY_GROUP.replace("{inference}", triton.base_url)
+        config.write_text(text.format(base_url=provider.base_url))
+        async with serving(directory, provider, text) as running:
+            session = await (await joined(running, "edge/factory-floor/cam-1")).session()
+            route = "/v2/models/defect-detection/infer"
+            assert b'"defect"' in await ask(session, tensors(0.9), route=route)
+            assert triton.headers["Authorization"] == f"Bearer {KEY}"
+            with pytest.raises(RequestRefused):
+                await ask(session, chat())
+            rules.write_text(FLOOR + "permit (everybody);")
+            with pytest.raises(RemoteError) as caught:
+                await running.ask_admin("policy_reload")
+            assert "floor.cedar:1: not a policy" in str(caught.value) and caught.value.fault == "user"
+            assert b'"defect"' in await ask(session, tensors(0.9), route=route)
+            rules.write_text("")
+            assert (await running.ask_admin("policy_reload"))["changed"]
+            with pytest.raises(RequestRefused) as refused:
+                await ask(session, tensors(0.9), route=route)
+            assert refused.value.reason == "not_allowed" and len(triton.bodies) == 2
+            await session.close()
+            versions = [line["policy"] for line in running.audit() if "policy" in line]
+            assert versions[0] != versions[-1]
 
 
 async def test_models_and_policy_over_a_session(gateway: Running) -> None:

@@ -1,7 +1,10 @@
 """Sessions' places: no hop, no address and no device may take those of others."""
 
 import asyncio
+import contextlib
 import shutil
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +14,16 @@ from relay.gateway.audit.refusals import PER_MINUTE
 from relay.gateway.sessions import SessionLimits
 from tests.support.connection_pair import make_pair
 from tests.support.gateway_lab import DOMAIN, Clock, make_folder
+from tests.support.memory_link import MemoryLink
 from tests.support.session_lab import Lab, gateway
-from transport.errors import Overloaded, TransportError
+from transport.edge_session import EdgeSession
+from transport.errors import LinkLost, Overloaded, TransportError
 from transport.handshake import ResponderHandshake
+from transport.identity.svid import Svid
+from transport.initiator import Resumption, SvidLogin
+from transport.links import virtual_time
+from transport.messages import RequestHeader, encode_header
+from transport.primitives import random_bytes
 
 LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
@@ -111,6 +121,55 @@ async def test_H15_tickets_are_taken_so_often_a_second_too(made: Path, tmp_path:
             await lab.session(svid, ticket)
         clock.now = 2.0
         assert (await lab.session(svid, ticket)).alive, "turned away, it was not consumed"
+
+
+def test_H15_ten_thousand_half_open_handshakes_and_those_who_work(made: Path, tmp_path: Path) -> None:
+    """A thousand strangers a second, each from an address of its own, begin a handshake and leave it at that; edges
+    that come through a hop work on, by full handshakes and by tickets, none turned away once. In virtual time.
+    """
+    directory = tmp_path / "gateway"
+    shutil.copytree(made, directory)
+
+    async def stranger(lab: Lab, number: int, answers: Counter[bytes]) -> None:
+        link = lab.link(peer=f"tcp:10.{number >> 16}.{number >> 8 & 255}.{number & 255}:9")
+        with contextlib.suppress(LinkLost):
+            await link.send(FIRST_FRAME if number % 2 else FIRST_FRAME[:1])  # some begin no handshake at all
+            answers[(await link.receive())[:2]] += 1
+
+    async def main() -> Counter[bytes]:
+        answers: Counter[bytes] = Counter()
+        ticking = asyncio.get_running_loop().time
+        limits = SessionLimits()
+        async with gateway(
+            directory, limits=limits, ticking=ticking, clock=virtual_time.wall
+        ) as lab:
+            svid = await lab.device("lap-1")
+            strangers = set()
+            for second in range(10):
+                for number in range(1_000):
+                    strangers.add(asyncio.create_task(stranger(lab, second * 1_000 + number, answers)))
+                await asyncio.sleep(0.5)
+                assert lab.sessions._handshaking.taken >= limits.direct_handshakes, "the flood is on"
+                link = lab.link(via=HOP)
+                session = await _virtually(lab, link, SvidLogin(svid.chain, svid.not_after), svid).open()
+                resumed = await _virtually(lab, lab.link(via=HOP), Resumption(session.tickets[0]), svid).open()
+                for one in (session, resumed):
+                    header = encode_header(RequestHeader("GET", "/v1/models", "", "", 0, int(virtual_time.wall()) + 60))
+                    answer = await one.request(random_bytes(16), header, b"").started()
+                    assert b"small" in b"".join([part async for part in answer])
+                    await one.close()
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(60)
+            assert lab.sessions._handshaking.taken == 0, "and nothing is left of it"
+            await asyncio.wait(strangers)
+        return answers
+
+    answers = virtual_time.run(main(), start=time.time())
+    assert answers.total() == 10_000 and answers[OVERLOADED] > 9_000
+
+
+def _virtually(lab: Lab, link: MemoryLink, purpose: SvidLogin | Resumption, svid: Svid) -> EdgeSession:
+    return EdgeSession(link, purpose, svid.key, lab.check_gateway, clock=virtual_time.wall)
 
 
 async def test_M22_a_device_s_newest_sessions_win(lab: Lab) -> None:

@@ -155,6 +155,21 @@ def test_addresses() -> None:
     assert base_url(" wss://gw:8443/ ") == base_url("https://gw:8443") == "https://gw:8443"
 
 
+async def test_H13_a_hop_learns_the_new_root_before_it_meets_it(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    coming = Ca(name="new root")
+    rotated = JoiningGateway(coming)
+    async with rotated.running():
+        rotated._device, rotated.issuer, rotated.sequence = gateway._device, coming, 3
+        with pytest.raises(IdentityRefused):
+            await renew(home, joined, rotated.url)
+        gateway.sequence, gateway.issued_roots = 2, [gateway.ca.root_der, coming.root_der]
+        told = await renew(home, joined, gateway.url)
+        assert told.bundle.roots == (gateway.ca.root_der, coming.root_der)
+        moved = await renew(home, home.load(), rotated.url)
+        assert (moved.bundle.sequence, moved.bundle.roots) == (3, (coming.root_der,))
+
+
 async def test_renewal_needs_only_the_device_key_and_never_takes_an_older_bundle(
     gateway: JoiningGateway, home: HopHome
 ) -> None:

@@ -70,12 +70,13 @@ class Ca:
         self, path: str = "edge/lap-1", *, start: float = -300.0, lifetime: float = 3900.0,
         key: SigningKey | None = None, uris: Sequence[str] | None = None, usage: x509.KeyUsage | None = None,
         with_usage: bool = True, ca: bool = False, foreign_key: Any = None, padding: int = 0, extended: bool = True,
-        with_aki: bool = True,
+        with_aki: bool = True, dns: Sequence[str] = (),
     ) -> Svid:
         """A leaf and the intermediates. `start` is seconds from `now`; by default valid for an hour from now.
 
-        `uris` replaces the URI SANs (empty: none), `usage` the key usage, `foreign_key` puts a public key of another
-        kind into the certificate, `padding` adds bytes of a harmless extension.
+        `uris` replaces the URI SANs (empty: none), `dns` adds names to them, `usage` replaces the key usage,
+        `foreign_key` puts a public key of another kind into the certificate, `padding` adds bytes of a harmless
+        extension.
         """
         key = key or SigningKey.generate()
         uris = [f"spiffe://{self.trust_domain}/{path}"] if uris is None else uris
@@ -94,9 +95,9 @@ class Ca:
         if extended:
             both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
             builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
-        if uris:
-            builder = builder.add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]), critical=True)
+        names = [*(x509.UniformResourceIdentifier(uri) for uri in uris), *(x509.DNSName(name) for name in dns)]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         if padding:
             oid = x509.ObjectIdentifier("1.3.6.1.4.1.55555.1")
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, b"\x04" * padding), critical=False)

@@ -146,6 +146,9 @@ class FakeGateway:
     sequence: int = 1
     drop_after_credential: bool = False
     refuse_everybody: bool = False
+    unknown_svids: bool = False  # refuses sessions, and renews all the same
+    revocations: bytes = b""  # the list it sends to whoever says what it holds
+    held: list[int] = field(default_factory=list)  # what edges said they hold
     epoch: bytes = EPOCH
     lose_requests: int = 0  # so many requests are dropped unseen, with their link
     cuts: deque[dict[str, int]] = field(default_factory=deque)  # for the next links: {"sent": n} or {"received": n}
@@ -197,16 +200,18 @@ class FakeGateway:
         with contextlib.suppress(TransportError):
             session = await GatewaySession.accept(link, responder)
             credential = session.credential
-            if self.refuse_everybody:
+            if self.refuse_everybody or (self.unknown_svids and isinstance(credential, VerifiedPeer)):
                 await session.refuse()
             elif isinstance(credential, VerifiedPeer):
                 await self._carry(session, link)
             else:
+                self.unknown_svids = False
                 await self._issue(session, credential, link)
 
     async def _carry(self, session: GatewaySession, link: MemoryLink) -> None:
         session.on_spans = self.spans.extend
         session.on_ack = lambda request_id, offset: self.acks.update({request_id: offset})
+        session.on_held = lambda sequence: self._held(session, sequence)
         self.sessions.append(session)
         self.resumed_sessions += session.connection._resuming
         session.admit(Welcome(self.epoch, "spiffe://field.example/hop/h", 1))
@@ -219,6 +224,11 @@ class FakeGateway:
                         break
                     group.create_task(self._take(stream))
         await session.close()
+
+    def _held(self, session: GatewaySession, sequence: int) -> None:
+        self.held.append(sequence)
+        if self.revocations:
+            session.send_revocations(self.revocations)
 
     async def _take(self, stream: Incoming | Resumed) -> None:
         offset = 0

@@ -8,6 +8,8 @@ from typing import Any
 
 from relay.gateway.identity.ca import create_authority
 from relay.gateway.pipeline import RequestContext
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.settings import Allow, Policies, checked
 from relay.gateway.state.sqlcipher import create_state
 from store.keys import Passphrase
 from transport.identity.svid import SpiffeId
@@ -60,6 +62,14 @@ def context(
         "via": "", "link_id": "00" * 8,
     }
     return RequestContext(**(values | changes))
+
+
+def allowing(models: dict[str, list[str]] | list[Allow]) -> Policy:
+    """A policy of the simple form, for instance models by ID pattern."""
+    allows = [Allow(id=pattern, models=names) for pattern, names in models.items()] if isinstance(models, dict) else (
+        models
+    )
+    return Policy(checked(Path(), [], allows, Policies(), []))
 
 
 class KeptSink:

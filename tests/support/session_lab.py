@@ -11,20 +11,22 @@ from typing import Any
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.authenticate import Authenticate
-from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal, JournalLimits
-from relay.gateway.pipeline import Pipeline
+from relay.gateway.pipeline import Answerer, Pipeline
+from relay.gateway.policy.decisions import Policy
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.openai import OpenAiUpstream
-from tests.support.gateway_lab import PASSPHRASE, audit_lines
+from tests.support.gateway_lab import PASSPHRASE, allowing, audit_lines
 from tests.support.memory_link import MemoryLink, memory_links
 from tests.support.mock_provider import KEY
 from transport import telemetry
@@ -32,7 +34,9 @@ from transport.edge_session import EdgeSession
 from transport.identity.svid import Svid, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.initiator import Resumption, SvidLogin
+from transport.messages import Posture
 from transport.primitives import Secret, SigningKey
+from transport.session import session_clock
 from transport.tickets import Ticket, TicketStore
 
 
@@ -44,7 +48,9 @@ class Lab:
     journal: Journal
     traces: TraceStore
     tickets: TicketStore
+    policy: Policy
     sessions: Sessions
+    revocation: Revocation
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def link(self, *, via: str = "", peer: str = "tcp:192.0.2.1:4711") -> MemoryLink:
@@ -65,13 +71,17 @@ class Lab:
     def check_gateway(self, chain: Any, now: float) -> VerifiedPeer:
         return verify_svid(chain, self.authority.bundle, role="gateway", now=now)
 
-    def unopened(self, link: MemoryLink, svid: Svid, ticket: Ticket | None = None) -> EdgeSession:
+    def unopened(
+        self, link: MemoryLink, svid: Svid, ticket: Ticket | None = None, posture: Posture | None = None
+    ) -> EdgeSession:
         """A session to be opened; with a ticket, what is asked before that travels as early data."""
         purpose = SvidLogin(svid.chain, svid.not_after) if ticket is None else Resumption(ticket)
-        return EdgeSession(link, purpose, svid.key, self.check_gateway)
+        return EdgeSession(link, purpose, svid.key, self.check_gateway, posture=posture)
 
-    async def session(self, svid: Svid, ticket: Ticket | None = None, **where: str) -> EdgeSession:
-        return await self.unopened(self.link(**where), svid, ticket).open()
+    async def session(
+        self, svid: Svid, ticket: Ticket | None = None, posture: Posture | None = None, **where: str
+    ) -> EdgeSession:
+        return await self.unopened(self.link(**where), svid, ticket, posture).open()
 
     def audit(self, event: str) -> list[dict[str, Any]]:
         return [line for line in audit_lines(self.directory / "a.jsonl") if line["event"] == event]
@@ -81,37 +91,56 @@ class Lab:
 async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
+    policy: Policy | None = None, inference: str = "", clock: Callable[[], float] | None = None,
 ) -> AsyncIterator[Lab]:
-    """One process of a gateway, over a folder that `gateway_lab.make_folder` has made."""
+    """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
+
+    Edges may invoke "small" unless `policy` says otherwise; `inference`: where the model "defect-detection" is served.
+    `clock` has unix seconds for all of it.
+    """
+    of_session = session_clock if clock is None else (lambda told=clock: told)
+    clock = clock or time.time
     async with AsyncExitStack() as stack:
         database = stack.enter_context(open_state(directory, PASSPHRASE))
-        audit = AuditLog(directory / "a.jsonl")
+        audit = AuditLog(directory / "a.jsonl", clock=clock)
         stack.push_async_callback(audit.close)
         authority, tracing = Authority.open(directory, PASSPHRASE), telemetry.start("gateway")
         stack.callback(tracing.close)
-        enrolment = Enrolment(database, authority, audit)
+        enrolment = Enrolment(database, authority, audit, clock=clock)
         await enrolment.load()
         upstream = OpenAiUpstream(base_url)
         stack.push_async_callback(upstream.close)
-        allowed = AllowList([AllowRule.parse("/edge/*", ["small"])])
+        policy = policy or allowing({"/edge/*": ["small"]})
+        stack.push_async_callback(policy.close)
+        authorise = Authorise(policy, served=["defect-detection"] if inference else ())
+        answerers: dict[str, Answerer] = {
+            "chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(),
+        }
+        if inference:
+            server = OpenAiUpstream(inference, name="inference")
+            stack.push_async_callback(server.close)
+            answerers["infer"] = Forward(server, None, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment), Authorise(allowed), Schema()],
-            answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(allowed)},
-            taps=[Meter], audit=audit, telemetry=tracing, node="x",
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
         )
-        journal, traces, tickets = Journal(database, limits=journal_limits), TraceStore(database), TicketStore()
+        journal = Journal(database, limits=journal_limits, clock=clock)
+        traces, tickets = TraceStore(database, clock=clock), TicketStore()
         await journal.load()
-        refusals = Refusals(audit)
+        refusals = Refusals(audit, clock=clock)
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals,
+            refusals=refusals, policy=policy,
         )
         sessions = Sessions(
-            identity=OwnIdentity(authority, "main"), authority=authority, enrolment=enrolment, requests=requests,
-            traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(), tickets=tickets,
-            ticking=ticking,
+            identity=OwnIdentity(authority, "main", clock=clock), authority=authority, enrolment=enrolment,
+            requests=requests, traces=traces, audit=audit, refusals=refusals, limits=limits or SessionLimits(),
+            tickets=tickets, ticking=ticking, clock=clock, session_clock=of_session,
+            revocations=lambda: revocation.list,
         )
-        lab = Lab(directory, authority, enrolment, journal, traces, tickets, sessions)
+        revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock)
+        await revocation.refresh()
+        lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions, revocation)
         try:
             yield lab
         finally:

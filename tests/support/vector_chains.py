@@ -44,6 +44,8 @@ class Spec:
     unknown_critical: bool = False
     digest: Any = field(default_factory=hashes.SHA256)
     key: Callable[[], Any] = p256
+    usage_critical: bool = True
+    san_critical: bool = True
 
 
 LEAF = Spec()
@@ -75,9 +77,9 @@ def make(spec: Spec, issuer: Made | None, now: float) -> Made:
     )
     extensions: list[tuple[x509.ExtensionType | None, bool]] = [
         (None if spec.ca is None else x509.BasicConstraints(spec.ca, spec.depth), True),
-        (None if spec.usage is None else key_usage(*spec.usage), True),
+        (None if spec.usage is None else key_usage(*spec.usage), spec.usage_critical),
         (None if spec.eku is None else x509.ExtendedKeyUsage(list(spec.eku)), False),
-        (None if spec.san is None else x509.SubjectAlternativeName(list(spec.san)), True),
+        (None if spec.san is None else x509.SubjectAlternativeName(list(spec.san)), spec.san_critical),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()) if spec.aki else None, False),
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()) if spec.ski else None, False),
         (spec.constraints, True),
@@ -103,6 +105,7 @@ def _p384() -> ec.EllipticCurvePrivateKey:
 
 
 _NAMED = x509.NameConstraints([x509.UniformResourceIdentifier(DOMAIN)], None)
+_OF_DOMAIN = uri(f"spiffe://{DOMAIN}")
 _DNS_BOUND = x509.NameConstraints([x509.DNSName("other.example")], None)
 
 # (what is peculiar, leaf, intermediate or None, root, whether the chain shows the root, whether it is to be accepted:
@@ -131,12 +134,25 @@ VERDICTS: list[Row] = [
     ("an ID with a dot segment", replace(LEAF, san=uri(f"spiffe://{DOMAIN}/gateway/../main")), INTERMEDIATE, ROOT,
      False, False),
     ("no extended key usage", replace(LEAF, eku=None), INTERMEDIATE, ROOT, False, True),
-    ("clientAuth alone", replace(LEAF, eku=(CLIENT,)), INTERMEDIATE, ROOT, False, True),
+    ("clientAuth alone", replace(LEAF, eku=(CLIENT,)), INTERMEDIATE, ROOT, False, False),
+    ("a third purpose beside serverAuth and clientAuth", replace(LEAF, eku=(SERVER, CODE, CLIENT)), INTERMEDIATE, ROOT,
+     False, True),
     ("serverAuth alone", replace(LEAF, eku=(SERVER,)), INTERMEDIATE, ROOT, False, False),
     ("anyExtendedKeyUsage alone", replace(LEAF, eku=(ANY,)), INTERMEDIATE, ROOT, False, False),
     ("no key usage", replace(LEAF, usage=None), INTERMEDIATE, ROOT, False, False),
     ("key usage keyCertSign as well", replace(LEAF, usage=("digital_signature", "key_cert_sign")), INTERMEDIATE, ROOT,
      False, False),
+    ("key usage cRLSign as well", replace(LEAF, usage=("digital_signature", "crl_sign")), INTERMEDIATE, ROOT, False,
+     False),
+    ("key usage that is not critical", replace(LEAF, usage_critical=False), INTERMEDIATE, ROOT, False, False),
+    ("an empty subject and a name that is not critical", replace(LEAF, san_critical=False), INTERMEDIATE, ROOT, False,
+     False),
+    ("a subject, and a name that is not critical", replace(LEAF, san_critical=False, name="x"), INTERMEDIATE, ROOT,
+     False, True),
+    ("a subject, and a name that is critical", replace(LEAF, name="x"), INTERMEDIATE, ROOT, False, None),
+    ("the ID of the trust domain in the intermediate", LEAF, replace(INTERMEDIATE, san=_OF_DOMAIN), ROOT, False, True),
+    ("the ID of a workload in the intermediate", LEAF, replace(INTERMEDIATE, san=uri(GATEWAY)), ROOT, False, False),
+    ("the ID of a workload in the root", LEAF, INTERMEDIATE, replace(ROOT, san=uri(GATEWAY)), False, False),
     ("key usage keyAgreement as well", replace(LEAF, usage=("digital_signature", "key_agreement")), INTERMEDIATE, ROOT,
      False, True),
     ("key usage keyAgreement alone", replace(LEAF, usage=("key_agreement",)), INTERMEDIATE, ROOT, False, False),

@@ -67,7 +67,7 @@ def _messages() -> list[Entry]:
         "no array": b"\x02",
         "a map": b"\x81\x00\x02",
         "an empty array": b"\x90",
-        "an unknown type": b"\x91\x14",
+        "an unknown type": b"\x91\x17",
         "type 0": b"\x91\x00",
         "a field too few": b"\x93\x02\x00\x00",
         "a field too many": b"\x92\x10\x00",
@@ -144,6 +144,12 @@ def _messages() -> list[Entry]:
         "an attribute that is nil": spans(attributes={"k": None}),
         "an attribute above 10^18": spans(attributes={"k": 1.1e18}),
         "an unknown mode": pack([18, "none"]),
+        "an unknown state of the disk": pack([20, "open", "unknown", ""]),
+        "an unknown state of the TPM": pack([20, "unknown", "yes", ""]),
+        "a version of two numbers": pack([20, "unknown", "unknown", "1.2"]),
+        "a version with a number of four digits": pack([20, "unknown", "unknown", "1.2.3456"]),
+        "a version of 41 characters": pack([20, "unknown", "unknown", "1.2.3+" + "x" * 35]),
+        "a posture of two fields": pack([20, "unknown", "unknown"]),
     }
     return [("message", what, data) for what, data in wrong.items()]
 

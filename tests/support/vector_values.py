@@ -29,6 +29,7 @@ from transport.messages import (
     Close,
     Credit,
     End,
+    Held,
     Message,
     Open,
     Pace,
@@ -36,9 +37,11 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Refuse,
     Rekey,
     Resume,
+    Revocations,
     SpanRecord,
     Spans,
     Welcome,
@@ -74,6 +77,9 @@ EXAMPLES: list[Message] = [
     Pong(),
     Pace(Padding.CONSTANT),
     Part(True, b"\x93\x02"),
+    Posture("not encrypted", "present", "0.1.0"),
+    Held(1_900_000_000),
+    Revocations(b"\x93\xc4\x00"),
 ]
 
 

@@ -27,6 +27,7 @@ from transport.messages import (
     Part,
     Ping,
     Pong,
+    Posture,
     Refuse,
     Resume,
     Welcome,
@@ -106,6 +107,7 @@ TO_EDGE: dict[str, list[Message]] = {
     "`open` to the edge": [_open(1, 0)],
     "`ack` to the edge": [Ack(ID, 0)],
     "`pace` to the edge": [Pace(Padding.BUCKET)],
+    "`posture` to the edge": [Posture("unknown", "unknown", "")],
     "a message between parts": [Part(True, _PING[:1]), Ping()],
 }
 # The edge has sent no request, but `resume` for 12 bytes of generation 1 as stream 0.

@@ -555,6 +555,24 @@ def test_message_after_close_is_refused() -> None:
         send_raw(pair, Close("normal"), Credit(0, 1), to_edge=True)
 
 
+def test_a_session_that_is_cut_gives_nothing_of_what_waits() -> None:
+    """As of a device that was revoked while its answer came; one that is closed gets what is at hand."""
+    got = {}
+    for how in ("cut", "close"):
+        pair = make_pair()
+        pair.pump()
+        stream = pair.edge.request(b"r" * 16, header(b"x"), b"x")
+        pair.pump()
+        pair.gateway.streams.answer(stream, 200, "text/plain", streamed=False)
+        pair.gateway.streams.write(stream, bytes(1_000))
+        getattr(pair.gateway, how)("revoked", pair.now)
+        pair.edge.receive_data(pair.gateway.data_to_send(pair.now), pair.now)
+        pair.pump()
+        assert PeerClosed("revoked") in pair.edge_events
+        got[how] = sum(len(event.data) for event in pair.edge_events if isinstance(event, AnswerBytes))
+    assert got == {"cut": 0, "close": 1_000}
+
+
 def test_M8_a_failed_tag_is_answered_with_silence_for_good() -> None:
     pair = make_pair()
     pair.pump()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.posture import Posture, posture
+from edge_client.posture import Posture, posture, silent, told, tpm
+from transport.messages import decode, encode
 
 
 class Machine:
@@ -122,3 +123,31 @@ def test_a_file_system_with_a_number_of_its_own_is_followed_to_its_device(
 ])
 def test_other_systems_are_asked_in_their_words(tmp_path: Path, platform: str, said: str | None, state: str) -> None:
     assert posture(tmp_path, platform=platform, run=lambda command: said).state == state
+
+
+def test_a_tpm_is_one_that_the_kernel_has_a_device_for(tmp_path: Path) -> None:
+    assert tpm(platform="linux", root=tmp_path) == "absent"
+    (tmp_path / "sys/class/tpmrm").mkdir(parents=True)
+    assert tpm(platform="linux", root=tmp_path) == "absent"
+    (tmp_path / "sys/class/tpmrm/tpmrm0").mkdir()
+    assert tpm(platform="linux", root=tmp_path) == "present"
+    assert tpm(platform="darwin", root=tmp_path) == "unknown"
+
+
+async def test_what_the_gateway_is_told_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+
+    def look(home: Path) -> Posture:
+        looked.append(home)
+        return Posture("encrypted", "in a test")
+
+    monkeypatch.setattr("edge_client.posture.posture", look)
+    tell = told(tmp_path)
+    first = await tell()
+    assert first is not None and first.disk == "encrypted" and first is await tell()
+    assert looked == [tmp_path]
+    assert await silent() is None
+    monkeypatch.setattr("edge_client.posture.version", lambda name: "1.2")
+    odd = await told(tmp_path)()
+    assert odd is not None and odd.version == "", "what the gateway would not take is not told"
+    assert decode(encode(first)) == first, "the gateway takes it"

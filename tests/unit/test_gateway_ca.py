@@ -14,7 +14,7 @@ from relay.gateway.identity.ca import (
     ROOT_FILE,
     Authority,
     OwnIdentity,
-    _SealedAuthority,
+    SealedAuthority,
     create_authority,
     renew_intermediate,
 )
@@ -161,5 +161,5 @@ def test_own_svid_renews_at_half_life_and_says_when(authority: Authority) -> Non
 
 def test_what_a_sealed_file_holds_does_not_show() -> None:
     key = SigningKey.generate().to_pkcs8().expose()
-    held = _SealedAuthority(DOMAIN, key, b"c", [], 1)
+    held = SealedAuthority(DOMAIN, key, b"c", [], 1)
     assert repr(key)[2:-1] not in f"{held!r} {held} {held.__rich_repr__()}"

@@ -6,6 +6,9 @@ import pytest
 
 from relay.gateway.config import EXAMPLE, Config, load, parse
 from relay.gateway.errors import ConfigError
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.policy.questions import Question
+from transport.identity.svid import SpiffeId
 
 GOOD = """
 trust_domain = "field.example"
@@ -26,21 +29,25 @@ def read(text: str) -> Config:
     return parse(text.encode(), Path("/srv/gateway"))
 
 
-def test_the_documented_form_is_read() -> None:
+async def models(config: Config, path: str) -> list[str]:
+    return await Policy(config.rules).models(Question(SpiffeId("field.example", path), "model:invoke", ""))
+
+
+async def test_the_documented_form_is_read() -> None:
     config = read(GOOD)
     assert str(config.session) == "tcp:127.0.0.1:7443"
     assert config.https == ("127.0.0.1", 8443)
-    assert config.key_file == Path("/srv/gateway/provider.key")
-    assert config.allowed.allows("/edge/lap-1", "small")
-    assert not config.allowed.allows("/hop/lap-1", "small")
+    assert config.provider.key_file == "provider.key"
+    assert await models(config, "/edge/lap-1") == ["small"]
+    assert await models(config, "/hop/lap-1") == []
     assert config.limits.requests_per_session == 32
 
 
-def test_the_example_that_init_writes_is_valid_and_denies_by_default() -> None:
+async def test_the_example_that_init_writes_is_valid_and_denies_by_default() -> None:
     config = read(EXAMPLE.format(trust_domain="field.example"))
-    assert config.allowed.models("/edge/lap-1") == ["gpt-4o-mini"]
+    assert await models(config, "/edge/lap-1") == ["gpt-4o-mini"]
     without = EXAMPLE.format(trust_domain="field.example").partition("[[allow]]")[0]
-    assert read(without).allowed.models("/edge/lap-1") == []
+    assert await models(read(without), "/edge/lap-1") == []
 
 
 @pytest.mark.parametrize(("old", "new", "told"), [

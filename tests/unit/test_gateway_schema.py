@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.gateway.checks.authorise import AllowList, AllowRule, Authorise
+from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import BODY_MAX, Schema
 from relay.gateway.pipeline import Refusal
-from tests.support.gateway_lab import chat, context, peer
+from tests.support.gateway_lab import allowing, chat, context, peer
 
-ALLOWED = AllowList([AllowRule.parse("/edge/*", ["small", "large"]), AllowRule.parse("/edge/lap-1", ["special"])])
+ALLOWED = allowing({"/edge/*": ["small", "large"], "/edge/lap-1": ["special"]})
 
 
 async def through(body: bytes, **changes: object) -> Refusal | None:

@@ -9,7 +9,7 @@ from tests.support.connection_pair import Pair, answer, header, make_pair
 from transport.connection import IDLE_S, SILENCE_S, AckReceived, PeerClosed, Phase, Welcomed
 from transport.errors import DecryptFailed, LinkLost, Overloaded, PeerRefused, ProtocolViolation, TicketRefused
 from transport.handshake import Hint, ResumingInitiator
-from transport.messages import Ack, Answer, AnswerData, Cancel, Credit, End, Open, encode, request_digest
+from transport.messages import Ack, Answer, AnswerData, Cancel, Credit, End, Open, Posture, encode, request_digest
 from transport.mux import AnswerBytes, AnswerEnded, RequestReceived, ResumeRequested
 from transport.noise import SystemEphemerals
 from transport.primitives import sha256
@@ -245,6 +245,7 @@ def test_refused_at_use_is_told_like_every_refusal() -> None:
     [Cancel(0)],
     [Credit(0, 9)],
     [Ack(b"r" * 16, 0)],
+    [Posture("unknown", "unknown", "")],
     [Open(0, b"r" * 16, header(b"ab"), request_digest(header(b"ab"), b"ab"))],  # a part of a request
 ])
 def test_M6_early_data_may_be_nothing_else(messages: list[object]) -> None:

@@ -52,14 +52,14 @@ def test_rules_of_the_leaf() -> None:
     td = "spiffe://field.example"
     assert rule(CA.issue(uris=[]).chain) == "exactly one URI SAN"
     assert rule(CA.issue(uris=[f"{td}/edge/a", f"{td}/edge/b"]).chain) == "exactly one URI SAN"
-    assert rule(CA.issue(uris=["https://field.example/edge/a"]).chain) == "SPIFFE ID"
-    assert rule(CA.issue(uris=[td]).chain) == "SPIFFE ID"
+    assert rule(CA.issue(uris=["https://field.example/edge/a"]).chain) == "ID scheme"
+    assert rule(CA.issue(uris=[td]).chain) == "workload path"
     assert rule(CA.issue(uris=["spiffe://other.example/edge/a"]).chain) == "trust domain"
     assert rule(CA.issue(ca=True).chain) == "CA as leaf"
-    assert rule(CA.issue(with_usage=False).chain) == "key usage"
-    assert rule(CA.issue(usage=key_usage("key_encipherment")).chain) == "key usage"
-    assert rule(CA.issue(usage=key_usage("digital_signature", "key_cert_sign")).chain) == "key usage"
-    assert rule(CA.issue(usage=key_usage("digital_signature", "crl_sign")).chain) == "key usage"
+    assert rule(CA.issue(with_usage=False).chain) == "key usage missing"
+    assert rule(CA.issue(usage=key_usage("key_encipherment")).chain) == "key usage digitalSignature"
+    assert rule(CA.issue(usage=key_usage("digital_signature", "key_cert_sign")).chain) == "key usage keyCertSign"
+    assert rule(CA.issue(usage=key_usage("digital_signature", "crl_sign")).chain) == "key usage cRLSign"
     assert rule(CA.issue(foreign_key=ec.generate_private_key(ec.SECP384R1()).public_key()).chain) == "key type"
     assert rule(CA.issue(foreign_key=rsa.generate_private_key(65537, 2048).public_key()).chain) == "key type"
     assert rule(CA.issue(padding=2048).chain) == "certificate size"
@@ -77,8 +77,8 @@ def test_rules_of_the_chain() -> None:
     assert rule((leaf,)) == "root"
     assert rule((leaf, root)) == "root"  # the intermediate is missing, though a root came along
     assert rule((leaf, root, intermediate)) == "chain order"
-    assert rule((leaf, other.intermediates[0])) == "path"
-    assert rule(other.issue().chain) == "path"
+    assert rule((leaf, other.intermediates[0])) == "certificate signature"
+    assert rule(other.issue().chain) == "certificate signature"
     assert rule(Ca("other.example", now=NOW).issue(uris=["spiffe://field.example/edge/a"]).chain) == "root"
     assert rule((root,)) in ("exactly one URI SAN", "CA as leaf")
     assert rule(svid.chain, TrustBundle("field.example", (), 1)) == "root"
@@ -87,7 +87,7 @@ def test_rules_of_the_chain() -> None:
 
 def test_a_foreign_root_at_the_end_gains_nothing() -> None:
     other = Ca(now=NOW, name="foreign root")
-    assert rule((*other.issue().chain, other.root_der)) in ("root", "path")
+    assert rule((*other.issue().chain, other.root_der)) == "root"
 
 
 def test_H14_validity_has_a_minute_of_leeway_and_no_more() -> None:

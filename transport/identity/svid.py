@@ -1,7 +1,7 @@
 """SPIFFE IDs, X.509-SVIDs, trust bundles and the certificate requests that lead to an SVID.
 
-Source: SPIFFE-ID sections 2.1 to 2.4 and X509-SVID sections 2 to 4. Whether a chain is to be believed is decided in
-`transport.identity.verify`; here is only what the words mean.
+Source: SPIFFE-ID section 2 and X509-SVID section 2; docs/SPIFFE.md lists their rules. Whether a chain is to be believed
+is decided in `transport.identity.verify`; here is only what the words mean.
 """
 
 import re
@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from transport.errors import BadInput, IdentityRefused, ProtocolViolation
+from transport.errors import BadInput, IdentityRefused, NotSpiffeId, ProtocolViolation
 from transport.primitives import SigningKey, VerifyKey
 
 ID_MAX: Final = 2048  # bytes of the whole ID, SPIFFE-ID 2.3
@@ -37,21 +37,27 @@ class SpiffeId:
     def __post_init__(self) -> None:
         check_trust_domain(self.trust_domain)
         if self.path:
-            lead, *segments = self.path.split("/")
-            if lead or not all(_SEGMENT.fullmatch(part) and part not in (".", "..") for part in segments):
-                raise BadInput("not a SPIFFE ID: the path has a segment that is not allowed",
-                               hint="names are made of letters, digits, dot, dash and underscore")
+            _check_path(self.path)
         if len(str(self)) > ID_MAX:
-            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes", hint="use a shorter name")
+            raise _no_id(f"longer than {ID_MAX} bytes", "ID length", "use a shorter name")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From text, strictly: lower-case scheme, no port, user, query, fragment, escape or empty segment. BadInput."""
-        if len(text) > ID_MAX:
-            raise BadInput(f"not a SPIFFE ID: longer than {ID_MAX} bytes", hint="use a shorter name")
+        """From text, strictly: what is accepted has no second spelling. Raises NotSpiffeId, which names the rule.
+
+        Scheme and trust domain are compared in any case elsewhere (SPIFFE-ID 2.4); here only lower case is an ID.
+        """
         if not text.startswith(_SCHEME):
-            raise BadInput("not a SPIFFE ID: it does not start with spiffe://")
-        domain, slash, path = text.removeprefix(_SCHEME).partition("/")
+            raise _no_id(f"it does not start with {_SCHEME}", "ID scheme")
+        rest = text.removeprefix(_SCHEME)
+        for mark, part in (("#", "fragment"), ("?", "query")):
+            if mark in rest:
+                raise _no_id(f"it has a {part}", f"ID {part}")
+        domain, slash, path = rest.partition("/")
+        if "@" in domain:
+            raise _no_id("it names a user", "ID user info")
+        if ":" in domain and not domain.startswith("["):
+            raise _no_id("it has a port", "ID port")
         return cls(domain, slash + path)
 
     def __str__(self) -> str:
@@ -69,10 +75,41 @@ class SpiffeId:
 
 
 def check_trust_domain(name: str) -> None:
-    """Raises BadInput unless `name` is a trust domain name (SPIFFE-ID 2.1): 1 to 255 of [a-z0-9._-]."""
-    if len(name) > TRUST_DOMAIN_MAX or not _TRUST_DOMAIN.fullmatch(name):
-        raise BadInput("not a trust domain name: 1 to 255 characters of a-z, 0-9, dot, dash, underscore",
-                       hint='as in "field.example"')
+    """Raises NotSpiffeId unless `name` is a trust domain name (SPIFFE-ID 2.1): 1 to 255 of [a-z0-9._-]."""
+    if len(name) <= TRUST_DOMAIN_MAX and _TRUST_DOMAIN.fullmatch(name):
+        return
+    if not name:
+        rule = "empty"
+    elif "%" in name:
+        rule = "percent-encoding"
+    elif not name.isascii() or not _TRUST_DOMAIN.fullmatch(name.lower()):
+        rule = "characters"
+    else:
+        rule = "length" if name == name.lower() else "case"
+    raise NotSpiffeId(
+        "not a trust domain name: 1 to 255 characters of a-z, 0-9, dot, dash, underscore",
+        rule=f"trust domain {rule}", hint='as in "field.example"',
+    )
+
+
+def _check_path(path: str) -> None:
+    """SPIFFE-ID 2.2, for a path that is not empty."""
+    lead, *segments = path.split("/")
+    hint = "names are made of letters, digits, dot, dash and underscore"
+    if "%" in path:
+        raise _no_id("its path has percent-encoding", "path percent-encoding", hint)
+    if segments and segments[-1] == "":
+        raise _no_id("its path ends with a slash", "path trailing slash")
+    if "" in segments:
+        raise _no_id("its path has an empty segment", "path empty segment")
+    if "." in segments or ".." in segments:
+        raise _no_id("its path has a relative segment", "path relative segment")
+    if lead or not all(_SEGMENT.fullmatch(part) for part in segments):
+        raise _no_id("its path has characters that are not allowed", "path characters", hint)
+
+
+def _no_id(what: str, rule: str, hint: str | None = None) -> NotSpiffeId:
+    return NotSpiffeId(f"not a SPIFFE ID: {what}", rule=rule, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -141,8 +178,8 @@ def spiffe_id_of(leaf: x509.Certificate) -> SpiffeId:
         raise IdentityRefused("the certificate does not carry exactly one URI name", rule="exactly one URI SAN")
     try:
         return SpiffeId.parse(uris[0])
-    except BadInput:
-        raise IdentityRefused("the certificate's URI name is not a SPIFFE ID", rule="SPIFFE ID") from None
+    except NotSpiffeId as error:
+        raise IdentityRefused("the certificate's URI name is not a SPIFFE ID", rule=error.rule) from None
 
 
 def make_csr(key: SigningKey) -> bytes:

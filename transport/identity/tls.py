@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from transport.errors import IdentityRefused, LocalMisuse
+from transport.identity.revocation import RevocationList
 from transport.identity.svid import Svid, TrustBundle
-from transport.identity.verify import VerifiedPeer, check_leaf
+from transport.identity.verify import VerifiedPeer, check_leaf, clock_error
 from transport.primitives import sha256
 
+NOTHING_REVOKED: Final = RevocationList()
 _PEM_LINE: Final = 64
+_EXPIRED, _NOT_YET_VALID = 10, 9
+_RULES: Final = {  # of OpenSSL's verification errors, as docs/SPIFFE.md has them
+    2: "root", 7: "certificate signature", 18: "root", 19: "root", 20: "root", 21: "root", 24: "authority cA",
+    25: "path length", 26: "purpose", 32: "authority keyCertSign", 34: "critical extension", 51: "name constraints",
+}
 
 
 class SvidRefused(ssl.SSLCertVerificationError):
@@ -33,6 +40,7 @@ class SvidObject(ssl.SSLObject):
     own_leaf_sha256: bytes | None = None  # of the certificate shown on this very connection
     loaded_leaf_sha256: ClassVar[bytes | None] = None  # of the one that the context shows on new connections
     bundle: ClassVar[TrustBundle]
+    revoked: ClassVar[RevocationList]
     roles: ClassVar[frozenset[str]]
     required: ClassVar[bool]
 
@@ -47,7 +55,9 @@ class SvidObject(ssl.SSLObject):
         try:
             if leaf is None:
                 raise IdentityRefused("the peer showed no certificate", rule="certificate")
-            self.peer = check_leaf(leaf, self.bundle.trust_domain, self.roles)
+            peer = check_leaf(leaf, self.bundle.trust_domain, self.roles)
+            self.revoked.check(peer)
+            self.peer = peer
         except IdentityRefused as refusal:
             error = SvidRefused(str(refusal))
             error.refusal = refusal
@@ -67,12 +77,18 @@ def server_context(
     return _prepare(context, svid, bundle, peer_roles, required=require_client)
 
 
-def client_context(bundle: TrustBundle, svid: Svid | None = None, *, server_role: str = "gateway") -> ssl.SSLContext:
-    """For a client that speaks only to an SVID of `server_role`; host names play no part."""
+def client_context(
+    bundle: TrustBundle, svid: Svid | None = None, *, server_role: str = "gateway",
+    revoked: RevocationList = NOTHING_REVOKED,
+) -> ssl.SSLContext:
+    """For a client that speaks only to an SVID of `server_role` that is not on the list; host names play no part.
+
+    Of the list only leaf certificates are looked for: the library does not show the others (Python before 3.13).
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    return _prepare(context, svid, bundle, (server_role,), required=True)
+    return _prepare(context, svid, bundle, (server_role,), required=True, revoked=revoked)
 
 
 def unverified_context() -> ssl.SSLContext:
@@ -127,12 +143,8 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
         seen.add(id(one))
         if isinstance(one, SvidRefused) and one.refusal is not None:
             return one.refusal
-        reason = getattr(one, "verify_message", None)  # the HTTP client's own subclasses lack the attributes
-        if isinstance(one, ssl.SSLCertVerificationError) and reason:
-            return IdentityRefused(
-                "the server's certificate is not acceptable", rule=reason,
-                hint="it has expired, a clock is wrong, or the server is of another trust domain",
-            )
+        if (refusal := _of_openssl(one, "gateway")) is not None:
+            return refusal
         if isinstance(one, ssl.SSLError) and "ALERT" in (getattr(one, "reason", None) or ""):
             return IdentityRefused(
                 "the server refused this side's certificate", rule="own certificate",
@@ -144,12 +156,36 @@ def refusal_in(error: BaseException) -> IdentityRefused | None:
     return None
 
 
+def client_refusal(error: BaseException) -> IdentityRefused | None:
+    """Why a listener's handshake ended, if the client broke a rule; None for what is no such thing: garbage, a hang-up.
+    """
+    if isinstance(error, SvidRefused) and error.refusal is not None:
+        return error.refusal
+    if getattr(error, "reason", None) == "UNSUPPORTED_PROTOCOL":
+        return IdentityRefused("the client does not speak TLS 1.3", rule="TLS version")
+    return _of_openssl(error, "client")
+
+
+def _of_openssl(error: BaseException, role: str) -> IdentityRefused | None:
+    """What OpenSSL found wrong with the path of a peer of `role`."""
+    code = getattr(error, "verify_code", None)  # the HTTP client's own subclasses lack the attributes
+    if not isinstance(error, ssl.SSLCertVerificationError) or not code:
+        return None
+    if code in (_EXPIRED, _NOT_YET_VALID):
+        return clock_error(role, late=code == _EXPIRED)
+    return IdentityRefused(
+        "the peer's certificate is not acceptable", rule=_RULES.get(code, "path"),
+        hint="the peer is of another trust domain, or the trust bundle here is old",
+    )
+
+
 def _prepare(
-    context: ssl.SSLContext, svid: Svid | None, bundle: TrustBundle, roles: Collection[str], *, required: bool
+    context: ssl.SSLContext, svid: Svid | None, bundle: TrustBundle, roles: Collection[str], *, required: bool,
+    revoked: RevocationList = NOTHING_REVOKED,
 ) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=b"".join(bundle.roots))
-    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required}
+    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required, "revoked": revoked}
     context.sslobject_class = type("SvidObject", (SvidObject,), rules)
     if svid is not None:
         load_svid(context, svid)

@@ -15,10 +15,13 @@ from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from transport.errors import IdentityExpired, IdentityRefused
-from transport.identity.svid import CHAIN_MAX, SpiffeId, TrustBundle, key_of, load_certificate, spiffe_id_of
+from transport.identity.rules import check_authority_rules, check_leaf_rules
+from transport.identity.svid import CHAIN_MAX, SpiffeId, TrustBundle, key_of, load_certificate
 from transport.primitives import VerifyKey, sha256
 
 LEEWAY_S: Final = 60.0
@@ -35,6 +38,7 @@ class VerifiedPeer:
     serial: int
     not_before: float
     not_after: float
+    issuers: tuple[int, ...] = ()  # serial numbers of the other certificates of the path, where that was built here
 
 
 class SvidVerifier:
@@ -81,7 +85,7 @@ def check_leaf(der: bytes, trust_domain: str, roles: Collection[str]) -> Verifie
     """An SVID's rules for the leaf alone, where TLS has verified path and validity. Raises IdentityRefused."""
     leaf = load_certificate(der)
     try:
-        identity = _check_leaf(leaf, trust_domain)
+        identity = check_leaf_rules(leaf, trust_domain)
         peer = VerifiedPeer(
             identity, key_of(leaf), sha256(der), leaf.serial_number,
             leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(),
@@ -115,14 +119,43 @@ def _current(peer: VerifiedPeer, now: float) -> bool:
 
 def _check_times(peer: VerifiedPeer, now: float) -> None:
     if now < peer.not_before - LEEWAY_S:
-        raise IdentityExpired(
-            "the peer's identity is not valid yet", rule="not yet valid",
-            hint=f"is a clock wrong? valid from {_stamp(peer.not_before)}, the clock here says {_stamp(now)}",
-        )
+        raise clock_error(peer.id.role, late=False, when=peer.not_before, now=now)
     if now > peer.not_after + LEEWAY_S:
+        raise clock_error(peer.id.role, late=True, when=peer.not_after, now=now)
+
+
+def clock_error(role: str, *, late: bool, when: float | None = None, now: float | None = None) -> IdentityExpired:
+    """A peer of `role` is outside its validity: `late` after its end, else before its start, which is `when`.
+
+    The hint says whose clock is probably wrong. A gateway issues every identity, its own too, and renews that each half
+    hour; a device takes an identity that has run out by its own clock to renewal, and does not show it.
+    """
+    if role == "gateway":
+        whose = (
+            "the clock here is probably ahead, unless the gateway's own authority has run out"
+            if late else "the clock here is probably behind, unless the gateway's is ahead"
+        )
+    else:
+        whose = (
+            "the peer's clock is probably behind: it takes its identity for a valid one"
+            if late else "the clock here was probably set back since the identity was issued here"
+        )
+    known = "" if when is None or now is None else (
+        f"; {'it ended' if late else 'it begins'} at {_stamp(when)}, the clock here says {_stamp(now)}"
+    )
+    if late:
+        return IdentityExpired("the peer's identity has expired", rule="expired", hint=whose + known)
+    return IdentityExpired("the peer's identity is not valid yet", rule="not yet valid", hint=whose + known)
+
+
+def check_floor(signed: float, now: float) -> None:
+    """Raises IdentityExpired (rule "clock") where `now` is before a time that the gateway has signed: `signed`, the
+    start of this device's own latest identity. A clock that was set back would make a stolen old key good again.
+    """
+    if now < signed - LEEWAY_S:
         raise IdentityExpired(
-            "the peer's identity has expired", rule="expired",
-            hint=f"it ended at {_stamp(peer.not_after)}, the clock here says {_stamp(now)}: renew it, or set the clock",
+            "the clock of this device is behind", rule="clock",
+            hint=f"it says {_stamp(now)}, but the gateway has signed at {_stamp(signed)}: set the clock",
         )
 
 
@@ -150,7 +183,7 @@ def _checked(
     now: float,
 ) -> VerifiedPeer:
     leaf = certificates[0]
-    identity = _check_leaf(leaf, bundle.trust_domain)
+    identity = check_leaf_rules(leaf, bundle.trust_domain)
     key = key_of(leaf)
     if len(chain) > 1 and chain[-1] in bundle.roots:
         certificates = certificates[:-1]
@@ -169,10 +202,13 @@ def _checked(
     # Nothing may ride along that the path does not need.
     if start > end or path[:-1] != certificates or not _covers(path[-1], moment):
         raise _what_is_wrong(certificates, roots, moment, now)
+    for authority in path[1:]:
+        check_authority_rules(authority)
     return VerifiedPeer(
         identity, key, sha256(chain[0]), leaf.serial_number,
         max(one.not_valid_before_utc for one in path).timestamp(),
         min(one.not_valid_after_utc for one in path).timestamp(),
+        tuple(one.serial_number for one in path[1:]),
     )
 
 
@@ -200,29 +236,46 @@ def _what_is_wrong(
             "the root certificate is outside its validity", rule="root expired",
             hint=f"the trust bundle here is too old, or a clock is wrong; the clock here says {_stamp(now)}",
         )
-    return IdentityRefused("the certificate path is not valid", rule="path")
+    root = next((one for one in issuers if _signed(certificates[-1], one)), issuers[0])  # roots may share a name
+    return IdentityRefused("the certificate path is not valid", rule=_broken_rule([*certificates, root]))
+
+
+def _broken_rule(path: list[x509.Certificate]) -> str:
+    """RFC 5280 section 6 and the profile of the library, as far as they have names; leaf first, root last."""
+    for below, (child, parent) in enumerate(pairwise(path)):
+        try:
+            check_authority_rules(parent)
+        except IdentityRefused as refusal:
+            return refusal.rule
+        if not _signed(child, parent):
+            return "certificate signature"
+        basic = parent.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if basic.path_length is not None and basic.path_length < below:
+            return "path length"
+    for certificate in path[:-1]:
+        kinds = {one.oid: one for one in certificate.extensions}
+        extended = kinds.get(x509.ExtendedKeyUsage.oid)
+        if extended is not None and ExtendedKeyUsageOID.CLIENT_AUTH not in extended.value:
+            return "extended key usage"
+        if any(one.critical and isinstance(one.value, x509.UnrecognizedExtension) for one in kinds.values()):
+            return "critical extension"
+        if x509.NameConstraints.oid in kinds:
+            return "name constraints"
+    leaf = path[0].extensions
+    if x509.AuthorityKeyIdentifier.oid not in {one.oid for one in leaf}:
+        return "authority key identifier"
+    if path[0].subject and leaf.get_extension_for_class(x509.SubjectAlternativeName).critical:
+        return "SAN critical"
+    return "path"
+
+
+def _signed(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(parent)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _datetime(now: float) -> datetime:
     return datetime.fromtimestamp(min(max(now, 0.0), 253402300799.0), UTC)  # until the end of the year 9999
-
-
-def _check_leaf(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
-    """X509-SVID sections 2, 4.1, 4.3 and 5.2: one URI, no CA, digitalSignature and nothing that signs certificates."""
-    identity = spiffe_id_of(leaf)
-    if identity.trust_domain != trust_domain:
-        raise IdentityRefused("the certificate is of another trust domain", rule="trust domain")
-    if not identity.name:
-        raise IdentityRefused("the certificate names no workload: a role and a name", rule="SPIFFE ID")
-    try:
-        if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise IdentityRefused("the certificate is one of a certificate authority", rule="CA as leaf")
-    except x509.ExtensionNotFound:
-        pass
-    try:
-        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        raise IdentityRefused("the certificate does not say what its key is for", rule="key usage") from None
-    if not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
-        raise IdentityRefused("the certificate's key is not for signatures alone", rule="key usage")
-    return identity

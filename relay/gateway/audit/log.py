@@ -21,6 +21,7 @@ from relay.gateway.errors import AuditUnavailable
 
 Value = str | int | float | bool | None
 
+AUDIT_FILE: Final = "audit.jsonl"
 START: Final = "0" * 64
 _MAX_TEXT: Final = 512  # characters of one value
 _MAX_LINE: Final = 65_536
@@ -57,6 +58,11 @@ class AuditLog:
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         await asyncio.shield(future)  # a caller that is cancelled does not take the others' record with it
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """Number and hash of the last record that is on stable storage."""
+        return self._sequence, self._head
 
     async def close(self) -> None:
         """Waits for records under way."""

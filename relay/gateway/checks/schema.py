@@ -22,6 +22,7 @@ MESSAGES_MAX: Final = 2_048
 
 _TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
 _EMPTY: Final = Refusal(400, "empty_prompt", "the request holds no text to answer")
+_SHAPE: Final = Refusal(400, "invalid_request", "the request has a field that is not valid: shape")
 _MALFORMED: Final = Refusal(400, "malformed_json", "the request body is not a JSON object")
 _AMBIGUOUS: Final = Refusal(400, "ambiguous_json", "the request body names the same field twice")
 _TOO_DEEP: Final = Refusal(400, "json_too_deep", "the request body is nested too deeply or has too many parts")
@@ -76,6 +77,39 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     verbosity: Passed = UNSET
 
 
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Shape = Annotated[list[Annotated[int, Meta(ge=0, le=BODY_MAX)]], Meta(max_length=8)]
+Tensors = Meta(min_length=1, max_length=64)
+
+
+class Tensor(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One input, as the open inference protocol has it, in JSON."""
+
+    name: Name
+    shape: Shape
+    datatype: Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32",
+                      "FP64", "BYTES"]
+    data: Raw
+    parameters: Passed = UNSET
+
+
+class Wanted(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One output that is asked for."""
+
+    name: Name
+    parameters: Passed = UNSET
+
+
+class InferRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Inference, as the open inference protocol, version 2, has it."""
+
+    inputs: Annotated[list[Tensor], Tensors]
+    outputs: Annotated[list[Wanted], Tensors] | None = None
+    id: Annotated[str, Meta(max_length=128)] | None = None
+    parameters: Passed = UNSET
+
+
+_infer = msgspec.json.Decoder(InferRequest)
 _chat = msgspec.json.Decoder(ChatRequest)
 _WHERE = re.compile(r"- at `\$(?:\.([A-Za-z_]{1,32}))?")
 _UNKNOWN = re.compile(r"unknown field `([A-Za-z_]{1,32})`")
@@ -100,16 +134,29 @@ class Schema:
         if refusal is not None:
             return refusal
         try:
-            request = _chat.decode(context.body)
+            refusal = _tensors(context) if target.model else _conversation(context)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             return _explained(error)
-        if not any(message.content for message in request.messages):
-            return _EMPTY
-        if request.model != context.model:  # two decoders of ours disagree: nothing may pass
-            return _AMBIGUOUS
-        context.stream = bool(request.stream)
-        context.parsed = True
-        return None
+        context.parsed = refusal is None
+        return refusal
+
+
+def _conversation(context: RequestContext) -> Refusal | None:
+    request = _chat.decode(context.body)
+    if not any(message.content for message in request.messages):
+        return _EMPTY
+    if request.model != context.model:  # two decoders of ours disagree: nothing may pass
+        return _AMBIGUOUS
+    context.stream = bool(request.stream)
+    return None
+
+
+def _tensors(context: RequestContext) -> Refusal | None:
+    request = _infer.decode(context.body)
+    if any(math.prod(tensor.shape) > BODY_MAX for tensor in request.inputs):  # more than a body could hold
+        return _SHAPE
+    assert context.model
+    return None
 
 
 class _Duplicate(ValueError):
@@ -178,4 +225,4 @@ def _explained(error: Exception) -> Refusal:
         return Refusal(400, "invalid_request", f"the request lacks a field: {missing[1] if missing else 'unknown'}")
     if where and where[1]:
         return Refusal(400, "invalid_request", f"the request has a field that is not valid: {where[1]}")
-    return Refusal(400, "invalid_request", "the request is not a valid chat completion request")
+    return Refusal(400, "invalid_request", "the request is not one that this route takes")

@@ -14,12 +14,13 @@ from typing import Any, Final
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from relay.gateway.errors import AuthorityExpired, SetupRefused
-from store.errors import StoreCorrupt
+from relay.gateway.errors import AuthorityExpired, ConfigError, SetupRefused
+from store.errors import StoreCorrupt, StoreMissing
 from store.files import write_private
 from store.keys import Passphrase
 from store.sealed import open_file, seal_file
@@ -33,13 +34,26 @@ INTERMEDIATE_FILE: Final = "intermediate.sealed"
 ROOT_LIFETIME_S: Final = 3650 * 86_400
 INTERMEDIATE_LIFETIME_S: Final = 30 * 86_400
 SVID_LIFETIME_S: Final = 3_600  # notBefore to notAfter, so 55 minutes from issue
+DAY_S: Final = 86_400
 BACKDATE_S: Final = 300  # for clocks that are behind
 
-_ROOT_PURPOSE: Final = "causeway gateway root"
-_INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
+ROOT_PURPOSE: Final = "causeway gateway root"
+INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
 
 
-class _SealedAuthority(msgspec.Struct, forbid_unknown_fields=True):
+@dataclass(frozen=True)
+class Lifetimes:
+    """The longest that certificates may live, in seconds from notBefore to notAfter; new ones are made for that."""
+
+    svid_s: int = SVID_LIFETIME_S
+    intermediate_s: int = INTERMEDIATE_LIFETIME_S
+    root_s: int = ROOT_LIFETIME_S
+
+
+LIFETIMES: Final = Lifetimes()
+
+
+class SealedAuthority(msgspec.Struct, forbid_unknown_fields=True):
     """What a sealed file of an authority holds. `key` is PKCS#8; `roots` and `sequence` are the trust bundle."""
 
     trust_domain: str
@@ -67,7 +81,8 @@ class Issued:
 
 
 def create_authority(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    lifetimes: Lifetimes = LIFETIMES,
 ) -> bytes:
     """Makes root and first intermediate in `directory`; returns the root certificate (DER).
 
@@ -79,63 +94,82 @@ def create_authority(
             "root and gateway need different passphrases",
             hint="the gateway's is on the serving host; the root's is kept away from it",
         )
-    key = SigningKey.generate()
-    name = _name(trust_domain, "root")
-    certificate = _authority(trust_domain, name, name, key.public, key, depth=1, now=now, lifetime=ROOT_LIFETIME_S)
-    root = _der(certificate)
-    _seal(directory / ROOT_FILE, _SealedAuthority(trust_domain, key.to_pkcs8().expose(), root, [root], 1),
-          root_passphrase, _ROOT_PURPOSE)
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    write_private(directory / ROOT_CERTIFICATE_FILE, [pem], replace=False)
-    renew_intermediate(directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now)
+    key, root = make_root(trust_domain, now=now, lifetimes=lifetimes)
+    held = SealedAuthority(trust_domain, key.to_pkcs8().expose(), root, [root], 1)
+    seal(directory / ROOT_FILE, held, root_passphrase, ROOT_PURPOSE)
+    write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(root)], replace=False)
+    renew_intermediate(
+        directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now, lifetimes=lifetimes
+    )
     return root
 
 
 def renew_intermediate(
-    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    lifetimes: Lifetimes = LIFETIMES,
 ) -> float:
     """Signs a new intermediate with the sealed root and replaces the online one; returns its end (unix seconds).
 
     Raises WrongKey, StoreMissing, StoreCorrupt; AuthorityExpired if the root has run out.
     """
-    held = _unseal(directory / ROOT_FILE, root_passphrase, _ROOT_PURPOSE)
-    signer = SigningKey.from_pkcs8(Secret(held.key))
-    root = x509.load_der_x509_certificate(held.certificate)
-    if now > root.not_valid_after_utc.timestamp():
+    held = unseal(directory / ROOT_FILE, root_passphrase, ROOT_PURPOSE)
+    try:  # whichever of the two files a rotation that was cut off has reached
+        held_online = unseal(directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+    except (StoreMissing, StoreCorrupt):
+        held_online = held
+    latest = max(held, held_online, key=lambda one: one.sequence)
+    online = sign_intermediate(held, latest.roots, latest.sequence, now=now, lifetimes=lifetimes)
+    seal(directory / INTERMEDIATE_FILE, online, passphrase, INTERMEDIATE_PURPOSE)
+    return x509.load_der_x509_certificate(online.certificate).not_valid_after_utc.timestamp()
+
+
+def make_root(trust_domain: str, *, now: float, lifetimes: Lifetimes) -> tuple[SigningKey, bytes]:
+    """A new key and its certificate (DER)."""
+    key, name = SigningKey.generate(), _name(trust_domain, "root")
+    certificate = _authority(trust_domain, name, name, key.public, key, depth=1, now=now, lifetime=lifetimes.root_s)
+    return key, _der(certificate)
+
+
+def sign_intermediate(
+    root: SealedAuthority, roots: list[bytes], sequence: int, *, now: float, lifetimes: Lifetimes
+) -> SealedAuthority:
+    """A new intermediate of `root`, with a bundle. Raises AuthorityExpired if the root has run out."""
+    signer = SigningKey.from_pkcs8(Secret(root.key))
+    certificate = x509.load_der_x509_certificate(root.certificate)
+    end = certificate.not_valid_after_utc.timestamp()
+    if now > end:
         raise AuthorityExpired("the root certificate has expired", hint="make a new trust domain, or set the clock")
     key = SigningKey.generate()
-    certificate = _authority(
-        held.trust_domain, _name(held.trust_domain, "intermediate"), root.subject, key.public, signer,
-        depth=0, now=now, lifetime=INTERMEDIATE_LIFETIME_S,
+    made = _authority(
+        root.trust_domain, _name(root.trust_domain, "intermediate"), certificate.subject, key.public, signer,
+        depth=0, now=now, lifetime=min(lifetimes.intermediate_s, int(end - now) + BACKDATE_S),
     )
-    online = _SealedAuthority(
-        held.trust_domain, key.to_pkcs8().expose(), _der(certificate), held.roots, held.sequence
-    )
-    _seal(directory / INTERMEDIATE_FILE, online, passphrase, _INTERMEDIATE_PURPOSE)
-    return certificate.not_valid_after_utc.timestamp()
+    return SealedAuthority(root.trust_domain, key.to_pkcs8().expose(), _der(made), roots, sequence)
 
 
 class Authority:
     """The online intermediate: issues SVIDs of one trust domain. Who may have one is for `enrolment` to say."""
 
-    def __init__(self, held: _SealedAuthority) -> None:
+    def __init__(self, held: SealedAuthority, lifetimes: Lifetimes = LIFETIMES) -> None:
         """Use `open`."""
+        self._lifetimes = lifetimes
         self._key = SigningKey.from_pkcs8(Secret(held.key))
         self._certificate = x509.load_der_x509_certificate(held.certificate)
         self._der = held.certificate
         self.trust_domain = held.trust_domain
         self.bundle = TrustBundle(held.trust_domain, tuple(held.roots), held.sequence)
+        self.serial = self._certificate.serial_number
         self.not_after = self._certificate.not_valid_after_utc.timestamp()
+        self.root = next(der for der in held.roots if _issued_by(self._certificate, der))  # what invitations name
 
     @classmethod
-    def open(cls, directory: Path, passphrase: Passphrase) -> "Authority":
-        """Raises WrongKey, StoreMissing, StoreCorrupt."""
-        return cls(_unseal(directory / INTERMEDIATE_FILE, passphrase, _INTERMEDIATE_PURPOSE))
-
-    @property
-    def root(self) -> bytes:
-        """The root certificate in use (DER): what invitations name by hash."""
-        return self.bundle.roots[-1]
+    def open(cls, directory: Path, passphrase: Passphrase, lifetimes: Lifetimes = LIFETIMES) -> "Authority":
+        """Raises ConfigError if a certificate lives longer than it may, WrongKey, StoreMissing, StoreCorrupt."""
+        held = unseal(directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+        _check_lifetime("intermediate", held.certificate, lifetimes.intermediate_s)
+        for root in held.roots:
+            _check_lifetime("root", root, lifetimes.root_s)
+        return cls(held, lifetimes)
 
     def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
         """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
@@ -145,11 +179,11 @@ class Authority:
         if identity.trust_domain != self.trust_domain or not identity.name:
             raise SetupRefused("an SVID needs an ID of this trust domain, of the form role/name")
         start = now - BACKDATE_S
-        end = min(start + SVID_LIFETIME_S, self.not_after)
+        end = min(start + self._lifetimes.svid_s, self.not_after)
         if end < now + 60:
             raise AuthorityExpired(
                 "the gateway's intermediate certificate has expired",
-                hint="run `relay gateway renew-ca` with the root's passphrase, or set the clock",
+                hint="run `relay gateway rotate-key` with the root's passphrase, or set the clock",
             )
         serial = x509.random_serial_number()
         builder = (
@@ -210,14 +244,32 @@ class OwnIdentity:
         return Svid(issued.id, issued.chain, key, issued.not_before, issued.not_after)
 
 
-def _seal(path: Path, held: _SealedAuthority, passphrase: Passphrase, purpose: str) -> None:
+def _check_lifetime(kind: str, der: bytes, longest: int) -> None:
+    certificate = x509.load_der_x509_certificate(der)
+    lives = (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds()
+    if lives > longest:
+        raise ConfigError(
+            f"identity.{kind}_max_days: a certificate of this gateway lives {lives / DAY_S:g} days",
+            hint=f"run `relay gateway rotate-key {kind}` for a new one, or allow it that long",
+        )
+
+
+def _issued_by(certificate: x509.Certificate, der: bytes) -> bool:
+    try:
+        certificate.verify_directly_issued_by(x509.load_der_x509_certificate(der))
+    except (InvalidSignature, ValueError):  # another key; another name
+        return False
+    return True
+
+
+def seal(path: Path, held: SealedAuthority, passphrase: Passphrase, purpose: str) -> None:
     seal_file(path, msgspec.msgpack.encode(held), passphrase, purpose=purpose)
 
 
-def _unseal(path: Path, passphrase: Passphrase, purpose: str) -> _SealedAuthority:
+def unseal(path: Path, passphrase: Passphrase, purpose: str) -> SealedAuthority:
     plaintext = open_file(path, passphrase, purpose=purpose)
     try:
-        return msgspec.msgpack.decode(plaintext, type=_SealedAuthority)
+        return msgspec.msgpack.decode(plaintext, type=SealedAuthority)
     except msgspec.MsgspecError:
         raise StoreCorrupt("a sealed authority is of an unknown form", hint="restore it from a backup") from None
 
@@ -270,3 +322,8 @@ def _when(seconds: float) -> datetime.datetime:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def pem_of(der: bytes) -> bytes:
+    """A certificate for people and their tools."""
+    return x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM)

@@ -32,7 +32,7 @@ PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs 
 
 @dataclass(frozen=True)
 class Registration:
-    """A device that has joined. Times in unix seconds; `status` is active, replaced or revoked."""
+    """A device that has joined. Times in unix seconds, `ended` 0 while `status` is active; else replaced or revoked."""
 
     enrolment: int
     id: str
@@ -41,6 +41,8 @@ class Registration:
     status: str
     created: int
     last_seen: int
+    ended: int = 0
+    reason: str = ""
 
     def ends(self) -> int:
         """When it ends by itself unless the device shows up."""
@@ -82,7 +84,7 @@ class Enrolment:
             connection.execute("DELETE FROM invitations WHERE expires < ?", (now - 7 * 86_400,))
             return (
                 connection.execute(
-                    "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen"
+                    "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen, ended, reason"
                     " FROM registrations ORDER BY enrolment"
                 ).fetchall(),
                 connection.execute("SELECT serial, enrolment, not_after FROM serials ORDER BY rowid").fetchall(),
@@ -91,11 +93,12 @@ class Enrolment:
         rows, serials = await self._database.run(work)
         self._by_enrolment.clear()
         self._by_device.clear()
-        for enrolment, spiffe_id, device_id, spki, status, created, last_seen in rows:
+        for enrolment, spiffe_id, device_id, spki, status, created, last_seen, ended, reason in rows:
             assert isinstance(spki, bytes)
             self._keep(Registration(
                 int(str(enrolment)), str(spiffe_id), bytes(device_id),  # type: ignore[call-overload]
                 VerifyKey.from_spki(spki), str(status), int(str(created)), int(str(last_seen)),
+                int(str(ended)), str(reason),
             ))
         self._serials.clear()
         self._latest.clear()
@@ -187,7 +190,8 @@ class Enrolment:
         def look(connection: Connection) -> tuple[str, int, str]:
             """(reason, 0, id) if it is refused, ("", enrolment, id) if it is bound already, ("", 0, id) if not yet."""
             row = connection.execute(
-                "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment FROM invitations WHERE token_id = ?",
+                "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment, voided FROM invitations"
+                " WHERE token_id = ?",
                 (token_id,),
             ).fetchone()
             if row is None or not same_bytes(row[0], sha256(secret.expose())):
@@ -195,6 +199,8 @@ class Enrolment:
             identity = str(row[1])
             if SpiffeId.parse(identity).role not in roles:
                 return "this role does not join this way", 0, identity
+            if row[5]:
+                return "invitation ended by a revocation", 0, identity
             if now >= row[2]:
                 return "invitation expired", 0, identity
             if row[3] is not None:
@@ -213,16 +219,11 @@ class Enrolment:
             if reason or enrolment:
                 return reason, enrolment, identity
             connection.execute(
-                "UPDATE registrations SET status = 'replaced'"
+                "UPDATE registrations SET status = 'replaced', ended = ?"
                 " WHERE status = 'active' AND (spiffe_id = ? OR device_id = ?)",
-                (identity, device_id),
+                (now, identity, device_id),
             )
-            made = connection.execute(
-                "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen)"
-                " VALUES (?, ?, ?, 'active', ?, ?)",
-                (identity, device_id, device_spki, now, now),
-            ).lastrowid
-            assert made is not None
+            made = _insert(connection, identity, device_spki, now)
             connection.execute(
                 "UPDATE invitations SET device_id = ?, enrolment = ? WHERE token_id = ?",
                 (device_id, made, token_id),
@@ -238,7 +239,7 @@ class Enrolment:
         if reason:
             raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
         if enrolment not in self._by_enrolment:
-            self._replace_in_memory(identity, device_id)
+            self._replace_in_memory(identity, device_id, now)
             self._keep(Registration(enrolment, identity, device_id, device_key, "active", now, now))
         return self._by_enrolment[enrolment]
 
@@ -269,6 +270,79 @@ class Enrolment:
             raise IdentityRefused("the device is not registered", rule="registration")
         self._check(registration)
         return registration
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    def find(self, who: str) -> list[Registration]:
+        """Those meant by `role/name`, a whole SPIFFE ID or an enrolment number, oldest first. Raises BadInput."""
+        if who.isascii() and who.isdecimal():
+            found = self._by_enrolment.get(int(who))
+            return [] if found is None else [found]
+        return [one for one in self._by_enrolment.values() if one.id == str(self.identity(who))]
+
+    def identity(self, who: str) -> SpiffeId:
+        """Of this trust domain, from `role/name` or the whole. Raises BadInput."""
+        identity = SpiffeId.parse(who if "://" in who else f"spiffe://{self._authority.trust_domain}/{who}")
+        if identity.trust_domain != self._authority.trust_domain or not identity.name:
+            raise BadInput("this is no ID of this trust domain", hint="as in edge/lap-1; `relay gateway devices` lists")
+        return identity
+
+    async def open_invitations(self, identity: str) -> int:
+        """How many invitations for an ID wait for their first use. Raises StoreError."""
+        now = int(self._clock())
+        row = await self._database.run(lambda connection: connection.execute(
+            "SELECT count(*) FROM invitations"
+            " WHERE spiffe_id = ? AND voided = 0 AND device_id IS NULL AND expires > ?",
+            (identity, now),
+        ).fetchone(), read_only=True)
+        assert row is not None
+        return int(row[0])
+
+    async def end(self, ended: Collection[Registration], reason: str, *, void: str = "") -> None:
+        """Revokes registrations for good, and every invitation for the ID `void`.
+
+        On stable storage when it returns, and true for every check from then on. Raises StoreError.
+        """
+        now = int(self._clock())
+
+        def work(connection: Connection) -> None:
+            for one in ended:
+                connection.execute(
+                    "UPDATE registrations SET status = 'revoked', ended = ?, reason = ? WHERE enrolment = ?",
+                    (now, reason, one.enrolment),
+                )
+                if SpiffeId.parse(one.id).role == "gateway":  # whom this gateway is not the only one to meet
+                    connection.execute(
+                        "INSERT OR IGNORE INTO revoked_certificates"
+                        " SELECT serial, not_after FROM serials WHERE enrolment = ?", (one.enrolment,)
+                    )
+            connection.execute("UPDATE invitations SET voided = 1 WHERE spiffe_id = ?", (void,))
+
+        await self._database.run(work)
+        for one in ended:
+            self._by_enrolment[one.enrolment] = replace(
+                self._by_enrolment[one.enrolment], status="revoked", ended=now, reason=reason
+            )
+            if self._by_device.get(one.device_id) == one.enrolment:
+                del self._by_device[one.device_id]
+
+    def check_gone(self, ended: Registration) -> None:
+        """Raises SetupRefused if the ID, or the device, has another registration by now."""
+        if any(
+            one.status == "active" and (one.id == ended.id or one.device_id == ended.device_id)
+            for one in self._by_enrolment.values()
+        ):
+            raise SetupRefused("this ID or this device has joined anew", hint="`relay gateway devices` lists them")
+
+    async def again(self, ended: Registration) -> Registration:
+        """A new registration for the same device and ID. Raises SetupRefused as `check_gone` does, StoreError."""
+        self.check_gone(ended)
+        now = int(self._clock())
+        spki = ended.device_key.spki
+        enrolment = await self._database.run(lambda connection: _insert(connection, ended.id, spki, now))
+        made = Registration(enrolment, ended.id, ended.device_id, ended.device_key, "active", now, now)
+        self._keep(made)
+        return made
 
     # --- admitting --------------------------------------------------------------------------------------------------
 
@@ -303,10 +377,10 @@ class Enrolment:
         if registration.status == "active":
             self._by_device[registration.device_id] = registration.enrolment
 
-    def _replace_in_memory(self, identity: str, device_id: bytes) -> None:
+    def _replace_in_memory(self, identity: str, device_id: bytes, now: int) -> None:
         for one in list(self._by_enrolment.values()):
             if one.status == "active" and (one.id == identity or one.device_id == device_id):
-                self._by_enrolment[one.enrolment] = replace(one, status="replaced")
+                self._by_enrolment[one.enrolment] = replace(one, status="replaced", ended=now)
                 self._by_device.pop(one.device_id, None)
 
     def _check(self, registration: Registration) -> None:
@@ -327,15 +401,20 @@ class Enrolment:
         self._prune(now)
         dropped = self._make_room(enrolment, issued.serial)
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
+            row = connection.execute("SELECT status FROM registrations WHERE enrolment = ?", (enrolment,)).fetchone()
+            if row is None or row[0] != "active":
+                return False  # it ended meanwhile
             connection.execute("DELETE FROM serials WHERE not_after < ?", (int(now) - 120,))
             connection.executemany("DELETE FROM serials WHERE serial = ?", [(f"{one:x}",) for one in dropped])
             connection.execute("INSERT INTO serials VALUES (?, ?, ?)", (serial, enrolment, end))
             connection.execute(
                 "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (int(now), enrolment)
             )
+            return True
 
-        await self._database.run(work)
+        if not await self._database.run(work):
+            raise await self._refused(event, "registration has ended", id=registration.id, via=via)
         self._by_enrolment[enrolment] = replace(self._by_enrolment[enrolment], last_seen=int(now))
         if issued.serial in self._latest.get(enrolment, ()):  # else so many more have been issued in the meantime
             self._serials[issued.serial] = (enrolment, end)
@@ -365,6 +444,17 @@ class Enrolment:
     async def _refused(self, event: str, reason: str, **fields: str) -> EnrolmentRefused:
         await self._refusals.append(f"{event}.refused", reason=reason, **fields)
         return EnrolmentRefused("the gateway does not issue an identity for this", reason=reason)
+
+
+def _insert(connection: Connection, identity: str, spki: bytes, now: int) -> int:
+    """A new registration; its enrolment number."""
+    made = connection.execute(
+        "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen)"
+        " VALUES (?, ?, ?, 'active', ?, ?)",
+        (identity, sha256(spki), spki, now, now),
+    ).lastrowid
+    assert made is not None
+    return made
 
 
 def _known(identity: SpiffeId) -> bool:

@@ -23,7 +23,7 @@ class Upstream(Protocol):
     name: str
     host: str
 
-    def call(self, route: str, body: bytes, *, stream: bool, key: Secret) -> AbstractAsyncContextManager[Answer]:
+    def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AbstractAsyncContextManager[Answer]:
         """Posts `body` as it is. Leaving the context early ends the call at the provider.
 
         A streamed answer comes in whole lines. Raises ProviderFailure, also while chunks are read; nothing of what the

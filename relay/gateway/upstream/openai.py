@@ -1,4 +1,6 @@
-"""An OpenAI-compatible provider over HTTP: one configured base URL, no redirects, no proxy, no cookies.
+"""An OpenAI-compatible provider, or a server of the open inference protocol, over HTTP.
+
+One configured base URL, no redirects, no proxy, no cookies.
 
 Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends in
 `[DONE]`. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
@@ -85,14 +87,15 @@ class OpenAiUpstream:
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret) -> AsyncIterator[Answer]:
+    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": "causeway-gateway",
         }
-        headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
+        if key is not None:
+            headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
         response = await self._send(self._base + route.removeprefix("/v1"), body, headers)
         try:
             if response.status != 200:

@@ -1,0 +1,27 @@
+"""The trust bundle in SPIFFE's own form, for whoever is no part of Causeway: a JWK Set with an entry for each root.
+
+Source: SPIFFE Trust Domain and Bundle section 4, X509-SVID section 6.1, RFC 7517.
+"""
+
+import base64
+from typing import Any, Final
+
+from transport.identity.svid import TrustBundle, key_of, load_certificate
+
+REFRESH_S: Final = 3_600  # as often as a device renews, or less; a new root is published for 90 days
+
+
+def spiffe_bundle(bundle: TrustBundle) -> dict[str, Any]:
+    """A JSON object. Roots made here are P-256; raises IdentityRefused for one of another kind."""
+    return {
+        "keys": [_jwk(der) for der in bundle.roots],
+        "spiffe_sequence": bundle.sequence,
+        "spiffe_refresh_hint": REFRESH_S,
+    }
+
+
+def _jwk(der: bytes) -> dict[str, Any]:
+    point = key_of(load_certificate(der)).spki[-64:]  # uncompressed, so x and y come last
+    x, y = (base64.urlsafe_b64encode(half).decode("ascii").rstrip("=") for half in (point[:32], point[32:]))
+    certificate = base64.b64encode(der).decode("ascii")  # x5c is not base64url
+    return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "x509-svid", "x5c": [certificate]}
