@@ -114,6 +114,14 @@ class VhciController(VirtualController):
         super().__init__(link, link.phy, name, address)
         self._crossed: Counter[int] = Counter()  # packets by connection, of which the host is to be told
 
+    def fall_silent(self) -> None:
+        super().fall_silent()
+        for peer in list(self.classic_connections):
+            other = self.link.find_classic_controller(peer)
+            if other is not None and self.public_address in other.classic_connections:
+                other.on_classic_disconnected(self.public_address, hci.HCI_CONNECTION_TIMEOUT_ERROR)
+        self.classic_connections.clear()
+
     def add_classic(self) -> None:
         """BR/EDR beside Low Energy."""
         self.lmp_features &= ~hci.LmpFeatureMask.BR_EDR_NOT_SUPPORTED

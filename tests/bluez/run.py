@@ -6,10 +6,13 @@ import sys
 import time
 import traceback
 
-from tests.bluez import beside, eatt, links, phone, rfcomm, sessions
+from tests.bluez import beside, eatt, links, phone, rfcomm, rfcomm_faults, sessions
 from tests.bluez.stack import Stack
 
-STEPS = {**links.STEPS, **eatt.STEPS, **phone.STEPS, **rfcomm.STEPS, **sessions.STEPS, **eatt.SESSION_STEPS}
+STEPS = {
+    **links.STEPS, **eatt.STEPS, **phone.STEPS, **rfcomm.STEPS, **rfcomm_faults.STEPS, **sessions.STEPS,
+    **eatt.SESSION_STEPS,
+}
 NAMED = {**links.SUITE, **beside.STEPS}  # which run when they are named
 CI = (  # what continuous integration has the time for
     "advertisement", "bulk", "eatt", "rfcomm-bulk", "rfcomm-join-and-ask", "session-join-and-ask",

@@ -88,8 +88,9 @@ def test_every_row_of_the_phone_benchmark_has_its_numbers() -> None:
         [BENCH, "phone", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    echo, first = json.loads(done.stdout)["rows"]
-    assert "back at once" in echo["what"] and echo["ours"] > 0 and echo["peer"] > 0 and echo["wanted"] == 0.7
+    *echoes, first = json.loads(done.stdout)["rows"]
+    assert [echo["wanted"] for echo in echoes] == [0.7, None]
+    assert all("back at once" in echo["what"] and echo["ours"] > 0 and echo["peer"] > 0 for echo in echoes)
     assert "first token" in first["what"] and first["ours"] > 0 and first["unit"] == "s"
 
 

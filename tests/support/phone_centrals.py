@@ -84,7 +84,7 @@ class StandInLaptop:
     async def connect(self, notify: Callable[[bytes], None], gone: Callable[[], object]) -> None:
         if not self.reachable:
             raise LinkLost("out of reach")
-        self.notify, self._gone = notify, gone
+        self.notify = notify
 
     async def info(self) -> bytes:
         return self.said
