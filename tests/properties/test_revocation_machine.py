@@ -46,6 +46,7 @@ from transport.primitives import SigningKey
 
 T = TypeVar("T")
 NAMES = ("edge/a", "edge/b")
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 KEYS = [SigningKey.generate() for _ in range(2)]
 SVID_KEYS = [SigningKey.generate() for _ in range(3)]
 CACHED = CachedStretch()
@@ -88,7 +89,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.folder = Path(tempfile.mkdtemp(prefix="revocation-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="revocation-", dir=MEMORY))
         self.clock = Clock()
         self.key = DatabaseKey.generate()
         self.regs: dict[int, Reg] = {}
@@ -343,5 +344,5 @@ class Machine(RuleBasedStateMachine):
 
 def test_revocation_against_a_model() -> None:
     run_state_machine_as_test(Machine, settings=settings(  # type: ignore[no-untyped-call]
-        max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
     ))
