@@ -26,6 +26,7 @@ from tests.support.gateway_lab import DOMAIN, PASSPHRASE, chat, make_folder
 from tests.support.mock_provider import KEY, MockProvider
 from tests.support.relay_process import Gateway, gateway_process
 from transport.edge_session import EdgeSession, obtain
+from transport.errors import LinkLost
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
@@ -199,6 +200,24 @@ async def test_an_edge_joins_and_asks_through_a_page(tmp_path: Path) -> None:
         assert b"".join([part async for part in answer])
         await session.close()
         assert await statuses(gateway) == {"edge/lap-1": "active", "hop/phone-1": "active"}
+
+
+async def test_a_page_that_is_revoked_carries_nothing_any_more(tmp_path: Path) -> None:
+    async with (
+        gateway_process(tmp_path / "g", "http://127.0.0.1:9/v1") as gateway,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client, asyncio.timeout(LIMIT),
+    ):
+        page = DpopPage(client, gateway.origin, gateway.origin)
+        await page.greet()
+        await page.join((await gateway.page_url("phone-1")).partition("#")[2])
+        link = await tunnel(page)
+        await link.send(b"\0")  # of a handshake that stays half-open
+        await call(gateway.folder, "revoke", {"who": "hop/phone-1", "reason": "lost"})
+        with pytest.raises(LinkLost):
+            while await link.receive():
+                pass
+        assert (await page.renew())[1]["error"]["code"] == "refused"
+        assert (await (await page.open()).receive_json())["error"]["code"] == "refused"
 
 
 async def test_a_proxy_stands_for_many(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A gateway signs it, hops carry it, edges and hops refuse gateways by it, and a gateway whose memory is older than the
 list (one that was restored) learns from it. It names nobody: an enrolment number tells a hop nothing. docs/SPEC.md
-section 8.4.
+section 8.5.
 """
 
 from collections.abc import Iterable
@@ -95,7 +95,7 @@ def sign_list(
 def read_list(data: bytes, bundle: TrustBundle, *, now: float, held: RevocationList) -> RevocationList:
     """The list in `data`, if it is newer than the one held; the one held, if that has the same sequence number.
 
-    Verified as section 8.4 says: form, the signer's chain by `bundle` at `now` (unix seconds, 60 s of leeway) and by
+    Verified as section 8.5 says: form, the signer's chain by `bundle` at `now` (unix seconds, 60 s of leeway) and by
     the list held, signature, trust domain. Raises IdentityRefused, whose rule is "revocation list rollback" for an
     older one.
     """
