@@ -77,7 +77,7 @@ class Dialer:
 
     def worked(self, link: Link) -> None:
         """The gateway was reached over this link."""
-        if self._radio is not None and link.peer.startswith("ble:"):
+        if self._radio is not None and link.peer.startswith(("ble:", "phone:")):
             self._radio.worked(link.peer)
 
     async def close(self) -> None:

@@ -89,6 +89,7 @@ async def test_what_bluez_is_told_and_for_how_long(lab: Lab) -> None:
     phone = await lab.phone()
     link = await waiting
     assert link.peer == "phone:00:00:00:00:00:01"
+    lab.radio.worked(link.peer)
     await lab.shown(False)
     await exchange(phone, link)
     assert lab.fake.application, "a phone that comes back finds the same service"
@@ -143,6 +144,7 @@ async def test_a_phone_comes_by_its_serial_port(lab: Lab) -> None:
     assert not await lab.fake.connect(device(2), far)
     link = await waiting
     assert link.peer == "phone:00:00:00:00:00:02"
+    lab.radio.worked(link.peer)
     await lab.fake.until(lambda: not lab.fake.advertisement)
     await link.send(b"hello")
     assert await asyncio.get_running_loop().sock_recv(near, 100) == b"hello"
@@ -150,10 +152,33 @@ async def test_a_phone_comes_by_its_serial_port(lab: Lab) -> None:
     second, far = socket.socketpair()
     second.setblocking(False)
     assert not await lab.fake.connect(device(3), far)
-    assert await asyncio.get_running_loop().sock_recv(second, 100) == b"", "one phone at a time"
-    second.close()
+    with pytest.raises(LinkLost, match="carries another link"):
+        await lab.wait()
     await link.close()
+    link = await lab.wait()
+    assert link.peer == "phone:00:00:00:00:00:03"
+    await link.close()
+    assert await asyncio.get_running_loop().sock_recv(second, 100) == b""
     await lab.fake.until(lambda: not lab.fake.profile)
+    near.close()
+    second.close()
+
+
+async def test_a_serial_port_waits_for_its_turn(lab: Lab) -> None:
+    waiting = lab.wait()
+    await lab.shown(True)
+    phone = await lab.phone()
+    link = await waiting
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    assert not await lab.fake.connect(device(2), far)
+    await link.close("error")
+    waiting = lab.wait()
+    link = await waiting
+    assert link.peer == "phone:00:00:00:00:00:02" and phone.path in lab.fake.disconnected
+    await link.send(b"hello")
+    assert await asyncio.get_running_loop().sock_recv(near, 100) == b"hello"
+    await link.close()
     near.close()
 
 

@@ -16,7 +16,7 @@ from transport.errors import BadInput, LinkLost
 from transport.links import ble_central, gatt_bumble, radio
 from transport.links.base import Endpoint, Link, connect, listen
 from transport.links.gatt import ADVERTISED, SERVICE, WAITING
-from transport.links.gatt_link import GattLink
+from transport.links.phone import HELD_MAX
 from transport.links.radio import OpenRadio
 from transport.links.virtual_air import PHYS, Phy
 from transport.links.virtual_bleak import bleak_backend
@@ -82,6 +82,10 @@ async def test_the_edge_is_found_while_it_waits_and_not_otherwise() -> None:
         phone = await made.phone()
         await phone.connect()
         far, near = await phone.begin(), await waiting
+        assert await made.heard() == [([WAITING], "Causeway")], "whoever has begun a pipe may be nobody's phone"
+        made.edge.worked("phone:00:00:00:00:00:00")
+        assert len(await made.heard()) == 1
+        made.edge.worked(near.peer)
         assert await made.heard() == []
         await exchange(near, far)
         assert phone.info is not None and (phone.info.role, phone.info.value_size) == ("edge", 495)
@@ -208,25 +212,115 @@ async def test_a_phone_that_comes_as_one_that_left_is_found_out_is_used(turns: i
 
 
 @in_virtual_time
-async def test_one_phone_at_a_time() -> None:
+async def test_one_phone_at_a_time_and_the_others_wait_for_it_to_leave() -> None:
     async with lab() as made:
         first, second, third = [await made.phone(name) for name in ("first", "second", "third")]
         waiting = made.wait()
         await first.connect()
         await second.connect()
-        coming = asyncio.create_task(third.connect())
         far, near = await first.begin(), await waiting
-        for refused in (await second.begin(), made.wait()):
-            with pytest.raises(LinkLost) as lost:
-                await (refused.receive() if isinstance(refused, GattLink) else refused)
-            assert lost.value.reason == "limit"
+        made.edge.worked(near.peer)
+        held = await second.begin()
+        with pytest.raises(LinkLost) as lost:
+            await made.wait()
+        assert lost.value.reason == "limit"
+        coming = asyncio.create_task(third.connect())
+        await asyncio.sleep(100)
+        assert not coming.done(), "the third finds nobody who waits"
         await exchange(near, far)
+        await asyncio.gather(near.close(), far.close())
+        far = await first.begin()
+        await asyncio.sleep(1)
+        near = await made.wait()
+        await exchange(near, far)  # it has worked, and has not left
         await near.close("error")
         await far.close()
-        assert not coming.done(), "the third finds nobody who waits"
-        waiting = made.wait()
+        near = await made.wait()
         await coming
-        await exchange(await third.begin(), await waiting)
+        last = await third.begin()
+        await exchange(near, held)
+        await near.close("error")
+        await exchange(await made.wait(), last)
+
+
+async def nothing_but_begin(device: PhoneCentral) -> None:
+    """One who stays, begins the next pipe as soon as the last one has ended, and says nothing."""
+    while True:
+        with suppress(BleakError, LinkLost):
+            await device.connect()
+            try:
+                while True:
+                    far = await device.begin()
+                    with suppress(LinkLost):
+                        while await far.receive():
+                            pass
+                    await far.close()
+            finally:
+                with suppress(BleakError):
+                    await device.client.disconnect()
+        await asyncio.sleep(0.1)
+
+
+async def handshake(made: Lab) -> bool:
+    """As an edge does: whether whoever has come answers within 15 s."""
+    near = await made.wait()
+    try:
+        await near.send(b"hello")
+        async with asyncio.timeout(15):
+            return await near.receive() == b"answer"
+    except (LinkLost, TimeoutError):
+        return False
+    finally:
+        await near.close()
+
+
+@pytest.mark.parametrize("strangers", [1, 3])
+@in_virtual_time
+async def test_devices_that_begin_pipes_for_ever_do_not_keep_a_phone_out(strangers: int) -> None:
+    async with lab() as made:
+        phone = await made.phone()
+        tasks = [asyncio.create_task(nothing_but_begin(await made.phone(f"stranger {n}"))) for n in range(strangers)]
+        assert not await handshake(made)
+
+        async def answer() -> None:
+            await phone.connect()
+            far = await phone.begin()
+            await far.receive()
+            await far.send(b"answer")
+            await far.receive()
+
+        tasks.append(asyncio.create_task(answer()))
+        assert [await handshake(made) for _ in range(strangers + 1)].count(True) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@in_virtual_time
+async def test_pipes_that_are_held_are_bounded_and_one_of_each_device() -> None:
+    async with lab() as made:
+        phone, waiting = await made.phone(), made.wait()
+        await phone.connect()
+        await phone.begin()
+        near = await waiting
+        door = made.edge._door
+        assert door is not None
+        arriving, ends = [], []
+        for number in (*range(HELD_MAX), 0, HELD_MAX):
+            one, other = memory_links()
+            one.peer = f"ble:{number}"
+            arriving.append(asyncio.create_task(door._arrived(one)))
+            ends.append(other)
+            await asyncio.sleep(1)
+        assert [task.done() for task in arriving] == [True, *[False] * HELD_MAX, True]
+        await near.close("error")
+        turns = []
+        for _ in range(HELD_MAX):
+            near = await made.wait()
+            turns.append(near.peer)
+            await near.close()
+        assert turns == [f"phone:{number}" for number in (*range(1, HELD_MAX), 0)]
+        await asyncio.gather(*arriving)
 
 
 @in_virtual_time
@@ -238,7 +332,7 @@ async def test_a_held_phone_is_not_lost_to_a_wait_that_is_cancelled() -> None:
         await asyncio.gather(near.close(), far.close())
         held = await phone.begin()
         await asyncio.sleep(1)
-        for turns in range(1, 5):
+        for turns in range(1, 200):
             waiting = made.wait()
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -246,7 +340,7 @@ async def test_a_held_phone_is_not_lost_to_a_wait_that_is_cancelled() -> None:
                 break
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        assert turns > 1
+        assert 1 < turns < 199
         await exchange(held, await waiting)
 
 
@@ -259,8 +353,8 @@ async def test_a_lost_phone_is_waited_for_again() -> None:
         made.air.out_of_range("phone", True)
         with pytest.raises(LinkLost):
             await near.receive()
-        assert await made.heard() == [], "the edge decides whether it is found again"
         await near.close()
+        assert await made.heard() == [], "the edge decides whether it is found again"
         made.air.out_of_range("phone", False)
         waiting = made.wait()
         with suppress(BleakError):

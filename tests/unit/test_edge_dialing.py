@@ -101,7 +101,7 @@ async def test_a_phone_is_waited_for_and_a_person_is_told_once(dial: Dialer, sho
             await dial(Endpoint.parse("phone:van 3"))
     link = await dial(Endpoint.parse("phone:van 3"))
     dial.worked(link)
-    assert shop.radios[0].connects == ["", *["phone:van 3"] * 3] and shop.radios[0].worked_peers == []
+    assert shop.radios[0].connects == ["", *["phone:van 3"] * 3] and shop.radios[0].worked_peers == [link.peer]
     assert len(shop.told) == 1 and "tap Connect" in shop.told[0]
     shop.radios[0].fails = ["unavailable"]
     with pytest.raises(LinkLost):

@@ -150,7 +150,7 @@ class GattLink:
         if self._failure is not None:
             return
         try:
-            self._pipe.handle_time(self._loop.time())
+            self._pipe.handle_time(max(self._loop.time(), self._rings_at))  # a loop may ring a little too early
         except LinkLost as error:
             self._fail(error)
         else:

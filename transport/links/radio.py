@@ -59,7 +59,10 @@ class OpenRadio:
         return await self._central.connect(name, timeout_s=timeout_s)
 
     def worked(self, peer: str) -> None:
-        self._central.worked(peer)
+        if peer.startswith("ble:"):
+            self._central.worked(peer)
+        elif self._door is not None:
+            self._door.worked(peer)
 
     async def listen(self, on_link: Callable[[Link], Awaitable[None]], *, name: str) -> Listener:
         if self._peripheral is None:
