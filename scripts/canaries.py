@@ -37,9 +37,13 @@ def windows(text: str) -> list[str]:
 
 
 def forms(needle: str) -> set[bytes]:
-    """The byte strings under which a needle might lie in a file. Base64 comes in three, by its place in the stream."""
-    raw = needle.encode()
-    found = {raw, raw.hex().encode(), raw.hex().upper().encode(), needle.encode("utf-16-le")}
+    """The byte strings under which a needle might lie in a file."""
+    return byte_forms(needle.encode()) | {needle.encode("utf-16-le")}
+
+
+def byte_forms(raw: bytes) -> set[bytes]:
+    """As they are, in hexadecimal and in base64, which comes in three, by its place in the stream."""
+    found = {raw, raw.hex().encode(), raw.hex().upper().encode()}
     for shift in range(3):
         encoded = base64.b64encode(b"\0" * shift + raw)
         # The first and last characters also depend on the neighbours: only what lies between is the needle's own.

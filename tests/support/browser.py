@@ -151,11 +151,17 @@ class Tab:
         return base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
 
     async def heap(self) -> bytes:
-        """What a heap snapshot holds, all strings of the page among it, but no bytes of its buffers."""
+        """All strings of the page, as a heap snapshot has them, in UTF-8 (a NUL is a space); no bytes of buffers."""
         parts: list[str] = []
         self.heard["HeapProfiler.addHeapSnapshotChunk"] = lambda said: parts.append(said["chunk"])
         await self.send("HeapProfiler.takeHeapSnapshot")
-        return "".join(parts).encode()
+        strings = await asyncio.to_thread(lambda: json.loads("".join(parts))["strings"])
+        return "\n".join(strings).encode(errors="surrogatepass")
+
+    async def renderers(self) -> list[int]:
+        """The processes that pages run in."""
+        processes = (await self.whole.send("SystemInfo.getProcessInfo"))["processInfo"]
+        return [one["id"] for one in processes if one["type"] == "renderer"]
 
     async def close(self) -> None:
         await self._socket.close()
@@ -170,7 +176,8 @@ async def browser(profile: Path, *switches: str) -> AsyncIterator[Tab]:
     process = await asyncio.create_subprocess_exec(
         CHROMIUM, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-gpu",
         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-        "--disable-dev-shm-usage", *switches, *root, "about:blank", stdin=asyncio.subprocess.DEVNULL,
+        "--disable-dev-shm-usage", "--js-flags=--heap-snapshot-string-limit=10000000",  # whole, not their beginnings
+        *switches, *root, "about:blank", stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None

@@ -80,12 +80,12 @@ class PhoneLab:
 
 
 @contextlib.asynccontextmanager
-async def phone_lab(folder: Path) -> AsyncIterator[PhoneLab]:
+async def phone_lab(folder: Path, *switches: str) -> AsyncIterator[PhoneLab]:
     async with asyncio.timeout(300), contextlib.AsyncExitStack() as stack:
         provider = await stack.enter_async_context(MockProvider())
         air = await serve_radio(folder / "radio.sock", "2m", seed=1)
         stack.push_async_callback(air.close)
-        page = await stack.enter_async_context(browser(folder / "profile", *SWITCHES))
+        page = await stack.enter_async_context(browser(folder / "profile", *SWITCHES, *switches))
         lab = PhoneLab(folder, provider, air, page)
         stack.push_async_callback(lab.stop_gateway)
         await lab.start_gateway()
