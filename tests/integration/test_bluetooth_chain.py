@@ -43,11 +43,11 @@ class EdgeHome:
     @contextlib.contextmanager
     def instead(self, radio: str, **environment: str) -> Iterator[None]:
         """Another radio, and environment, for a while."""
-        before = self._radio, self._environment
-        self._radio, self._environment = radio, {**self._environment, **environment}
+        before = self._radio, self.environment
+        self._radio, self.environment = radio, {**self.environment, **environment}
         self.configure("")
         yield
-        self._radio, self._environment = before
+        self._radio, self.environment = before
         self.configure("")
 
     async def run(self, *arguments: str, code: int = 0) -> Any:
