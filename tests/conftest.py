@@ -37,7 +37,11 @@ def stretched_once() -> Iterator[None]:
 OUTSIDE = "outside vectors are absent"  # as tests/support/outside.py says it
 
 
-_LEFT_OUT = pytest.StashKey[int]()
+_LEFT_OUT = pytest.StashKey[list[str]]()
+_NEEDS = {
+    "hardware": "two Bluetooth radios and were left out: pytest -m hardware",
+    "opa": "a real OPA and were left out: scripts/test long",
+}
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -64,18 +68,17 @@ def pytest_make_collect_report() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `hardware` run by `-m hardware` alone; asked for where there are no radios, they do not pass."""
-    on_radios = [item for item in items if item.get_closest_marker("hardware")]
-    if not on_radios:
-        return
-    if "hardware" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=on_radios)
-        items[:] = [item for item in items if item not in on_radios]
-        config.stash[_LEFT_OUT] = len(on_radios)
-    elif not config.option.collectonly and isinstance(missing := adapters(), str):
+    """Tests of what most machines lack run by their mark alone; radios that are asked for and missing fail the run."""
+    marked = {mark: [item for item in items if item.get_closest_marker(mark)] for mark in _NEEDS}
+    left_out = {mark: found for mark, found in marked.items() if found and mark not in config.option.markexpr}
+    if dropped := [item for found in left_out.values() for item in found]:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+    config.stash[_LEFT_OUT] = [f"{len(found)} tests need {_NEEDS[mark]}" for mark, found in left_out.items()]
+    asked = marked["hardware"] and "hardware" not in left_out and not config.option.collectonly
+    if asked and isinstance(missing := adapters(), str):
         raise pytest.UsageError(f"-m hardware: {missing}")
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    left_out = config.stash.get(_LEFT_OUT, 0)
-    return [f"{left_out} tests need two Bluetooth radios and were left out: pytest -m hardware"] if left_out else []
+    return config.stash.get(_LEFT_OUT, [])

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from relay.gateway.policy.settings import OpaSettings, Rules
 from tests.support.policy_questions import EXAMPLE, example, questions
 
 OPA = os.environ.get("CAUSEWAY_OPA", "")
-pytestmark = pytest.mark.skipif(not shutil.which(OPA), reason="CAUSEWAY_OPA names no OPA; scripts/test long makes one")
+pytestmark = pytest.mark.opa
 
 
 @pytest.fixture
