@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.support.ca import DAY, Ca, key_usage
@@ -63,6 +64,15 @@ def test_rules_of_the_leaf() -> None:
     assert rule(CA.issue(foreign_key=ec.generate_private_key(ec.SECP384R1()).public_key()).chain) == "key type"
     assert rule(CA.issue(foreign_key=rsa.generate_private_key(65537, 2048).public_key()).chain) == "key type"
     assert rule(CA.issue(padding=2048).chain) == "certificate size"
+
+
+def test_a_certificate_has_one_form() -> None:
+    """Where a signature's last bit is 0, the library takes a BIT STRING that says it has one bit fewer, too."""
+    leaf, *rest = next(chain for chain in iter(lambda: CA.issue().chain, ()) if chain[0][-1] % 2 == 0)
+    start = len(leaf) - len(x509.load_der_x509_certificate(leaf).signature)
+    shorter = leaf[:start - 1] + b"\1" + leaf[start:]
+    assert x509.load_der_x509_certificate(shorter).signature == leaf[start:]
+    assert rule((shorter, *rest)) == "encoding"
 
 
 def test_rules_of_the_chain() -> None:

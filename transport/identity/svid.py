@@ -160,7 +160,8 @@ def load_certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         _ = certificate.extensions  # parsed lazily otherwise, and then it raises in the caller's face
-        if certificate.public_bytes(serialization.Encoding.DER) == der:
+        whole = der.endswith(b"\0" + certificate.signature)  # the library also takes one bit fewer of it, if that is 0
+        if whole and certificate.public_bytes(serialization.Encoding.DER) == der:
             return certificate
     except Exception:  # noqa: S110 - the library raises several unrelated types on hostile DER; refused below
         pass
