@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal
 
@@ -65,8 +65,7 @@ def told(home: Path) -> Tell:
         nonlocal found
         if found is None:
             disk = await asyncio.to_thread(posture, home)
-            ours = version("causeway")
-            found = messages.Posture(disk.state, tpm(), ours if re.match(messages.VERSION, ours) else "")
+            found = messages.Posture(disk.state, tpm(), _version())
         return found
 
     return tell
@@ -74,6 +73,15 @@ def told(home: Path) -> Tell:
 
 async def silent() -> None:
     """Tells nothing."""
+
+
+def _version() -> str:
+    """Of this program; "" where it was never installed, as from its sources alone, or is of a form that is not told."""
+    try:
+        ours = version("causeway")
+    except PackageNotFoundError:
+        return ""
+    return ours if re.match(messages.VERSION, ours) else ""
 
 
 def _told(said: str, on: str, off: str, name: str) -> Posture:

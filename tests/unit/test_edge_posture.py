@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,14 @@ async def test_what_the_gateway_is_told_is_looked_at_once(tmp_path: Path, monkey
     odd = await told(tmp_path)()
     assert odd is not None and odd.version == "", "what the gateway would not take is not told"
     assert decode(encode(first)) == first, "the gateway takes it"
+
+
+async def test_a_program_that_was_never_installed_tells_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("edge_client.posture.version", missing)
+    said = await told(tmp_path)()
+    assert said is not None and said.version == ""
