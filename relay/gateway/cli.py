@@ -133,8 +133,11 @@ def devices(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    _table(["id", "enrolment", "status", "last seen", "ends", "reason"], [
-        [one["id"], str(one["enrolment"]), one["status"], one["last_seen"], one["ends"], one["reason"]]
+    _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "reason"], [
+        [
+            one["id"], str(one["enrolment"]), one["status"], one["source"] or "device key", one["last_seen"],
+            one["ends"], one["reason"],
+        ]
         for one in answer["devices"]
     ])
 
