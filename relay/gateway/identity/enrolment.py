@@ -504,7 +504,7 @@ class Enrolment:
     async def _issue(self, event: str, enrolment: int, key: VerifyKey, via: str) -> Joined:
         registration = self._by_enrolment[enrolment]
         now = self._clock()
-        issued = self._authority.issue(SpiffeId.parse(registration.id), key, now=now)
+        issued = await self._authority.issue_aside(SpiffeId.parse(registration.id), key, now=now)
         serial, end = f"{issued.serial:x}", int(issued.not_after)
         await self._audit.append(
             f"{event}.issued", id=registration.id, enrolment=enrolment, serial=serial, not_after=end, via=via
