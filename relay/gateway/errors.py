@@ -8,6 +8,7 @@
      +-- Busy               fault store     another process holds the gateway's state
      +-- EnrolmentRefused   fault identity  an invitation or registration does not allow this; the reason stays here
      +-- AuthorityExpired   fault identity  the online intermediate certificate has run out
+     +-- KeysUnavailable    fault local     the token or service that holds a key cannot be used, or has no such key
      +-- AuditUnavailable   fault local     the audit record could not be written, so nothing may happen
      +-- ProviderFailure    fault provider  the provider refused, failed, was too slow or answered garbage
      +-- JournalFull        fault policy    too much of a device's answers waits to be fetched
@@ -71,6 +72,16 @@ class EnrolmentRefused(GatewayError):
 class AuthorityExpired(GatewayError):
     code = "authority_expired"
     fault = "identity"
+
+
+class KeysUnavailable(GatewayError):
+    """`again` says whether the holder of the key may answer later: not if it has no such key or takes no PIN."""
+
+    code = "keys_unavailable"
+
+    def __init__(self, message: str, *, hint: str | None = None, again: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.again = again
 
 
 class AuditUnavailable(GatewayError):

@@ -53,6 +53,7 @@ ADMIN_OPERATIONS: Final[dict[str, str]] = {
     "reinstate": "admin:reinstate",
     "snapshot": "admin:backup",
     "examine": "admin:doctor",
+    "rotate_tokens": "admin:keys",
 }
 
 

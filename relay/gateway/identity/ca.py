@@ -20,12 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.gateway.errors import AuthorityExpired, ConfigError, SetupRefused
+from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside, certificate_key, is_slow
 from store.errors import StoreCorrupt, StoreMissing
 from store.files import write_private
 from store.keys import Passphrase
 from store.sealed import open_file, seal_file
 from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
-from transport.primitives import Secret, SigningKey, VerifyKey, random_bytes, same_bytes
+from transport.primitives import SigningKey, VerifyKey, random_bytes, same_bytes
 
 ROOT_FILE: Final = "root.sealed"
 ROOT_CERTIFICATE_FILE: Final = "root.pem"
@@ -54,7 +55,9 @@ LIFETIMES: Final = Lifetimes()
 
 
 class SealedAuthority(msgspec.Struct, forbid_unknown_fields=True):
-    """What a sealed file of an authority holds. `key` is PKCS#8; `roots` and `sequence` are the trust bundle."""
+    """What a sealed file of an authority holds. `key` is what its custody keeps; `roots` and `sequence` are the trust
+    bundle.
+    """
 
     trust_domain: str
     key: bytes
@@ -82,7 +85,7 @@ class Issued:
 
 def create_authority(
     directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
-    lifetimes: Lifetimes = LIFETIMES,
+    lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> bytes:
     """Makes root and first intermediate in `directory`; returns the root certificate (DER).
 
@@ -94,19 +97,20 @@ def create_authority(
             "root and gateway need different passphrases",
             hint="the gateway's is on the serving host; the root's is kept away from it",
         )
-    key, root = make_root(trust_domain, now=now, lifetimes=lifetimes)
-    held = SealedAuthority(trust_domain, key.to_pkcs8().expose(), root, [root], 1)
+    key, root = make_root(trust_domain, now=now, lifetimes=lifetimes, custody=custody)
+    held = SealedAuthority(trust_domain, key, root, [root], 1)
     seal(directory / ROOT_FILE, held, root_passphrase, ROOT_PURPOSE)
     write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(root)], replace=False)
     renew_intermediate(
-        directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now, lifetimes=lifetimes
+        directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now, lifetimes=lifetimes,
+        custody=custody,
     )
     return root
 
 
 def renew_intermediate(
     directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
-    lifetimes: Lifetimes = LIFETIMES,
+    lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> float:
     """Signs a new intermediate with the sealed root and replaces the online one; returns its end (unix seconds).
 
@@ -118,42 +122,47 @@ def renew_intermediate(
     except (StoreMissing, StoreCorrupt):
         held_online = held
     latest = max(held, held_online, key=lambda one: one.sequence)
-    online = sign_intermediate(held, latest.roots, latest.sequence, now=now, lifetimes=lifetimes)
+    online = sign_intermediate(held, latest.roots, latest.sequence, now=now, lifetimes=lifetimes, custody=custody)
     seal(directory / INTERMEDIATE_FILE, online, passphrase, INTERMEDIATE_PURPOSE)
     return x509.load_der_x509_certificate(online.certificate).not_valid_after_utc.timestamp()
 
 
-def make_root(trust_domain: str, *, now: float, lifetimes: Lifetimes) -> tuple[SigningKey, bytes]:
-    """A new key and its certificate (DER)."""
-    key, name = SigningKey.generate(), _name(trust_domain, "root")
+def make_root(
+    trust_domain: str, *, now: float, lifetimes: Lifetimes, custody: Custody = SOFTWARE
+) -> tuple[bytes, bytes]:
+    """A new key, as its custody keeps it, and its certificate (DER)."""
+    (key, kept), name = custody.make("root"), _name(trust_domain, "root")
     certificate = _authority(trust_domain, name, name, key.public, key, depth=1, now=now, lifetime=lifetimes.root_s)
-    return key, _der(certificate)
+    return kept, _der(certificate)
 
 
 def sign_intermediate(
-    root: SealedAuthority, roots: list[bytes], sequence: int, *, now: float, lifetimes: Lifetimes
+    root: SealedAuthority, roots: list[bytes], sequence: int, *, now: float, lifetimes: Lifetimes,
+    custody: Custody = SOFTWARE,
 ) -> SealedAuthority:
     """A new intermediate of `root`, with a bundle. Raises AuthorityExpired if the root has run out."""
-    signer = SigningKey.from_pkcs8(Secret(root.key))
+    signer = custody.open(root.key)
     certificate = x509.load_der_x509_certificate(root.certificate)
     end = certificate.not_valid_after_utc.timestamp()
     if now > end:
         raise AuthorityExpired("the root certificate has expired", hint="make a new trust domain, or set the clock")
-    key = SigningKey.generate()
+    key, kept = custody.make("intermediate")
     made = _authority(
         root.trust_domain, _name(root.trust_domain, "intermediate"), certificate.subject, key.public, signer,
         depth=0, now=now, lifetime=min(lifetimes.intermediate_s, int(end - now) + BACKDATE_S),
     )
-    return SealedAuthority(root.trust_domain, key.to_pkcs8().expose(), _der(made), roots, sequence)
+    return SealedAuthority(root.trust_domain, kept, _der(made), roots, sequence)
 
 
 class Authority:
     """The online intermediate: issues SVIDs of one trust domain. Who may have one is for `enrolment` to say."""
 
-    def __init__(self, held: SealedAuthority, lifetimes: Lifetimes = LIFETIMES) -> None:
+    def __init__(
+        self, held: SealedAuthority, lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE
+    ) -> None:
         """Use `open`."""
         self._lifetimes = lifetimes
-        self._key = SigningKey.from_pkcs8(Secret(held.key))
+        self._key = custody.open(held.key)
         self._certificate = x509.load_der_x509_certificate(held.certificate)
         self._der = held.certificate
         self.trust_domain = held.trust_domain
@@ -163,13 +172,26 @@ class Authority:
         self.root = next(der for der in held.roots if _issued_by(self._certificate, der))  # what invitations name
 
     @classmethod
-    def open(cls, directory: Path, passphrase: Passphrase, lifetimes: Lifetimes = LIFETIMES) -> "Authority":
+    def open(
+        cls, directory: Path, passphrase: Passphrase, lifetimes: Lifetimes = LIFETIMES, *, custody: Custody = SOFTWARE
+    ) -> "Authority":
         """Raises ConfigError if a certificate lives longer than it may, WrongKey, StoreMissing, StoreCorrupt."""
         held = unseal(directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
         _check_lifetime("intermediate", held.certificate, lifetimes.intermediate_s)
         for root in held.roots:
             _check_lifetime("root", root, lifetimes.root_s)
-        return cls(held, lifetimes)
+        return cls(held, lifetimes, custody)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether `issue` would hold up the event loop: then it is for `issue_aside` alone."""
+        return is_slow(self._key)
+
+    async def issue_aside(
+        self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None
+    ) -> Issued:
+        """`issue`, in a thread if the key is one that takes long to sign."""
+        return await aside(self._key, lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
 
     def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None) -> Issued:
         """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
@@ -208,7 +230,7 @@ class Authority:
                 critical=False,
             )
         )
-        leaf = _der(builder.sign(self._key.private_key, hashes.SHA256()))
+        leaf = _der(builder.sign(certificate_key(self._key), hashes.SHA256()))
         if len(leaf) > CERTIFICATE_MAX:
             raise SetupRefused(f"the certificate would be over {CERTIFICATE_MAX} bytes", hint="use a shorter name")
         return Issued(identity, (leaf, self._der), serial, float(int(start)), float(int(end)))
@@ -291,7 +313,7 @@ def _name(trust_domain: str, kind: str) -> x509.Name:
 
 
 def _authority(
-    trust_domain: str, subject: x509.Name, issuer: x509.Name, key: VerifyKey, signer: SigningKey, *, depth: int,
+    trust_domain: str, subject: x509.Name, issuer: x509.Name, key: VerifyKey, signer: Signer, *, depth: int,
     now: float, lifetime: int,
 ) -> x509.Certificate:
     """A CA certificate; as an SVID of the trust domain itself it has a SPIFFE ID without path (X509-SVID 3.2)."""
@@ -311,9 +333,9 @@ def _authority(
         .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.private_key.public_key()), critical=False
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(certificate_key(signer).public_key()), critical=False
         )
-        .sign(signer.private_key, hashes.SHA256())
+        .sign(certificate_key(signer), hashes.SHA256())
     )
 
 

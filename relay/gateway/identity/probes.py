@@ -37,7 +37,7 @@ class Probes:
         await self._audit.append("probe.issued", ids=" ".join(map(str, keys)), not_after=int(now) + PROBE_S)
         await self._enrolment.check_writable()
         made = [
-            self._authority.issue(identity, key, now=now, lifetime_s=BACKDATE_S + PROBE_S)
+            await self._authority.issue_aside(identity, key, now=now, lifetime_s=BACKDATE_S + PROBE_S)
             for identity, key in keys.items()
         ]
         self._good = {serial: end for serial, end in self._good.items() if end > now}

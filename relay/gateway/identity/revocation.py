@@ -161,7 +161,7 @@ class Revocation:
         if not enrolments and not serials:
             return
         try:
-            self.list = sign_list(self._signer(now), sequence, enrolments, serials, now=now)
+            self.list = sign_list(await self._signer(now), sequence, enrolments, serials, now=now)
         except AuthorityExpired:
             _log.error("the revocation list cannot be signed: the intermediate certificate has run out")
             return
@@ -180,9 +180,11 @@ class Revocation:
             "INSERT OR IGNORE INTO revoked_certificates VALUES (?, ?)", [(f"{one:x}", end) for one, end in serials]
         ) and None)
 
-    def _signer(self, now: float) -> Svid:
+    async def _signer(self, now: float) -> Svid:
         key = SigningKey.generate()
-        issued = self._authority.issue(SpiffeId(self._authority.trust_domain, SIGNER_PATH), key.public, now=now)
+        issued = await self._authority.issue_aside(
+            SpiffeId(self._authority.trust_domain, SIGNER_PATH), key.public, now=now
+        )
         return Svid(issued.id, issued.chain, key, issued.not_before, issued.not_after)
 
 

@@ -89,7 +89,7 @@ def rotate_root(
         _not_before(_made(online) + SVID_LIFETIME_S, now, "identities under the old root are still in use")
         return Rotated("retired", write(held, online, [held.certificate]), None)
     key, certificate = make_root(held.trust_domain, now=now, lifetimes=lifetimes)
-    fresh = SealedAuthority(held.trust_domain, key.to_pkcs8().expose(), certificate, [], 0)
+    fresh = SealedAuthority(held.trust_domain, key, certificate, [], 0)
     seal(directory / NEXT_ROOT_FILE, fresh, root_passphrase, ROOT_PURPOSE)
     return Rotated("published", write(held, online, [*online.roots, certificate]), now + PUBLISHED_S)
 

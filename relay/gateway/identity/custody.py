@@ -1,0 +1,117 @@
+"""Who holds the gateway's private keys, and how something is signed with them.
+
+A `Signer` is a key that can be used and need not be seen: one of this process, of a token behind PKCS#11, or of a
+service. A `Custody` makes such keys and finds them again by what was *kept* of them, some bytes that belong into a
+sealed file: the key itself where software holds it, else its name.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, Protocol, TypeVar
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from transport.errors import LocalMisuse
+from transport.primitives import Secret, SigningKey, VerifyKey
+
+Result = TypeVar("Result")
+
+
+class Signer(Protocol):
+    """A P-256 key pair whose private half may be elsewhere. `transport.primitives.SigningKey` is one."""
+
+    @property
+    def public(self) -> VerifyKey: ...
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes r || s over SHA-256 of the message. Takes as long as its holder does: see `aside`.
+
+        Raises KeysUnavailable if that does not answer.
+        """
+
+
+class Custody(Protocol):
+    """Makes signers and opens them again."""
+
+    def make(self, role: str) -> tuple[Signer, bytes]:
+        """A new key and what is to be kept of it, which is secret. `role` (as in "intermediate") is for its name.
+
+        Raises KeysUnavailable.
+        """
+
+    def open(self, kept: bytes) -> Signer:
+        """Raises KeysUnavailable, BadInput for what was kept of no key."""
+
+
+class Software:
+    """Keys in this process, kept whole: unencrypted PKCS#8 (RFC 5958), for a sealed file."""
+
+    def make(self, role: str) -> tuple[Signer, bytes]:
+        key = SigningKey.generate()
+        return key, key.to_pkcs8().expose()
+
+    def open(self, kept: bytes) -> Signer:
+        return SigningKey.from_pkcs8(Secret(kept))
+
+
+SOFTWARE: Final = Software()
+
+
+def is_slow(signer: Signer) -> bool:
+    """Whether signing may take more than the 0.1 ms that software needs: a bus or a network is between."""
+    return not isinstance(signer, SigningKey)
+
+
+async def aside(signer: Signer, work: Callable[[], Result]) -> Result:
+    """What `work` returns, which signs: in a thread if that is slow, so that nobody else on the event loop waits."""
+    return await asyncio.to_thread(work) if is_slow(signer) else work()
+
+
+def certificate_key(signer: Signer) -> ec.EllipticCurvePrivateKey:
+    """For builders of certificates, with SHA-256 alone."""
+    return signer.private_key if isinstance(signer, SigningKey) else _Delegating(signer)
+
+
+class _Delegating(ec.EllipticCurvePrivateKey):
+    """Signs by a Signer and can do nothing else."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        if not isinstance(signature_algorithm.algorithm, hashes.SHA256):
+            raise LocalMisuse("the gateway's keys sign with SHA-256")
+        signature = self._signer.sign(bytes(data))
+        return utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        key = serialization.load_der_public_key(self._signer.public.spki)
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return key
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return ec.SECP256R1()
+
+    @property
+    def key_size(self) -> int:
+        return 256
+
+    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> NoReturn:
+        raise LocalMisuse("the gateway's keys sign and do nothing else")
+
+    def private_numbers(self) -> NoReturn:
+        raise LocalMisuse("this key does not leave its holder")
+
+    def private_bytes(
+        self, encoding: serialization.Encoding, format: serialization.PrivateFormat,
+        encryption_algorithm: serialization.KeySerializationEncryption,
+    ) -> NoReturn:
+        raise LocalMisuse("this key does not leave its holder")
+
+    def __copy__(self) -> "_Delegating":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Delegating":
+        return self
