@@ -110,6 +110,7 @@ class Sessions:
         self._live: set[GatewaySession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._forgotten = enrolment.endings
 
     async def serve_link(
         self, link: Link, *, via: str = "", known: Callable[[str], None] = lambda _: None,
@@ -254,9 +255,15 @@ class Sessions:
         await session.issue(self._message(joined))
 
     async def _forget_ended(self) -> None:
-        """A new holder of a name, or a device with a new one, has nothing of the old one's."""
-        await self._requests.forget_ended()
-        self._tickets.drop(lambda peer: not self._admitted(peer))
+        """A new holder of a name, or a device with a new one, has nothing of the old one's.
+
+        All is looked through, so only if a registration has ended since that was done last.
+        """
+        endings = self._enrolment.endings
+        if endings != self._forgotten:
+            await self._requests.forget_ended()
+            self._tickets.drop(lambda peer: not self._admitted(peer))
+            self._forgotten = endings
 
     def _admitted(self, peer: VerifiedPeer) -> bool:
         try:
