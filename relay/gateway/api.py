@@ -16,9 +16,9 @@ from typing import Final
 from aiohttp import web
 
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.callers import Caller, Callers, Unknown
 from relay.gateway.checks.schema import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
+from relay.gateway.identity.callers import Caller, Callers, Unknown
 from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext

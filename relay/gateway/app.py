@@ -16,7 +16,6 @@ from relay.gateway.api import Api
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
-from relay.gateway.callers import Callers
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
@@ -33,6 +32,7 @@ from relay.gateway.identity.ca import (
     create_authority,
     renew_intermediate,
 )
+from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation

@@ -22,8 +22,8 @@ from aiohttp import web
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
 from relay.gateway.api import Api
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.callers import ROLES as CLIENT_ROLES
 from relay.gateway.identity.ca import Authority
+from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
 from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
