@@ -32,14 +32,14 @@ from transport.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_UNKNOWN: Final = Refusal(401, "identity_refused", "the gateway does not know who asks")
+_UNKNOWN: Final = Refusal(401, "identity_unknown", "the gateway does not know who asks")
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _BUSY: Final = Refusal(429, "too_many_requests", "too many requests at once", retryable=True)
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
 _STOPPING: Final = Refusal(503, "shutting_down", "the gateway is shutting down", retryable=True)
 _TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
 _ENCODED: Final = Refusal(415, "unsupported_encoding", "this gateway takes bodies as they are, not compressed")
-_SLOW: Final = Refusal(408, "timeout", "the request came too slowly")
+_SLOW: Final = Refusal(408, "request_timeout", "the request came too slowly")
 _CUT: Final = Refusal(400, "bad_request", "the request is not whole")
 
 

@@ -199,7 +199,7 @@ async def test_a_provider_that_fails_is_told_as_in_a_session(gateway: Gateway, p
 async def test_nobody_asks_without_an_svid(gateway: Gateway) -> None:
     client = await Workload.joined(gateway)
     for path, method in ((CHAT, "POST"), ("/v1/models", "GET"), ("/v2/models/a/infer", "POST")):
-        assert code(await client.ask(chat(), path, method=method, bare=True)) == (401, "identity_refused")
+        assert code(await client.ask(chat(), path, method=method, bare=True)) == (401, "identity_unknown")
     assert {line["reason"] for line in gateway.audit("https.unknown")} == {"certificate"}
     assert gateway.provider.calls == 0
 
