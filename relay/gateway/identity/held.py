@@ -5,6 +5,7 @@ away. What is kept of such a key is its name and its public half, and every sign
 the latter: whatever is put under the name later, the gateway issues nothing by another key than the one it made.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -80,6 +81,11 @@ class Held:
     def __init__(self, main: Holder | None, root: Holder | None, prefix: str) -> None:
         self._main, self._root, self._prefix = main, root, prefix
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is a holder, which then opens the folder, too."""
+        return self._main is not None
+
     def make(self, role: str) -> tuple[Signer, bytes]:
         holder = self._holder(role)
         if holder is None:
@@ -105,8 +111,11 @@ class Held:
 
     # --- the key-encryption key -------------------------------------------------------------------------------------
 
-    def hold(self, directory: Path, key_file: Path, key: DatabaseKey) -> HeldKey:
-        """Lets the holder open this folder, too; the key that it is given to wrap. Raises KeysUnavailable, StoreError.
+    def hold(
+        self, directory: Path, key_file: Path, key: DatabaseKey, *, first: Callable[[HeldKey], None] | None = None
+    ) -> HeldKey:
+        """Lets the holder open this folder, too; the key that it is given to wrap. `first` is done with that before it
+        counts. Raises KeysUnavailable, StoreError.
         """
         assert self._main is not None
         holder, name = self._main, new_name(self._prefix, "unlock")
@@ -118,6 +127,8 @@ class Held:
             write_private(
                 directory / HELD_FILE, [msgspec.json.encode(_Wrapped(1, holder.source, name, wrapped))], replace=True
             )
+            if first is not None:
+                first(held)
             made.append(held)
 
         add_held(key_file, key, keep)
