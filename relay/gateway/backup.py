@@ -17,13 +17,14 @@ import msgspec
 from msgspec import Meta
 
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
-from relay.gateway.config import CONFIG_FILE, load
+from relay.gateway.config import CONFIG_FILE
 from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE, Authority
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.held import HELD_FILE
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import NEXT_ROOT_FILE
+from relay.gateway.key_settings import keys_of
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE, open_state
 from store.database import Connection, Database
@@ -131,7 +132,7 @@ def _check_free(directory: Path) -> None:
 async def _renew(
     directory: Path, passphrase: Passphrase, backup: _Backup, revocations: bytes | None, now: float
 ) -> list[str]:
-    custody = custody_of(load(directory / CONFIG_FILE).keys)
+    custody = custody_of(keys_of(backup.files[CONFIG_FILE]))
     unlocks = custody.unlock(directory, directory / KEY_FILE) or passphrase
     with open_state(directory, unlocks) as database:
         await database.run(_forget)

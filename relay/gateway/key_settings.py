@@ -2,13 +2,14 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
 
-_EXAMPLES = "docs/KEYS.md has examples"
+_EXAMPLES: Final = "docs/KEYS.md has examples"
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")]
 
 
@@ -58,7 +59,7 @@ class KmsKeys(KmsPlace, frozen=True, kw_only=True, tag="kms"):
 
 
 Keys: TypeAlias = SoftwareKeys | Pkcs11Keys | KmsKeys
-SOFTWARE_KEYS = SoftwareKeys()
+SOFTWARE_KEYS: Final = SoftwareKeys()
 
 
 def checked_keys(keys: Keys) -> Keys:
@@ -88,6 +89,14 @@ def keys_section(data: bytes) -> str:
     if found != {"keys"}:
         raise ConfigError("the file for --keys holds the section [keys] and nothing else", hint=_EXAMPLES)
     return text
+
+
+def keys_of(config: bytes) -> Keys:
+    """Of a configuration that was checked once, and of which the rest may not be right here. Raises ConfigError."""
+    try:
+        return checked_keys(msgspec.convert(tomllib.loads(config.decode()).get("keys", {"source": "file"}), Keys))
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise ConfigError("keys: this section is not valid", hint=_EXAMPLES) from None
 
 
 def _absolute(*paths: str) -> bool:
