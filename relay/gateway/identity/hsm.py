@@ -1,12 +1,13 @@
 """Keys in a token behind PKCS#11 (2.40): made there, marked as sensitive and not extractable, found by their label.
 
-One session at a time, used by one thread at a time. If it was lost, the token taken away or logged out by somebody
-else, the next use logs in anew, once; after a PIN that the token refused never again, since it counts wrong ones.
+One session, and one thread that uses it, which does nothing else: modules leave errors behind in what OpenSSL keeps for
+each thread, and Python's TLS would take them for its own. If the session was lost, the token taken away or logged out
+by somebody else, the next use logs in anew, once; after a PIN that the token refused never again: it counts them.
 """
 
 import hashlib
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -41,7 +42,7 @@ class Hsm:
     def __init__(self, module: Path, token: str, pin: Callable[[], str]) -> None:
         """Nothing is opened before the first use. `pin` raises ConfigError."""
         self._module, self._token, self._pin = module, token, pin
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pkcs11")
         self._session: pkcs11.Session | None = None
         self._found: dict[tuple[str, ObjectClass], Any] = {}
         self._refused = False
@@ -100,15 +101,17 @@ class Hsm:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _use(self, work: Callable[[pkcs11.Session], Result]) -> Result:
-        with self._lock:
-            try:
-                try:
-                    return work(self._opened())
-                except _LOST:
-                    self._forget()
-                    return work(self._opened())
-            except pkcs11.PKCS11Error as error:
-                raise self._explained(error) from None
+        try:
+            return self._thread.submit(self._try, work).result()
+        except pkcs11.PKCS11Error as error:
+            raise self._explained(error) from None
+
+    def _try(self, work: Callable[[pkcs11.Session], Result]) -> Result:
+        try:
+            return work(self._opened())
+        except _LOST:
+            self._forget()
+            return work(self._opened())
 
     def _key(self, session: pkcs11.Session, name: str, kind: ObjectClass) -> Any:  # what it can do is mixed in later
         if (name, kind) not in self._found:

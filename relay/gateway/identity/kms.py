@@ -55,7 +55,7 @@ class Kms:
         self._public(name)
 
     def sign(self, name: str, message: bytes) -> bytes:
-        raw = len(message) <= RAW_MAX
+        raw = 1 <= len(message) <= RAW_MAX
         answer = self._call(
             "sign", KeyId=_alias(name), Message=message if raw else sha256(message),
             MessageType="RAW" if raw else "DIGEST", SigningAlgorithm="ECDSA_SHA_256",
