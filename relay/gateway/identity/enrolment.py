@@ -32,6 +32,7 @@ IDLE_MAX_S: Final = 90 * 86_400
 SEEN_EVERY_S: Final = 300  # `last_seen` is a day's matter; not every session needs a write
 ORDINARY_ROLES: Final = ("edge", "hop", "workload")
 PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs to be asked for explicitly
+PROBE_NAME: Final = "relay-doctor"  # nobody else's, in any role; see `probes`
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class Enrolment:
         if not 1 <= ttl_s <= INVITATION_MAX_S:
             raise SetupRefused("an invitation is good for 1 second to 1 hour", hint="as in --ttl 600")
         identity = SpiffeId(self._authority.trust_domain, "/" + role_path)
+        if identity.name == PROBE_NAME:
+            raise SetupRefused("this name is that of the probes of `relay doctor`", hint="choose another name")
         if not _known(identity):
             raise BadInput(
                 "an invitation is for edge/NAME, hop/NAME, workload/NAME or gateway/NAME",
@@ -471,6 +474,19 @@ class Enrolment:
         await self._writer.run(lambda connection: connection.execute(
             "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (now, enrolment)
         ) and None)
+
+    async def check_writable(self) -> None:
+        """Writes to the state and takes it back, for whoever wants to know that a device could join. StoreError."""
+        token, now = random_bytes(TOKEN_ID_LEN), int(self._clock())
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "INSERT INTO invitations (token_id, secret_sha256, spiffe_id, created, expires, voided)"
+                " VALUES (?, ?, '', ?, ?, 1)", (token, sha256(random_bytes(SECRET_LEN)), now, now),
+            )
+            connection.execute("DELETE FROM invitations WHERE token_id = ?", (token,))
+
+        await self._database.run(work)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
