@@ -106,7 +106,7 @@ def alerts(lab: Lab) -> list[tuple[str, str, str]]:
     return [(line["sign"], line["here"], line["there"]) for line in lab.audit("alert.copied")]
 
 
-async def test_an_older_line_is_alerted_once(lab: Lab, ticking: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_M22_an_older_line_is_alerted_once(lab: Lab, ticking: Clock, caplog: pytest.LogCaptureFixture) -> None:
     device = await Device(lab).join()
     other = await Device(lab, "lap-2").join()
     thief = device.copy()
@@ -128,7 +128,7 @@ async def test_an_older_line_is_alerted_once(lab: Lab, ticking: Clock, caplog: p
     assert [one["status"] for one in listed] == ["active", "active"], "an alert ends nothing"
 
 
-async def test_two_places_in_turns_are_alerted(lab: Lab, ticking: Clock) -> None:
+async def test_M22_two_places_in_turns_are_alerted(lab: Lab, ticking: Clock) -> None:
     device = await Device(lab).join()
     thief = device.copy()
     mine, theirs = await device.session(A), await thief.session(B)
