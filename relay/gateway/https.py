@@ -32,6 +32,7 @@ from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
 from relay.gateway.tunnels import TunnelNotes, carry
+from relay.places import source_of
 from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
 from transport.identity.tls import own_leaf_of, peer_of
@@ -141,6 +142,7 @@ def make_app(
             raise Refused(403, "refused", "the gateway does not accept this") from None
         gate.settled(request.protocol)
         await enrolment.seen(number)
+        await sessions.watch.shown(peer, number, source_of(request.remote or ""))
         notes = TunnelNotes(str(peer.id), traces)
         link = await accept_websocket(request, f"{notes.hop} {request.remote}", on_note=notes.take)
         try:
