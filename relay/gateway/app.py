@@ -37,9 +37,9 @@ from relay.gateway.identity.ca import (
     serial_of,
     unseal,
 )
-from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.identity.held import name_of
+from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
@@ -291,11 +291,21 @@ async def serve(
             ),
             revocations=lambda: revocation.list, probes=probes,
         )
+        session = https = health = public = origin = ""
+        if config.https is not None:
+            https_door, https = bind(config.https)
+            stack.callback(https_door.close)
         gate = Gate(HttpsLimits(), refusals)
+        oauth, callers = make_oauth(
+            config.issuer or f"https://{https}", keys=token_keys[0], enrolment=enrolment, authority=authority,
+            revocations=lambda: revocation.list, audit=audit, refusals=refusals, body_s=gate.limits.body_s, clock=clock,
+        )
         api = Api(
-            callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+            callers=callers, pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
             traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
         )
+
+        token_keys[0].changed.append(api.keys_changed)
 
         async def cut(ended: Sequence[Registration]) -> None:
             await api.cut(ended)
@@ -310,15 +320,14 @@ async def serve(
         stack.push_async_callback(_ended, rotation)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, api=api, clock=clock,
+            revocation=revocation, doors=(api, oauth), clock=clock,
         )
-        session = https = health = public = origin = ""
         if config.session is not None:
             listener = await listen(config.session, sessions.serve_link)
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await listen_https(stack, https_app, config.https, own_context, gate)
+            await listen_https(stack, https_app, https_door, own_context, gate)
         if config.health is not None:
             healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
             health = await listen_https(stack, healthy, config.health, None)
