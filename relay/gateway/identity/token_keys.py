@@ -39,7 +39,7 @@ class TokenKey:
 
 
 class TokenKeys:
-    """Owns the rows of one purpose in 0006_token_keys.sql. Await `load` before anything else."""
+    """Owns the rows of one purpose in 0005_token_keys.sql. Await `load` before anything else."""
 
     def __init__(
         self, database: Database, purpose: str, *, longest_s: int, clock: Callable[[], float] = time.time
