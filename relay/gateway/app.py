@@ -23,6 +23,7 @@ from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
+from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import (
     SVID_LIFETIME_S,
     Authority,
@@ -224,7 +225,7 @@ async def serve(
         )
         stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
-        policy = Policy(config.rules)
+        policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
@@ -251,7 +252,7 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list,
+            revocations=lambda: revocation.list, attestation=Attestation.load(config.ek_roots),
         )
         revocation = Revocation(
             config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock

@@ -101,6 +101,12 @@ class Identity(_Section, frozen=True, kw_only=True):
         return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
 
 
+class AttestationFile(_Section, frozen=True, kw_only=True):
+    """Whose TPMs are believed; see identity.attestation."""
+
+    ek_roots: list[str] = []
+
+
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
@@ -110,6 +116,7 @@ class _File(_Section, frozen=True, kw_only=True):
     inference: Inference | None = None
     limits: Limits = Limits()
     identity: Identity = Identity()
+    attestation: AttestationFile = AttestationFile()
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -144,6 +151,7 @@ class Config:
     identity: Identity
     rules: Rules
     public: Public | None = None
+    ek_roots: tuple[Path, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -207,7 +215,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
-        file.identity, rules, _public(file, directory),
+        file.identity, rules, _public(file, directory), tuple(directory / one for one in file.attestation.ek_roots),
     )
 
 
@@ -329,6 +337,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # svid_max_s = 3600                  # of devices and of the gateway
 # intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
 # root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
+
+# [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
+# ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"
