@@ -54,4 +54,6 @@ def questions(count: int, seed: int) -> Iterator[Question]:
         resource = dice.choice(MODELS if verb == "model:invoke" else ("spiffe://factory.example/hop/pi-1", "manuals"))
         via = dice.choice(["", "spiffe://factory.example/hop/pi-1"])
         path = dice.choice([*PATHS, *GRANTED * 5])
-        yield Question(SpiffeId("factory.example", path), verb, resource, via, dice.choice(POSTURES), dice.choice(ATTESTED))
+        yield Question(
+            SpiffeId("factory.example", path), verb, resource, via, dice.choice(POSTURES), dice.choice(ATTESTED)
+        )
