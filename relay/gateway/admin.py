@@ -80,6 +80,7 @@ class Admin:
                 "tpm": one.tpm, "ek_sha256": one.ek_sha256,
                 "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
                 "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
+                "alert": self._enrolment.alerts.of(one.enrolment),
             }
             for one in self._enrolment.registrations()
         ]}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.gateway.admin import Admin
+from relay.gateway.api import Api
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
@@ -23,22 +24,30 @@ from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
+from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import (
+    INTERMEDIATE_FILE,
+    INTERMEDIATE_PURPOSE,
     SVID_LIFETIME_S,
     Authority,
     OwnIdentity,
     create_authority,
     renew_intermediate,
+    seal,
+    serial_of,
+    unseal,
 )
-from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.callers import Callers
+from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.held import name_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
 from relay.gateway.journal import Journal
+from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
@@ -46,7 +55,7 @@ from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
-from relay.gateway.state.sqlcipher import create_state, open_state
+from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
@@ -55,7 +64,7 @@ from relay.gateway.webpki import public_context, stay_current
 from store.database import Database
 from store.errors import StoreError
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import Passphrase, Unlock, unlock
 from transport import telemetry
 from transport.identity.tls import load_svid, server_context
 from transport.links.base import listen
@@ -70,11 +79,15 @@ _log = logging.getLogger(__name__)
 
 
 def create(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase | None, now: float,
+    keys: str = "",
 ) -> None:
     """Makes a gateway folder (mode 0700) whole or not at all. Takes about a second of key derivation.
 
-    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError.
+    `keys` is a section [keys] as text. Unless its keys are in software, the passphrase is for backups, and the folder
+    is opened by whoever holds the keys; `root_passphrase` is None unless the root's key is in software.
+    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError,
+    KeysUnavailable: then keys that were made already stay where they are.
     """
     directory = directory.absolute()
     try:
@@ -83,16 +96,18 @@ def create(
         raise _cannot_make(directory, error) from None
     if taken:
         raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
-    text = EXAMPLE.format(trust_domain=trust_domain).encode()
+    text = (EXAMPLE.format(trust_domain=trust_domain) + keys).encode()
     partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(mode=0o700)
-        parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
+        config = parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
+        custody, state = custody_of(config.keys), create_state(partial, passphrase)
+        held = custody.hold(partial, partial / KEY_FILE, state) if custody.holds else None
         create_authority(
-            partial, trust_domain, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+            partial, trust_domain, passphrase=held or passphrase, root_passphrase=root_passphrase or held or passphrase,
+            now=now, custody=custody,
         )
-        create_state(partial, passphrase)
         write_private(partial / CONFIG_FILE, [text], replace=False)
         partial.rename(directory)  # onto nothing or an empty folder, in one step
     except OSError as error:
@@ -109,12 +124,12 @@ def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
 
 
 @asynccontextmanager
-async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Admin]:
+async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]:
     """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            authority = Authority.open(config.directory, passphrase)
+            authority = Authority.open(config.directory, passphrase, custody=custody_of(config.keys))
             enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
             revocation = Revocation(config.directory, database, authority, enrolment, audit)
@@ -140,35 +155,51 @@ async def _token_keys(database: Database, clock: Callable[[], float]) -> list[To
     return made
 
 
+@dataclass(frozen=True)
+class Renewed:
+    """When the new intermediate ends (unix seconds), and what its holder calls the old one's key, if that is held."""
+
+    not_after: float
+    unused: str | None
+
+
 async def renew_ca(
-    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float, compromised: bool = False
-) -> float:
-    """Replaces the online intermediate of a gateway that is stopped; returns the new one's end (unix seconds).
+    config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float, compromised: bool = False
+) -> Renewed:
+    """Replaces the online intermediate of a gateway that is stopped.
 
     SVIDs of the old one stay good until they run out, unless it is `compromised`: then the revocation list names it.
-    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable.
     """
+    custody = custody_of(config.keys)
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
             await audit.append("authority.renewal", compromised=compromised)
-            old = Authority.open(config.directory, passphrase)
+            old = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
             end = renew_intermediate(
                 config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(),
+                lifetimes=config.identity.lifetimes(), custody=custody,
             )
             if compromised:
-                authority = Authority.open(config.directory, passphrase)
+                authority = Authority.open(config.directory, passphrase, custody=custody)
                 enrolment = Enrolment(database, authority, audit)
                 await enrolment.load()
                 revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                await revocation.end_certificate(old.serial, old.not_after)
-            return end
+                await revocation.end_certificate(*serial_of(old.certificate))
+            if custody.holds and isinstance(passphrase, Passphrase):  # [keys] is new: the holder takes the rest over
+                online = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+                custody.hold(
+                    config.directory, config.directory / KEY_FILE, unlock(config.directory / KEY_FILE, passphrase),
+                    first=lambda held: seal(config.directory / INTERMEDIATE_FILE, online, held, INTERMEDIATE_PURPOSE),
+                )
+                (config.directory / INTERMEDIATE_FILE).unlink()
+            return Renewed(end, name_of(old.key))
         finally:
             await audit.close()
 
 
-async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float) -> Rotated:
+async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float) -> Rotated:
     """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
     Busy, WrongKey, AuditUnavailable, AuthorityExpired.
     """
@@ -178,7 +209,7 @@ async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase
             await audit.append("authority.root_rotation")
             rotated = take_step(
                 config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(),
+                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
             )
             await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
             return rotated
@@ -199,7 +230,7 @@ class Ready:
 
 
 async def serve(
-    config: Config, passphrase: Passphrase, *, ready: Callable[[Ready], None], stop: asyncio.Event,
+    config: Config, passphrase: Unlock, *, ready: Callable[[Ready], None], stop: asyncio.Event,
     hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time,
 ) -> None:
     """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
@@ -213,7 +244,9 @@ async def serve(
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes())
+        authority = Authority.open(
+            config.directory, passphrase, config.identity.lifetimes(), custody=custody_of(config.keys)
+        )
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
@@ -259,17 +292,26 @@ async def serve(
             ),
             revocations=lambda: revocation.list, probes=probes, attestation=Attestation.load(config.ek_roots),
         )
+        gate = Gate(HttpsLimits(), refusals)
+        api = Api(
+            callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+            traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
+        )
+
+        async def cut(ended: Sequence[Registration]) -> None:
+            await api.cut(ended)
+            await sessions.cut(ended)
+
         revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
+            config.directory, database, authority, enrolment, audit, cut=cut, clock=clock
         )
         await revocation.refresh()
-        own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
+        own_context = server_context(identity.svid(), authority.bundle, ROLES, require_client=False)
         rotation = asyncio.create_task(_rotate(own_context, identity))
         stack.push_async_callback(_ended, rotation)
-        gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, clock=clock,
+            revocation=revocation, api=api, clock=clock,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -313,7 +355,9 @@ async def serve(
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin))
         await stop.wait()
-        await sessions.drain(limits.drain_s, hurry)
+        await asyncio.gather(
+            sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())
+        )
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
@@ -339,6 +383,7 @@ async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
     loaded = identity.svid()
     while True:
         await asyncio.sleep(min(ROTATE_CHECK_S, identity.renew_in))
+        await identity.tend()
         current = identity.svid()
         if current is not loaded:
             load_svid(context, current)

@@ -17,6 +17,7 @@ from typing import Final
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
+from relay.gateway.identity.alerts import Alerts
 from relay.gateway.identity.attestation import Attested
 from relay.gateway.identity.ca import Authority, Issued
 from relay.gateway.identity.serials import Serials
@@ -97,6 +98,7 @@ class Enrolment:
         self.endings = 0  # grows with every registration that is replaced or revoked
         self._elsewhere = elsewhere
         self._serials = Serials()
+        self.alerts = Alerts(database, audit, clock=clock)
 
     async def load(self) -> None:
         """Reads registrations and unexpired serials into memory."""
@@ -130,6 +132,7 @@ class Enrolment:
             serial, holder = int(str(text), 16), int(str(enrolment))
             self._serials.enter(holder, serial)
             self._serials.issued(holder, serial, int(str(end)))
+        await self.alerts.load()
 
     def registrations(self) -> list[Registration]:
         """All of them, oldest first."""
@@ -221,18 +224,20 @@ class Enrolment:
     ) -> str:
         """The ID that a device which is about to show its TPM could join as. Binds nothing. Raises as `register`."""
         now, device_id = int(self._clock()), sha256(device_key.spki)
-        reason, _, identity = await self._database.run(
+        reason, enrolment, identity = await self._database.run(
             lambda connection: _look(connection, token_id, secret, device_id, roles, now, in_tpm=True), read_only=True
         )
         if reason:
-            raise await self.refused_join(reason, token_id, identity, device_key, via)
+            raise await self.refused_join(reason, token_id, identity, device_key, via, enrolment)
         return identity
 
     async def refused_join(
-        self, reason: str, token_id: bytes, identity: str, device_key: VerifyKey, via: str
+        self, reason: str, token_id: bytes, identity: str, device_key: VerifyKey, via: str, whose: int = 0
     ) -> EnrolmentRefused:
-        """Records a refusal; the error is the caller's to raise."""
+        """Records a refusal, and alerts if the invitation is bound to `whose`; the error is the caller's to raise."""
         device = sha256(device_key.spki).hex()
+        if whose:
+            await self.alerts.give("invitation", identity, whose, token=token_id.hex(), device=device, via=via)
         return await self._refused("join", reason, token=token_id.hex(), id=identity, device=device, via=via)
 
     async def register(
@@ -275,7 +280,7 @@ class Enrolment:
             )
             reason, enrolment, identity = await self._writer.run(work)
         if reason:
-            raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
+            raise await self.refused_join(reason, token_id, identity, device_key, via, enrolment)
         if enrolment not in self._by_enrolment:
             self._replace_in_memory(identity, device_id, now)
             self._keep(Registration(
@@ -479,6 +484,11 @@ class Enrolment:
         self._check(registration)
         return enrolment
 
+    def line(self, enrolment: int) -> tuple[int, ...]:
+        """The good certificates of a device, oldest first; none where many programs may each have their own."""
+        one = self._by_enrolment.get(enrolment)
+        return self._serials.line(enrolment) if one is not None and not one.source else ()
+
     async def seen(self, enrolment: int) -> None:
         """Notes that the device was here; written at most every five minutes."""
         registration = self._by_enrolment.get(enrolment)
@@ -575,8 +585,8 @@ def _look(
     connection: Connection, token_id: bytes, secret: Secret, device_id: bytes, roles: Collection[str], now: int,
     *, in_tpm: bool,
 ) -> tuple[str, int, str]:
-    """What an invitation allows a device: (reason, 0, id) if it is refused, ("", enrolment, id) if it is bound to it
-    already, ("", 0, id) if not yet.
+    """What an invitation allows a device: (reason, whose or 0, id) if it is refused, ("", enrolment, id) if it is bound
+    to it already, ("", 0, id) if not yet.
     """
     row = connection.execute(
         "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment, voided, tpm FROM invitations"
@@ -596,7 +606,7 @@ def _look(
         return "invitation is for a device whose key lies in a TPM", 0, identity
     if row[3] is not None:
         if not same_bytes(row[3], device_id):
-            return "invitation used with another device key", 0, identity
+            return "invitation used with another device key", int(row[4]), identity
         current = connection.execute("SELECT status FROM registrations WHERE enrolment = ?", (row[4],)).fetchone()
         if current is None or current[0] != "active":
             return "registration has ended", 0, identity

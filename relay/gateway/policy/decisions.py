@@ -27,6 +27,7 @@ class Policy:
     def __init__(self, rules: Rules, attested_tpm: Callable[[int], str] = lambda enrolment: "none") -> None:
         """`attested_tpm`: what a device has shown of its TPM. Raises ConfigError if OPA's token cannot be read."""
         self.attested_tpm = attested_tpm
+        self.changed: list[Callable[[], None]] = []  # called when other rules have come into force
         self._take(rules)
         self._postures: OrderedDict[int, Posture] = OrderedDict()
 
@@ -65,6 +66,8 @@ class Policy:
         """From the next decision on. Raises ConfigError like the constructor, and then nothing has changed."""
         old = self._engine
         self._take(rules)
+        for tell in self.changed:
+            tell()
         await old.close()
 
     def groups(self, identity: SpiffeId) -> tuple[str, ...]:
