@@ -1,6 +1,5 @@
 """`edge join`: how this device gets an identity."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -95,6 +94,8 @@ async def redeem(
     app: "App", invitation: "Invitation", endpoints: "list[Endpoint]", ways: "list[Endpoint]", *, in_tpm: bool = False
 ) -> "tuple[DeviceIdentity, Endpoint]":
     """The identity, which keeps `endpoints`, and the one of `ways` by which it came. Raises the last way's failure."""
+    import asyncio
+
     from edge_client.identity import join
     from store.tpm import Tpm
     from transport.errors import LinkLost
