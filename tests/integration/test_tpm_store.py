@@ -192,3 +192,11 @@ def test_what_the_key_file_says_is_checked(home: Path, machine: SoftwareTpm) -> 
         with pytest.raises(StoreCorrupt):
             unlock_by_tpm(other, lambda sealed: bytes(32))
     assert isinstance(key, DatabaseKey)
+
+
+def test_setup_can_switch_it_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_client.commands.setup.models_there", lambda config: {"model": "x", "embedder": "x"})
+    out, told = edge("setup", "--yes", "--unlock", "tpm", "--json")
+    assert json.loads(out)["unlock"] == "tpm" and "the TPM unlocks the store" in told
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
+    opens()
