@@ -21,6 +21,7 @@ from relay.gateway.checks.schema import Schema
 from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, Inference, Provider, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
+from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import (
@@ -31,6 +32,7 @@ from relay.gateway.identity.ca import (
     renew_intermediate,
 )
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
@@ -228,8 +230,10 @@ async def serve(
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
+        asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
-            answerers["infer"] = _inference(stack, config, config.inference, tracing)
+            asked.append(server := _inference(stack, config, config.inference))
+            answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
             answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
@@ -244,6 +248,7 @@ async def serve(
         await requests.forget_ended()
         token_keys = await _token_keys(database, clock)
         limits = config.limits
+        probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
             refusals=refusals, tickets=TicketStore(), clock=clock,
@@ -251,7 +256,7 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list,
+            revocations=lambda: revocation.list, probes=probes,
         )
         revocation = Revocation(
             config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
@@ -294,6 +299,10 @@ async def serve(
             enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
+        admin.offer("examine", Examination(
+            config, node=own_id, listening=(session, https), authority=authority, probes=probes, policy=policy,
+            asked=asked, clock=clock,
+        ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
         control = ControlServer(config.directory, admin)
         await control.start()
@@ -317,11 +326,11 @@ def provider_key(config: Config, provider: Provider) -> Secret:
     return key_from_environment(provider.key_env)
 
 
-def _inference(stack: AsyncExitStack, config: Config, server: Inference, tracing: telemetry.Telemetry) -> Forward:
+def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
     upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
     stack.push_async_callback(upstream.close)
     keyless = server.key_file is None and server.key_env is None
-    return Forward(upstream, None if keyless else provider_key(config, server), tracing)
+    return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
 
 
 async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:

@@ -187,19 +187,23 @@ class Authority:
         """Whether `issue` would hold up the event loop: then it is for `issue_aside` alone."""
         return is_slow(self._key)
 
-    async def issue_aside(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
+    async def issue_aside(
+        self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None
+    ) -> Issued:
         """`issue`, in a thread if the key is one that takes long to sign."""
-        return await aside(self._key, lambda: self.issue(identity, key, now=now))
+        return await aside(self._key, lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
 
-    def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
+    def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None) -> Issued:
         """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
 
-        It never outlives the intermediate. Raises AuthorityExpired once that has less than a minute left.
+        `lifetime_s`, from notBefore, makes it shorter. It never outlives the intermediate. Raises AuthorityExpired once
+        that has less than a minute left.
         """
         if identity.trust_domain != self.trust_domain or not identity.name:
             raise SetupRefused("an SVID needs an ID of this trust domain, of the form role/name")
         start = now - BACKDATE_S
-        end = min(start + self._lifetimes.svid_s, self.not_after)
+        longest = self._lifetimes.svid_s
+        end = min(start + (longest if lifetime_s is None else min(lifetime_s, longest)), self.not_after)
         if end < now + 60:
             raise AuthorityExpired(
                 "the gateway's intermediate certificate has expired",
@@ -230,6 +234,12 @@ class Authority:
         if len(leaf) > CERTIFICATE_MAX:
             raise SetupRefused(f"the certificate would be over {CERTIFICATE_MAX} bytes", hint="use a shorter name")
         return Issued(identity, (leaf, self._der), serial, float(int(start)), float(int(end)))
+
+
+def root_ends(authority: Authority) -> list[float]:
+    """When the bundle's roots end (unix seconds): first the one in use, then those that are published beside it."""
+    ends = {der: x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() for der in authority.bundle.roots}
+    return [ends.pop(authority.root), *ends.values()]
 
 
 class OwnIdentity:
