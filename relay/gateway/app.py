@@ -31,12 +31,13 @@ from relay.gateway.identity.ca import (
     create_authority,
     renew_intermediate,
 )
-from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -195,6 +196,7 @@ class Ready:
     health: str
     public: str  # HOST:PORT
     origin: str  # of the public listener, as browsers see it
+    workload_api: str = ""  # path of a Unix socket
 
 
 async def serve(
@@ -258,9 +260,17 @@ async def serve(
             ),
             revocations=lambda: revocation.list, probes=probes,
         )
-        revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
+        workloads = None if config.workload_socket is None else Workloads(
+            config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
+            keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
         )
+
+        async def cut(ended: Sequence[Registration]) -> None:
+            if workloads is not None:
+                workloads.look_again()
+            await sessions.cut(ended)
+
+        revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
         own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
         rotation = asyncio.create_task(_rotate(own_context, identity))
@@ -268,7 +278,7 @@ async def serve(
         gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, clock=clock,
+            revocation=revocation, clock=clock, jwt_svid_keys=token_keys[1] if workloads is not None else None,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -304,13 +314,16 @@ async def serve(
             asked=asked, clock=clock,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        if workloads is not None:
+            stack.push_async_callback(workloads.close)
+            await workloads.start()
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
-        ready(Ready(own_id, session, https, health, public, origin))
+        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or "")))
         await stop.wait()
         await sessions.drain(limits.drain_s, hurry)
         await journal.close()

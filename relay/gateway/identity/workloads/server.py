@@ -7,6 +7,7 @@ among its user's connections, a few descriptors, and the bytes that it may send.
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -31,6 +32,7 @@ BYTES_BURST: Final = 262_144  # of one connection; a request of ours has some hu
 BYTES_PER_S: Final = 32_768
 PATH_MAX: Final = 107  # bytes, sockaddr_un
 _WINDOW: Final = 65_535  # the least that HTTP/2 allows: what a stream may hold that nobody has read
+_TURNS: Final = 4  # the loop takes so many from accepting a connection to giving it back
 _running: ContextVar["_Connection"] = ContextVar("workload connection")
 
 
@@ -42,7 +44,9 @@ def current_caller() -> Caller | str:
 class WorkloadServer:
     """Serves calls by their path on a Unix socket."""
 
-    def __init__(self, path: Path, handlers: dict[str, Handler], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, handlers: dict[str, Handler], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Raises ConfigError where there is no such thing as the attestation that this needs."""
         if not hasattr(socket, "SO_PEERCRED") or not hasattr(os, "pidfd_open"):
             raise ConfigError("workload_api: only Linux tells who calls", hint="leave [workload_api] out")
@@ -51,20 +55,31 @@ class WorkloadServer:
         self._inode: tuple[int, int] | None = None
         self._connections: set[_Connection] = set()
         self._of_user: Counter[int] = Counter()
+        self._left = asyncio.Event()
+        self._closing = False
 
     async def start(self) -> None:
         """Raises ConfigError if the socket cannot be made there, or others could put theirs in its place."""
         listening = await asyncio.to_thread(_bind, self._path)
         found = self._path.lstat()
         self._inode = (found.st_dev, found.st_ino)
+        logging.getLogger("grpclib").setLevel(logging.CRITICAL)  # it logs a traceback for whatever a caller gets wrong
         await self._server.start(sock=listening)
 
     async def close(self) -> None:
         """Ends every stream and connection."""
+        if self._inode is None:
+            return
+        self._closing = True
         self._server.close()
+        await self._server.wait_closed()
         for connection in list(self._connections):
             connection.end()
-        await self._server.wait_closed()
+        while self._connections:
+            self._left.clear()
+            await self._left.wait()
+        for _ in range(_TURNS):  # of the loop: who was on the way in is turned away
+            await asyncio.sleep(0)
         with contextlib.suppress(OSError):
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._inode:  # not one that another process has put there since
@@ -74,6 +89,8 @@ class WorkloadServer:
 
     def _enter(self, connection: "_Connection") -> bool:
         uid = connection.uid
+        if self._closing:  # it was on its way in when `close` was called
+            return False
         if len(self._connections) >= CONNECTIONS or self._of_user[uid] >= CONNECTIONS_OF_USER:
             return False
         self._connections.add(connection)
@@ -84,6 +101,7 @@ class WorkloadServer:
         if connection in self._connections:
             self._connections.discard(connection)
             self._of_user[connection.uid] -= 1
+            self._left.set()
 
 
 class _Server(Server):
@@ -145,7 +163,10 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         _running.set(self)  # the library makes a task of a call in here, and tasks take the context with them
-        self._inner.data_received(data)
+        try:
+            self._inner.data_received(data)
+        except Exception:  # the library raises what it likes for frames that it does not expect
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         if self._transport is not None:
@@ -164,7 +185,7 @@ class _Connection(asyncio.Protocol):
 
     def end(self) -> None:
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     def _release(self) -> None:
         if isinstance(self.caller, Caller):

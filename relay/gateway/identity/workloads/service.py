@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.server import Stream
 
 from relay.gateway.audit.log import AuditLog, Value
@@ -182,6 +182,11 @@ class WorkloadApi:
         except (AuditUnavailable, AuthorityExpired, StoreError) as error:
             _log.error("the Workload API cannot answer: %s", error)
             raise GRPCError(Status.UNAVAILABLE, "the gateway cannot issue anything now") from None
+        except (GRPCError, StreamTerminatedError, ProtocolError):
+            raise
+        except Exception as error:
+            _log.error("a call of the Workload API failed: %s", type(error).__name__)
+            raise GRPCError(Status.INTERNAL, "the gateway failed") from None
 
     async def _request(self, stream: Stream[Any, Any]) -> Any:
         try:
