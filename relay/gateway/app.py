@@ -24,6 +24,7 @@ from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app
+from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import (
     SVID_LIFETIME_S,
     Authority,
@@ -141,7 +142,7 @@ async def serve(
         )
         stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
-        policy = Policy(config.rules)
+        policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
@@ -171,7 +172,7 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list, probes=probes,
+            revocations=lambda: revocation.list, probes=probes, attestation=Attestation.load(config.ek_roots),
         )
         gate = Gate(HttpsLimits(), refusals)
         api = Api(
