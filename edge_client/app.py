@@ -35,6 +35,7 @@ from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_hel
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
+from store.tpm import Tpm
 from transport import telemetry
 from transport.links.base import Endpoint
 
@@ -243,6 +244,7 @@ class App:
                 self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
                 find=self._find, worked=self.dial.worked, posture=told(self.config.home),
+                tpm=Tpm(self.config.tpm.tcti),
             )
         return self._client
 

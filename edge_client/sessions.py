@@ -18,6 +18,7 @@ from edge_client.posture import Tell
 from edge_client.ways import CountedLink, Traffic, Way, Ways
 from store.errors import StoreError
 from store.settings import Settings
+from store.tpm import Tpm
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
 from transport.initiator import Resumption, SvidLogin
@@ -72,12 +73,12 @@ class Sessions:
 
     def __init__(
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
-        padding: Padding, find: Find, worked: Callable[[Link], None], posture: Tell,
+        padding: Padding, find: Find, worked: Callable[[Link], None], posture: Tell, tpm: Tpm | None = None,
     ) -> None:
         """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
         self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
         self._find, self._reached, self._posture = find, worked, posture
-        self._settings, self._dial, self._clock = settings, dial, clock
+        self._settings, self._dial, self._clock, self._tpm = settings, dial, clock, tpm
         self._endpoints = tuple(endpoints)
         self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
         self._over: Endpoint | None = None  # the way that a session was opened by last
@@ -189,7 +190,7 @@ class Sessions:
         """The stored identity, renewed if that is due. While its SVID is good, a failure to renew is no failure."""
         if self.closed:
             raise StreamEnded("this edge is closing its sessions")
-        identity = await DeviceIdentity.load(self._settings)
+        identity = await DeviceIdentity.load(self._settings, self._tpm)
         if identity is None:
             raise NotJoined
         now = self._clock.now()

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
+from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
@@ -108,6 +109,12 @@ class WorkloadApi(_Section, frozen=True, kw_only=True):
     socket: Annotated[str, Meta(min_length=1)]
 
 
+class AttestationFile(_Section, frozen=True, kw_only=True):
+    """Whose TPMs are believed; see identity.attestation."""
+
+    ek_roots: list[str] = []
+
+
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
@@ -119,6 +126,8 @@ class _File(_Section, frozen=True, kw_only=True):
     identity: Identity = Identity()
     workload_api: WorkloadApi | None = None
     workload: list[Workload] = []
+    keys: Keys = SOFTWARE_KEYS
+    attestation: AttestationFile = AttestationFile()
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -153,6 +162,8 @@ class Config:
     identity: Identity
     rules: Rules
     public: Public | None = None
+    keys: Keys = SOFTWARE_KEYS
+    ek_roots: tuple[Path, ...] = ()
     workload_socket: Path | None = None
     workloads: tuple[Workload, ...] = ()
 
@@ -218,7 +229,9 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
-        file.identity, rules, _public(file, directory), _workload_socket(file, directory), tuple(file.workload),
+        file.identity, rules, _public(file, directory), checked_keys(file.keys),
+        tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
+        tuple(file.workload),
     )
 
 
@@ -361,6 +374,15 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # uid = 1001
 # path = "/usr/bin/reports"          # of the file itself, no link to it
 # sha256 = "..."                     # of that file's content
+
+# [keys]                             # who holds the gateway's own keys: docs/KEYS.md; set it by `init --keys`
+# source = "pkcs11"                  # a token (HSM); or "kms" with region = "..."; or "file", sealed here: the default
+# module = "/usr/lib/softhsm/libsofthsm2.so"
+# token = "causeway"
+# pin_file = "/etc/causeway/pin"     # left out: the systemd credential gateway-token-pin
+
+# [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
+# ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

@@ -17,9 +17,11 @@ from relay.gateway.admission import Admission
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
+from relay.gateway.identity.attestation import Attestation, Attested
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.watch import Watch
 from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
@@ -78,6 +80,7 @@ class Sessions:
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
         revocations: Callable[[], RevocationList] = RevocationList, probes: Probes | None = None,
+        attestation: Attestation | None = None,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
@@ -92,6 +95,8 @@ class Sessions:
         self._refusals = refusals
         self._revocations = revocations
         self._probes = probes
+        self.watch = Watch(enrolment, ticking)
+        self._attestation = attestation or Attestation()
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
@@ -136,7 +141,7 @@ class Sessions:
             session = await self._handshake(link, via, source)
             if session is not None:
                 known(session.link_id)
-                await self._run(session, via, settled)
+                await self._run(session, via, source, settled)
         except TransportError as error:
             _log.info("session on %s ended: %s", link.peer, error.code)
         except (AuditUnavailable, StoreError) as error:
@@ -217,12 +222,12 @@ class Sessions:
             self._direct_full -= full and not via
         return None
 
-    async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:
+    async def _run(self, session: GatewaySession, via: str, source: str, settled: Settled) -> None:
         self._live.add(session)
         try:
             match session.credential:
                 case VerifiedPeer() as peer:
-                    await self._serve(session, peer, via, settled)
+                    await self._serve(session, peer, via, source, settled)
                 case JoinCredential() | RenewCredential() as credential:
                     await self._enrol(session, credential, via)
         finally:
@@ -233,9 +238,10 @@ class Sessions:
         roles = (SESSION_ROLE,)
         try:
             if isinstance(credential, JoinCredential):
+                attested = await self._attested(session, credential, via) if credential.attests else None
                 joined = await self._enrolment.join(
                     credential.token_id, credential.secret, credential.csr, credential.device_key.spki,
-                    roles=roles, via=via,
+                    roles=roles, via=via, attested=attested,
                 )
                 await self._forget_ended()
             else:
@@ -253,6 +259,19 @@ class Sessions:
             await session.refuse()
             return
         await session.issue(self._message(joined))
+
+    async def _attested(self, session: GatewaySession, credential: JoinCredential, via: str) -> Attested:
+        """What a device shows of its TPM before it may use its invitation. Raises EnrolmentRefused, TransportError."""
+        token_id, key = credential.token_id, credential.device_key
+        identity = await self._enrolment.check_invitation(
+            token_id, credential.secret, key, roles=(SESSION_ROLE,), via=via
+        )
+        try:
+            pending = self._attestation.begin(await session.evidence(), key, self._clock())
+            session.challenge(pending.challenge)
+            return pending.check(await session.evidence())
+        except IdentityRefused as refusal:
+            raise await self._enrolment.refused_join(refusal.rule, token_id, identity, key, via) from None
 
     async def _forget_ended(self) -> None:
         """A new holder of a name, or a device with a new one, has nothing of the old one's.
@@ -278,7 +297,9 @@ class Sessions:
             str(joined.issued.id), list(joined.issued.chain), list(bundle.roots), bundle.sequence, joined.enrolment
         )
 
-    async def _serve(self, session: GatewaySession, peer: VerifiedPeer, via: str, settled: Settled) -> None:
+    async def _serve(
+        self, session: GatewaySession, peer: VerifiedPeer, via: str, source: str, settled: Settled
+    ) -> None:
         if self._probes is not None and self._probes.take(peer):
             session.admit(self._welcome(0, via))
             return  # that it is told so is all: whoever asks for anything finds the session closed
@@ -307,12 +328,16 @@ class Sessions:
         session.admit(self._welcome(enrolment, via))
         mine = self._of_device.setdefault(enrolment, [])
         mine.append((session, via))
+        self.watch.opened(enrolment, session, source)
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._enrolment.seen(enrolment)
+            if not session.resumed:
+                await self.watch.shown(peer, enrolment, source)
             while len(mine) > self._limits.per_device:
                 await self._displace(str(peer.id), enrolment, *mine.pop(0))
             async for stream in session.requests():
+                await self.watch.asked(enrolment, session)
                 if self._draining:
                     stream.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
                 elif len(tasks) >= self._limits.requests:
@@ -320,6 +345,7 @@ class Sessions:
                 else:
                     self._start(self._requests.serve(asker, stream, settled), tasks)
         finally:
+            self.watch.closed(enrolment, session)
             if (session, via) in mine:
                 mine.remove((session, via))
             if not mine and self._of_device.get(enrolment) is mine:

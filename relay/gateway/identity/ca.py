@@ -6,6 +6,7 @@ verification in common libraries refuses every chain that has them.
 """
 
 import datetime
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from relay.gateway.errors import AuthorityExpired, ConfigError, SetupRefused
-from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside, certificate_key, is_slow
+from relay.gateway.errors import AuthorityExpired, ConfigError, KeysUnavailable, SetupRefused
+from relay.gateway.identity.custody import SOFTWARE, Custody, Result, Signer, aside, certificate_key, is_slow
 from store.errors import StoreCorrupt, StoreMissing
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import HeldKey, Unlock
 from store.sealed import open_file, seal_file
 from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
 from transport.primitives import SigningKey, VerifyKey, random_bytes, same_bytes
@@ -40,6 +41,7 @@ BACKDATE_S: Final = 300  # for clocks that are behind
 
 ROOT_PURPOSE: Final = "causeway gateway root"
 INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,17 @@ class Issued:
 
 
 def create_authority(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    directory: Path, trust_domain: str, *, passphrase: Unlock, root_passphrase: Unlock, now: float,
     lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> bytes:
-    """Makes root and first intermediate in `directory`; returns the root certificate (DER).
+    """Makes root and first intermediate in `directory`; returns the root certificate (DER). What a held key unlocks
+    needs no passphrase.
 
     Raises SetupRefused if both passphrases are the same, BadInput for a bad trust domain, StoreError.
     """
     SpiffeId(trust_domain, "/gateway/check")
-    if same_bytes(passphrase.expose(), root_passphrase.expose()):
+    by_people = not isinstance(passphrase, HeldKey) and not isinstance(root_passphrase, HeldKey)
+    if by_people and same_bytes(passphrase.expose(), root_passphrase.expose()):
         raise SetupRefused(
             "root and gateway need different passphrases",
             hint="the gateway's is on the serving host; the root's is kept away from it",
@@ -109,7 +113,7 @@ def create_authority(
 
 
 def renew_intermediate(
-    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    directory: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float,
     lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> float:
     """Signs a new intermediate with the sealed root and replaces the online one; returns its end (unix seconds).
@@ -173,7 +177,7 @@ class Authority:
 
     @classmethod
     def open(
-        cls, directory: Path, passphrase: Passphrase, lifetimes: Lifetimes = LIFETIMES, *, custody: Custody = SOFTWARE
+        cls, directory: Path, passphrase: Unlock, lifetimes: Lifetimes = LIFETIMES, *, custody: Custody = SOFTWARE
     ) -> "Authority":
         """Raises ConfigError if a certificate lives longer than it may, WrongKey, StoreMissing, StoreCorrupt."""
         held = unseal(directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
@@ -191,7 +195,11 @@ class Authority:
         self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None
     ) -> Issued:
         """`issue`, in a thread if the key is one that takes long to sign."""
-        return await aside(self._key, lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
+        return await self.aside(lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which issues something: in a thread if the key is one that takes long to sign."""
+        return await aside(self._key, work)
 
     def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None) -> Issued:
         """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
@@ -254,12 +262,21 @@ class OwnIdentity:
 
     def svid(self) -> Svid:
         """The current SVID. Once the intermediate has run out the last one is kept; peers then see it expire."""
-        if self._clock() >= self._renew_at:
+        if self._clock() >= self._renew_at and not self._authority.is_slow:  # else `tend` sees to it
             try:
                 self._svid = self._renew()
             except AuthorityExpired:
                 self._renew_at = self._clock() + 60
         return self._svid
+
+    async def tend(self) -> None:
+        """Renews what is due. To be awaited now and then: with a slow signer this alone does it, in a thread."""
+        if self._clock() >= self._renew_at:
+            try:
+                self._svid = await self._authority.aside(self._renew)
+            except (AuthorityExpired, KeysUnavailable) as error:
+                _log.error("the gateway's own identity is not renewed: %s", error)
+                self._renew_at = self._clock() + 60
 
     @property
     def renew_in(self) -> float:
@@ -292,12 +309,19 @@ def _issued_by(certificate: x509.Certificate, der: bytes) -> bool:
     return True
 
 
-def seal(path: Path, held: SealedAuthority, passphrase: Passphrase, purpose: str) -> None:
-    seal_file(path, msgspec.msgpack.encode(held), passphrase, purpose=purpose)
+def sealed_path(path: Path, unlocks: Unlock) -> Path:
+    """Where an authority is under a held key: beside what a passphrase opens, so that a change from one to the other
+    can be cut off anywhere.
+    """
+    return path.with_suffix(".held") if isinstance(unlocks, HeldKey) else path
 
 
-def unseal(path: Path, passphrase: Passphrase, purpose: str) -> SealedAuthority:
-    plaintext = open_file(path, passphrase, purpose=purpose)
+def seal(path: Path, held: SealedAuthority, passphrase: Unlock, purpose: str) -> None:
+    seal_file(sealed_path(path, passphrase), msgspec.msgpack.encode(held), passphrase, purpose=purpose)
+
+
+def unseal(path: Path, passphrase: Unlock, purpose: str) -> SealedAuthority:
+    plaintext = open_file(sealed_path(path, passphrase), passphrase, purpose=purpose)
     try:
         return msgspec.msgpack.decode(plaintext, type=SealedAuthority)
     except msgspec.MsgspecError:
@@ -352,6 +376,12 @@ def _when(seconds: float) -> datetime.datetime:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def serial_of(der: bytes) -> tuple[int, float]:
+    """A certificate's serial number and its end (unix seconds)."""
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.serial_number, certificate.not_valid_after_utc.timestamp()
 
 
 def pem_of(der: bytes) -> bytes:
