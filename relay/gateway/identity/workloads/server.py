@@ -32,7 +32,6 @@ BYTES_BURST: Final = 262_144  # of one connection; a request of ours has some hu
 BYTES_PER_S: Final = 32_768
 PATH_MAX: Final = 107  # bytes, sockaddr_un
 _WINDOW: Final = 65_535  # the least that HTTP/2 allows: what a stream may hold that nobody has read
-_TURNS: Final = 4  # the loop takes so many from accepting a connection to giving it back
 _running: ContextVar["_Connection"] = ContextVar("workload connection")
 
 
@@ -78,8 +77,6 @@ class WorkloadServer:
         while self._connections:
             self._left.clear()
             await self._left.wait()
-        for _ in range(_TURNS):  # of the loop: who was on the way in is turned away
-            await asyncio.sleep(0)
         with contextlib.suppress(OSError):
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._inode:  # not one that another process has put there since
