@@ -79,8 +79,8 @@ def init(
 
     With --keys private keys are made where that file says and stay there; the passphrase is then for backups.
     """
-    from relay.gateway.app import create
     from relay.gateway.config import EXAMPLE, parse
+    from relay.gateway.folder import create
     from relay.gateway.key_settings import keys_section, root_is_sealed
     from store.files import file_errors
 
@@ -249,8 +249,8 @@ def rotate_key(
     after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
     change every day by themselves; `token` changes them now, also while the gateway runs.
     """
-    from relay.gateway.app import renew_ca, rotate_root
     from relay.gateway.config import load
+    from relay.gateway.folder import renew_ca, rotate_root
 
     if key is AuthorityKey.TOKEN:
         keys = _ask(config, passphrase_file, "rotate_tokens", {"compromised": compromised})["keys"]
@@ -357,7 +357,8 @@ def restore(
 
 
 def _say_ready(ready: "Ready") -> None:
-    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public}
+    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
+              "workload-api": ready.workload_api}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 
