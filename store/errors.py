@@ -11,6 +11,9 @@
      +-- StoreTooNew           fault store   a later version wrote this database
      +-- StoreConflict         fault store   a row with that id exists with other content
      +-- StoreBusy             fault store   another process holds the write lock for too long
+     +-- TpmError              fault store   the TPM did not do what it was asked for
+     |    +-- NoTpm            fault store   there is none, or none that may be used, or no library for it
+     |    +-- ForeignTpm       fault store   what is kept here was made by another TPM, or before this one was cleared
      +-- ModelMismatch         fault store   vectors of one embedder meet a collection of another
      +-- StoreUnwritable       fault store   the file system refused (permissions, read-only, I/O)
           +-- DiskFull         fault store   no space left; what was stored stays intact
@@ -74,6 +77,18 @@ class StoreConflict(StoreError):
 class StoreBusy(StoreError):
     code = "store_busy"
     retryable = True
+
+
+class TpmError(StoreError):
+    code = "tpm_failed"
+
+
+class NoTpm(TpmError):
+    code = "no_tpm"
+
+
+class ForeignTpm(TpmError):
+    code = "foreign_tpm"
 
 
 class ModelMismatch(StoreError):

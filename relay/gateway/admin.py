@@ -72,7 +72,8 @@ class Admin:
     async def devices(self) -> dict[str, Any]:
         return {"devices": [
             {
-                "id": one.id, "enrolment": one.enrolment, "status": one.status, "device": one.device_id.hex(),
+                "id": one.id, "enrolment": one.enrolment, "status": one.status,
+                "device": "" if one.source else one.device_id.hex(), "source": one.source,
                 "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
                 "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
             }

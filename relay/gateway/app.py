@@ -5,7 +5,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,18 @@ from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
-from relay.gateway.identity.ca import Authority, OwnIdentity, create_authority, renew_intermediate
+from relay.gateway.identity.ca import (
+    SVID_LIFETIME_S,
+    Authority,
+    OwnIdentity,
+    create_authority,
+    renew_intermediate,
+)
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
+from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
 from relay.gateway.journal import Journal
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -42,6 +49,7 @@ from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
+from store.database import Database
 from store.errors import StoreError
 from store.files import write_private
 from store.keys import Passphrase
@@ -108,12 +116,25 @@ async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Ad
             await enrolment.load()
             revocation = Revocation(config.directory, database, authority, enrolment, audit)
             await revocation.refresh()
-            yield Admin(
+            admin = Admin(
                 enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
                 origin=config.public.origin if config.public else None,
             )
+            admin.offer("rotate_tokens", Rotation(await _token_keys(database, time.time), audit))
+            yield admin
         finally:
             await audit.close()
+
+
+async def _token_keys(database: Database, clock: Callable[[], float]) -> list[TokenKeys]:
+    """Those for access tokens, then those for JWT-SVIDs."""
+    made = [
+        TokenKeys(database, ACCESS, longest_s=ACCESS_S, clock=clock),
+        TokenKeys(database, JWT_SVID, longest_s=SVID_LIFETIME_S, clock=clock),
+    ]
+    for keys in made:
+        await keys.load()
+    return made
 
 
 async def renew_ca(
@@ -221,6 +242,7 @@ async def serve(
             refusals=refusals, policy=policy,
         )
         await requests.forget_ended()
+        token_keys = await _token_keys(database, clock)
         limits = config.limits
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
@@ -272,10 +294,11 @@ async def serve(
             enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
+        admin.offer("rotate_tokens", Rotation(token_keys, audit))
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
-        for work in (_count_refusals(refusals), _sweep(journal, revocation)):
+        for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin))
@@ -319,11 +342,13 @@ async def _count_refusals(refusals: Refusals) -> None:
             await refusals.flush()
 
 
-async def _sweep(journal: Journal, revocation: Revocation) -> None:
+async def _sweep(journal: Journal, revocation: Revocation, token_keys: Sequence[TokenKeys]) -> None:
     while True:
         try:
             await journal.sweep()
             await revocation.refresh()
+            for keys in token_keys:
+                await keys.tend()
         except StoreError as error:
             _log.error("what has expired in the journal stays for now: %s", error)
         await asyncio.sleep(SWEEP_S)

@@ -32,6 +32,7 @@ app.add_typer(policy_cli.app, name="policy")
 class AuthorityKey(enum.StrEnum):
     INTERMEDIATE = "intermediate"
     ROOT = "root"
+    TOKEN = "token"
 
 
 ConfigOption = Annotated[
@@ -133,8 +134,11 @@ def devices(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    _table(["id", "enrolment", "status", "last seen", "ends", "reason"], [
-        [one["id"], str(one["enrolment"]), one["status"], one["last_seen"], one["ends"], one["reason"]]
+    _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "reason"], [
+        [
+            one["id"], str(one["enrolment"]), one["status"], one["source"] or "device key", one["last_seen"],
+            one["ends"], one["reason"],
+        ]
         for one in answer["devices"]
     ])
 
@@ -220,14 +224,20 @@ def rotate_key(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new intermediate, every 30 days, or take the next step to a new root. The gateway must be stopped.
+    """Make a new intermediate, every 30 days, or take the next step to a new root: with the gateway stopped.
 
     A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
-    after that: give `root` three times, and each time the command says when the next one is due.
+    after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
+    change every day by themselves; `token` changes them now, also while the gateway runs.
     """
     from relay.gateway.app import renew_ca, rotate_root
     from relay.gateway.config import load
 
+    if key is AuthorityKey.TOKEN:
+        keys = _ask(config, passphrase_file, "rotate_tokens", {"compromised": compromised})["keys"]
+        lines = [f"{purpose} tokens are signed by the key {kid} from now on" for purpose, kid in keys.items()]
+        typer.echo(json.dumps({"keys": keys}) if as_json else "\n".join(lines))
+        return
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
     root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")

@@ -52,6 +52,7 @@ ADMIN_OPERATIONS: Final[dict[str, str]] = {
     "revoke": "admin:revoke",
     "reinstate": "admin:reinstate",
     "snapshot": "admin:backup",
+    "rotate_tokens": "admin:keys",
 }
 
 

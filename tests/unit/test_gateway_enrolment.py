@@ -12,7 +12,8 @@ import pytest
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, LIVE_MAX, PRUNE_EVERY_S, Enrolment, Joined
+from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Joined
+from relay.gateway.identity.serials import LIVE_MAX, PRUNE_EVERY_S
 from relay.gateway.state.sqlcipher import DATABASE_FILE, open_state
 from store.database import Database
 from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
@@ -245,7 +246,7 @@ async def test_what_has_run_out_is_looked_for_once_a_minute(lab: Lab) -> None:
             Counting.looks += 1
             return super().items()
 
-    lab.enrolment._serials = Counting(lab.enrolment._serials)
+    lab.enrolment._serials._good = Counting(lab.enrolment._serials._good)
     for lab.clock.now in (start + 1, start + PRUNE_EVERY_S - 1, start + PRUNE_EVERY_S, start + PRUNE_EVERY_S + 1):
         await lab.enrolment.renew(sha256(device.public.spki), make_csr(SigningKey.generate()), roles=EDGE)
     assert Counting.looks == 1
