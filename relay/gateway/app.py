@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,15 +25,16 @@ from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_
 from relay.gateway.identity.ca import (
     SVID_LIFETIME_S,
     Authority,
-    OwnIdentity,
     create_authority,
     renew_intermediate,
 )
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.upstream import write_upstream
 from relay.gateway.journal import Journal
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -54,13 +54,12 @@ from store.errors import StoreError
 from store.files import write_private
 from store.keys import Passphrase
 from transport import telemetry
-from transport.identity.tls import load_svid, server_context
+from transport.identity.tls import server_context
 from transport.links.base import listen
 from transport.primitives import Secret, random_bytes
 from transport.tickets import TicketStore
 
 SPANS_FILE: Final = "spans.jsonl"
-ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
 SWEEP_S: Final = 300.0
 FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
@@ -183,6 +182,26 @@ async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase
             await audit.close()
 
 
+async def make_upstream(
+    config: Config, out: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+) -> float:
+    """Makes `out` for a SPIRE server, with the gateway stopped; the end of what is in it (unix seconds).
+
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, SetupRefused.
+    """
+    with open_state(config.directory, passphrase):
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.upstream")
+            made = write_upstream(
+                config.directory, out, root_passphrase=root_passphrase, now=now, lifetimes=config.identity.lifetimes()
+            )
+            await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
+            return made.not_after
+        finally:
+            await audit.close()
+
+
 @dataclass(frozen=True)
 class Ready:
     """Where a gateway listens, with the ports that were really bound; "" where it does not."""
@@ -214,9 +233,12 @@ async def serve(
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
-        identity = OwnIdentity(authority, config.name, clock=clock)
+        own = await identity_of(config, authority, stack, clock)
+        identity = own.shown
         refusals = Refusals(audit, clock=clock)
-        enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
+        enrolment = Enrolment(
+            database, authority, audit, refusals=refusals, elsewhere=own.elsewhere, clock=clock
+        )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
         upstream = OpenAiUpstream(
@@ -251,15 +273,16 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list,
+            revocations=lambda: revocation.list, joining=own.joining,
         )
         revocation = Revocation(
             config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
         )
         await revocation.refresh()
-        own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
-        rotation = asyncio.create_task(_rotate(own_context, identity))
-        stack.push_async_callback(_ended, rotation)
+        own_context = own.context(lambda: server_context(
+            identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False
+        ))
+        stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
@@ -273,7 +296,9 @@ async def serve(
         if config.https is not None:
             https = await listen_https(stack, https_app, config.https, own_context, gate)
         if config.health is not None:
-            healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
+            healthy = make_health_app(
+                lambda: not stop.is_set() and clock() < min(authority.not_after, identity.svid().not_after)
+            )
             health = await listen_https(stack, healthy, config.health, None)
         if config.public is not None:
             context = None
@@ -322,17 +347,6 @@ def _inference(stack: AsyncExitStack, config: Config, server: Inference, tracing
     stack.push_async_callback(upstream.close)
     keyless = server.key_file is None and server.key_env is None
     return Forward(upstream, None if keyless else provider_key(config, server), tracing)
-
-
-async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
-    """Gives the TLS listener each new SVID; sessions take theirs at each handshake."""
-    loaded = identity.svid()
-    while True:
-        await asyncio.sleep(min(ROTATE_CHECK_S, identity.renew_in))
-        current = identity.svid()
-        if current is not loaded:
-            load_svid(context, current)
-            loaded = current
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -33,6 +33,7 @@ class AuthorityKey(enum.StrEnum):
     INTERMEDIATE = "intermediate"
     ROOT = "root"
     TOKEN = "token"
+    UPSTREAM = "upstream"
 
 
 ConfigOption = Annotated[
@@ -222,15 +223,19 @@ def rotate_key(
     compromised: Annotated[
         bool, typer.Option("--compromised", help="The old one was stolen: nobody shall believe what it has signed.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For `upstream`: a new folder for what SPIRE needs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new intermediate, every 30 days, or take the next step to a new root: with the gateway stopped.
 
     A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
     after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
-    change every day by themselves; `token` changes them now, also while the gateway runs.
+    change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority for
+    a SPIRE server, which the root signs as it does the intermediate.
     """
-    from relay.gateway.app import renew_ca, rotate_root
+    from relay.gateway.app import make_upstream, renew_ca, rotate_root
     from relay.gateway.config import load
 
     if key is AuthorityKey.TOKEN:
@@ -238,9 +243,17 @@ def rotate_key(
         lines = [f"{purpose} tokens are signed by the key {kid} from now on" for purpose, kid in keys.items()]
         typer.echo(json.dumps({"keys": keys}) if as_json else "\n".join(lines))
         return
+    _check_out(key, out)
     settings = load(config)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase")
     root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")
+    if out is not None:
+        end = _stamp(asyncio.run(make_upstream(
+            settings, out, passphrase=passphrase, root_passphrase=root, now=time.time()
+        )))
+        made = {"directory": str(out), "not_after": end}
+        typer.echo(json.dumps(made) if as_json else f"made {out} for SPIRE's UpstreamAuthority \"disk\"; it ends {end}")
+        return
     if key is AuthorityKey.INTERMEDIATE:
         end = _stamp(asyncio.run(renew_ca(
             settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
@@ -256,6 +269,13 @@ def rotate_key(
     typer.echo(f"the {which} root is {rotated.step}; the trust bundle is number {rotated.sequence}")
     if due is not None:
         typer.echo(f"next: the same again, from {due} on")
+
+
+def _check_out(key: AuthorityKey, out: Path | None) -> None:
+    from relay.gateway.errors import SetupRefused
+
+    if (key is AuthorityKey.UPSTREAM) != (out is not None):
+        raise SetupRefused("`upstream` and --out go together", hint="as in rotate-key upstream --out spire-upstream")
 
 
 def _stamp(seconds: float) -> str:

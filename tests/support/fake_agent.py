@@ -25,6 +25,18 @@ def offer(*svids: Svid, bundle: TrustBundle) -> Offer:
     return Offer([(svid.chain, svid.key.to_pkcs8()) for svid in svids], {bundle.trust_domain: bundle.roots})
 
 
+class _Server(Server):
+    """Remembers its connections: grpclib ends no more than the calls on them."""
+
+    def __init__(self, handlers: "Sequence[Any]") -> None:
+        super().__init__(handlers)
+        self.protocols: list[Any] = []
+
+    def _protocol_factory(self) -> Any:
+        self.protocols.append(protocol := super()._protocol_factory())
+        return protocol
+
+
 class FakeAgent:
     """`refuse` is the gRPC status that a call ends with while there is nothing to give."""
 
@@ -35,7 +47,7 @@ class FakeAgent:
         self.calls = 0
         self._answer: Any = None
         self._news = asyncio.Event()
-        self._server: Server | None = None
+        self._server: _Server | None = None
 
     def give(self, *svids: Svid, bundle: TrustBundle, keys: Sequence[bytes] = ()) -> None:
         """Pushes these SVIDs; `keys` replaces theirs (PKCS#8)."""
@@ -56,7 +68,7 @@ class FakeAgent:
         self._tell()
 
     async def __aenter__(self) -> "FakeAgent":
-        self._server = Server([self])
+        self._server = _Server([self])
         await self._server.start(path=str(self.path))
         return self
 
@@ -67,9 +79,11 @@ class FakeAgent:
         """The agent is gone, and its socket."""
         server, self._server = self._server, None
         if server is not None:
-            server.close()
             self._tell()
+            server.close()
             await server.wait_closed()
+            for protocol in server.protocols:
+                protocol.connection.close()
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
 

@@ -139,7 +139,7 @@ def test_before_the_first_identity_there_is_none() -> None:
             ask()
 
 
-@pytest.mark.parametrize("text", ["tcp://127.0.0.1:8081", "run/agent.sock", "", "unix:agent.sock", "unix:///a?b", "/a#b"])
+@pytest.mark.parametrize("text", ["tcp://127.0.0.1:8081", "run/agent.sock", "", "unix:agent.sock", "unix:///a?b"])
 def test_only_a_socket_of_this_machine_is_an_agents_address(text: str) -> None:
     with pytest.raises(BadInput):
         socket_path(text)

@@ -174,6 +174,9 @@ class AgentSource:
             with contextlib.suppress(RuntimeError):  # the loop has ended; the library's thread has not yet
                 loop.call_soon_threadsafe(work)
 
+        def told(end: Callable[[Failure], None]) -> Lost:
+            return lambda error: aside(partial(end, error))
+
         while True:
             ended: asyncio.Future[Failure] = loop.create_future()
 
@@ -185,8 +188,7 @@ class AgentSource:
             stop = _nothing
             try:
                 stop = await asyncio.to_thread(
-                    self._connect, self.socket, lambda offer: aside(partial(self._arrived, offer)),
-                    lambda error, end=end: aside(partial(end, error)),
+                    self._connect, self.socket, lambda offer: aside(partial(self._arrived, offer)), told(end)
                 )
             except AgentLost as error:
                 end(error)
@@ -275,9 +277,8 @@ def _offer(context: object) -> Offer:
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         svids.append((_ders(one.cert_chain), Secret(key)))
-    return Offer(svids, {
-        str(bundle.trust_domain.name): sorted(_ders(bundle.x509_authorities)) for bundle in context.x509_bundle_set.bundles
-    })
+    bundles = context.x509_bundle_set.bundles
+    return Offer(svids, {str(one.trust_domain.name): sorted(_ders(one.x509_authorities)) for one in bundles})
 
 
 def _ders(certificates: Iterable[x509.Certificate]) -> list[bytes]:

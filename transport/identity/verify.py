@@ -125,14 +125,12 @@ def _check_times(peer: VerifiedPeer, now: float) -> None:
         raise clock_error(peer.id.role, late=True, when=peer.not_after, now=now)
 
 
-def issuer_of(peer: VerifiedPeer) -> str:
-    """The organisation that the issuer of a verified peer's leaf names, "" if none: whose authority that is.
+def issuer_of(leaf: x509.Certificate) -> str:
+    """The organisation that a leaf's issuer is named after, "" if none: whose authority has signed it.
 
-    A verified path holds the leaf's issuer to the subject of the certificate above, so the leaf cannot lie about it.
+    A verified path holds a leaf's issuer to the subject of the certificate above, so the leaf cannot lie about it.
     """
-    if not peer.leaf:
-        return ""
-    named = load_certificate(peer.leaf).issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    named = leaf.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(named[0].value) if named else ""
 
 

@@ -355,6 +355,17 @@ class Enrolment:
             self._keep(Registration(enrolment, name, device_id, None, "active", now, now, source=source))
         return self._by_enrolment[enrolment]
 
+    async def meet(self, peer: VerifiedPeer) -> None:
+        """Registers who comes with a verified certificate of a source elsewhere; others are known or not.
+
+        Raises IdentityRefused, AuditUnavailable, StoreError.
+        """
+        if not self._serials.holder(peer.serial) and (source := self._elsewhere(peer)):
+            try:
+                await self.attested(peer.id, source)
+            except EnrolmentRefused as refusal:
+                raise IdentityRefused(f"not admitted: {refusal.reason}", rule="registration") from None
+
     async def issue_attested(self, registration: Registration, key: VerifyKey) -> Joined:
         """An SVID of ours for `key`, whose holder was attested just now, on record as any other.
 
