@@ -23,6 +23,9 @@
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [store]
     lock_after_s = 28800            # `edge serve` locks the store after so long without a request; 0: never
+    [identity]
+    source = "spire"                # an identity from the SPIRE agent of this machine, without joining
+    socket = "unix:///run/spire/agent.sock"
     [bluetooth]
     radio = "system"                # for ble and phone: or "system:hci1", "hci:TRANSPORT" (dongle), "virtual:PATH"
 """
@@ -40,8 +43,8 @@ from edge_client.errors import BadUse
 from transport.messages import Padding
 
 __all__ = [
-    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings",
-    "StoreSettings", "home_path",
+    "BluetoothSettings", "Config", "EmbedderSettings", "IdentitySettings", "ModelSettings", "RelaySettings",
+    "RouterSettings", "StoreSettings", "home_path",
 ]
 
 
@@ -96,6 +99,15 @@ class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
 
+class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Literal["joined", "spire"] = "joined"
+    socket: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source == "spire") != (self.socket is not None):
+            raise ValueError('source = "spire" and socket go together')
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_after_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 28_800.0
 
@@ -107,6 +119,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router: RouterSettings = RouterSettings()
     bluetooth: BluetoothSettings = BluetoothSettings()
     store: StoreSettings = StoreSettings()
+    identity: IdentitySettings = IdentitySettings()
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ class Config:
     router: RouterSettings = field(default_factory=RouterSettings)
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
 
     @property
     def store_path(self) -> Path:
@@ -153,7 +167,8 @@ class Config:
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
         return cls(
-            home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth, settings.store
+            home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth,
+            settings.store, settings.identity,
         )
 
 
@@ -161,7 +176,7 @@ def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
         "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
-        "bluetooth": BluetoothSettings, "store": StoreSettings,
+        "bluetooth": BluetoothSettings, "store": StoreSettings, "identity": IdentitySettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

@@ -228,10 +228,9 @@ async def _no_models() -> None:
 
 
 async def _state(config: "Config", app: "App") -> dict[str, Any]:
-    from edge_client.identity import DeviceIdentity
     from store.keys import held_for
 
-    identity = await DeviceIdentity.load(app.settings)
+    identity = await app.identities.load()
     documents, chunks = await app.documents.count()
     return {
         "home": str(config.home), "identity": str(identity.id) if identity is not None else None,

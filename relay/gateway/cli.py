@@ -232,8 +232,8 @@ def rotate_key(
 
     A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
     after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
-    change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority for
-    a SPIRE server, which the root signs as it does the intermediate.
+    change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority
+    for a SPIRE server, which the root signs as it does the intermediate.
     """
     from relay.gateway.app import make_upstream, renew_ca, rotate_root
     from relay.gateway.config import load
