@@ -33,7 +33,8 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
     file.write_text("[store]\nlock_after_s = 0\n")
     assert Config.load({"CAUSEWAY_HOME": str(tmp_path)}).store.lock_after_s == 0
     for text in ("[model]\ncontext = 5\n", "[modle]\n", "[model]\npaht = 1\n", "= broken", "[model]\ncontext = '1'\n",
-                 "[relay]\npadding = 'loud'\n", "[store]\nlock_after_s = -1\n", "[identity]\nsource = 'spire'\n", "[identity]\nsocket = '/a'\n"):
+                 "[relay]\npadding = 'loud'\n", "[store]\nlock_after_s = -1\n",
+                 "[identity]\nsource = 'spire'\n", "[identity]\nsocket = '/a'\n"):
         file.write_text(text)
         with pytest.raises(BadUse, match=r"config\.toml"):
             Config.load({"CAUSEWAY_HOME": str(tmp_path)})
