@@ -229,8 +229,13 @@ async def _no_models() -> None:
 
 async def _state(config: "Config", app: "App") -> dict[str, Any]:
     from store.keys import held_for
+    from transport.errors import AgentLost, IdentityRefused
 
-    identity = await app.identities.load()
+    try:
+        identity = await app.identities.load()
+    except (AgentLost, IdentityRefused) as error:  # a SPIRE agent may come later
+        note(str(error))
+        identity = None
     documents, chunks = await app.documents.count()
     return {
         "home": str(config.home), "identity": str(identity.id) if identity is not None else None,
