@@ -19,12 +19,13 @@ EXIT_CODES: Final = {
 _GROUPS: Final = {
     "gateway": ("relay.gateway.cli", "Run the gateway: the enterprise's end of the encrypted sessions."),
     "hop": ("relay.hop.cli", "Run a hop: carry links of edges to the gateway, blindly."),
+    "doctor": ("relay.gateway.doctor_cli", "Test the whole chain of a gateway: source to provider."),
     "sim": ("relay.sim.cli", "Simulate links: a whole system in any weather, or a radio without a radio."),
 }
 
 
 class _LazyGroups(TyperGroup):
-    """Knows the groups by name, and imports the one that is asked for."""
+    """Knows groups and commands by name, and imports the one that is asked for."""
 
     listing = False
 

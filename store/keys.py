@@ -31,7 +31,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, NoReturn, Self
+from typing import ClassVar, Final, NoReturn, Self, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -41,8 +41,8 @@ from store.errors import PassphraseRefused, StoreCorrupt, StoreMisuse, WrongKey
 from store.files import read_bounded, write_private
 
 __all__ = [
-    "SALT_LEN", "DatabaseKey", "HeldKey", "KdfCost", "Passphrase", "add_held", "create_key", "held_for", "remove_held",
-    "stretch", "unlock_held", "unlock_key",
+    "SALT_LEN", "DatabaseKey", "HeldKey", "KdfCost", "Passphrase", "Unlock", "add_held", "create_key", "held_for",
+    "remove_held", "stretch", "unlock", "unlock_held", "unlock_key",
 ]
 
 SALT_LEN: Final = 16
@@ -134,6 +134,9 @@ class HeldKey(_Redacted):
         return cls(os.urandom(_KEY_LEN))
 
 
+Unlock: TypeAlias = Passphrase | HeldKey
+
+
 class DatabaseKey(_Redacted):
     """What opens a database: 32 bytes of key and the 16 bytes of salt that are the database file's first. 48 in all."""
 
@@ -219,6 +222,11 @@ def unlock_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
         if key is not None:
             return key
     raise WrongKey("the passphrase is wrong", hint="check the keyboard layout and which store this is")
+
+
+def unlock(path: Path, by: Unlock) -> DatabaseKey:
+    """The key in a key file, by whichever is at hand. Raises StoreMissing, WrongKey, StoreCorrupt."""
+    return unlock_held(path, by) if isinstance(by, HeldKey) else unlock_key(path, by)
 
 
 def held_for(path: Path) -> bytes | None:

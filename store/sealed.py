@@ -1,4 +1,4 @@
-"""Sealed files: a whole file under a passphrase, encrypted in chunks that cannot be cut, reordered or exchanged.
+"""Sealed files: a whole file under a passphrase or a held key, in chunks that cannot be cut, reordered or exchanged.
 
 The layout, after the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015) as the age format uses it:
 
@@ -6,7 +6,7 @@ The layout, after the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2
              || commitment (32)
     chunks   AES-256-GCM of 64 KiB of plaintext each, the last one shorter or full, empty only if the file is
 
-    master     = Argon2id(passphrase, salt, cost)
+    master     = Argon2id(passphrase, salt, cost), or a held key as it is
     key        = HKDF-Expand(master, "causeway sealed 1 key" || 0 || header without commitment, 32)
     commitment = HKDF-Expand(master, "causeway sealed 1 commitment" || 0 || header without commitment, 32)
     nonce      = chunk index (11 bytes, big-endian) || 1 for the last chunk, else 0
@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from store.errors import StoreCorrupt, StoreMisuse, WrongKey
 from store.files import file_errors, write_private
-from store.keys import SALT_LEN, KdfCost, Passphrase, stretch
+from store.keys import SALT_LEN, HeldKey, KdfCost, Unlock, stretch
 
 __all__ = ["CHUNK_LEN", "MAX_LEN", "open_file", "seal_file"]
 
@@ -41,7 +41,7 @@ _COMMITMENT_LEN: Final = 32
 _HINT: Final = "restore the file from a backup"
 
 
-def seal_file(path: Path, plaintext: bytes, passphrase: Passphrase, *, purpose: str) -> None:
+def seal_file(path: Path, plaintext: bytes, passphrase: Unlock, *, purpose: str) -> None:
     """Writes a sealed file (mode 0600, atomic, replaces an earlier one). Takes about 0.2 s and 1 ms a MB.
 
     `purpose` (1 to 255 bytes as UTF-8) is readable in the file and must be named again to open it, so that no file
@@ -55,7 +55,7 @@ def seal_file(path: Path, plaintext: bytes, passphrase: Passphrase, *, purpose: 
     write_private(path, _seal(AESGCM(key), header, plaintext), replace=True)
 
 
-def open_file(path: Path, passphrase: Passphrase, *, purpose: str) -> bytes:
+def open_file(path: Path, passphrase: Unlock, *, purpose: str) -> bytes:
     """The plaintext of a sealed file; nothing is returned unless all of it is authentic.
 
     Raises StoreMissing, WrongKey (passphrase wrong or header altered), StoreCorrupt (anything else, too large or
@@ -87,10 +87,13 @@ def _read_settings(file: BinaryIO, purpose: bytes) -> bytes:
     return fixed + purpose
 
 
-def _derive(passphrase: Passphrase, settings: bytes) -> tuple[bytes, bytes]:
+def _derive(passphrase: Unlock, settings: bytes) -> tuple[bytes, bytes]:
     cost_end = len(_MAGIC) + KdfCost.LENGTH
     cost = KdfCost.decode(settings[len(_MAGIC) : cost_end])
-    master = stretch(passphrase, cost, settings[cost_end : cost_end + SALT_LEN])
+    if isinstance(passphrase, HeldKey):
+        master = passphrase.expose()  # random already; the salt makes the keys of each file its own below
+    else:
+        master = stretch(passphrase, cost, settings[cost_end : cost_end + SALT_LEN])
 
     def expand(label: bytes) -> bytes:
         return HKDFExpand(hashes.SHA256(), 32, b"causeway sealed 1 " + label + b"\x00" + settings).derive(master)

@@ -20,22 +20,31 @@ from relay.gateway.checks.schema import Schema
 from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, Inference, Provider, parse
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
+from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import (
+    INTERMEDIATE_FILE,
+    INTERMEDIATE_PURPOSE,
     SVID_LIFETIME_S,
     Authority,
     create_authority,
     renew_intermediate,
+    seal,
+    serial_of,
+    unseal,
 )
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.held import name_of
 from relay.gateway.identity.own import identity_of
+from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
 from relay.gateway.identity.upstream import write_upstream
 from relay.gateway.journal import Journal
+from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
@@ -43,7 +52,7 @@ from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
-from relay.gateway.state.sqlcipher import create_state, open_state
+from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
@@ -52,7 +61,7 @@ from relay.gateway.webpki import public_context, stay_current
 from store.database import Database
 from store.errors import StoreError
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import Passphrase, Unlock, unlock
 from transport import telemetry
 from transport.identity.tls import server_context
 from transport.links.base import listen
@@ -66,11 +75,15 @@ _log = logging.getLogger(__name__)
 
 
 def create(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase | None, now: float,
+    keys: str = "",
 ) -> None:
     """Makes a gateway folder (mode 0700) whole or not at all. Takes about a second of key derivation.
 
-    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError.
+    `keys` is a section [keys] as text. Unless its keys are in software, the passphrase is for backups, and the folder
+    is opened by whoever holds the keys; `root_passphrase` is None unless the root's key is in software.
+    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError,
+    KeysUnavailable: then keys that were made already stay where they are.
     """
     directory = directory.absolute()
     try:
@@ -79,16 +92,18 @@ def create(
         raise _cannot_make(directory, error) from None
     if taken:
         raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
-    text = EXAMPLE.format(trust_domain=trust_domain).encode()
+    text = (EXAMPLE.format(trust_domain=trust_domain) + keys).encode()
     partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(mode=0o700)
-        parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
+        config = parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
+        custody, state = custody_of(config.keys), create_state(partial, passphrase)
+        held = custody.hold(partial, partial / KEY_FILE, state) if custody.holds else None
         create_authority(
-            partial, trust_domain, passphrase=passphrase, root_passphrase=root_passphrase, now=now
+            partial, trust_domain, passphrase=held or passphrase, root_passphrase=root_passphrase or held or passphrase,
+            now=now, custody=custody,
         )
-        create_state(partial, passphrase)
         write_private(partial / CONFIG_FILE, [text], replace=False)
         partial.rename(directory)  # onto nothing or an empty folder, in one step
     except OSError as error:
@@ -105,12 +120,12 @@ def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
 
 
 @asynccontextmanager
-async def open_admin(config: Config, passphrase: Passphrase) -> AsyncIterator[Admin]:
+async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]:
     """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            authority = Authority.open(config.directory, passphrase)
+            authority = Authority.open(config.directory, passphrase, custody=custody_of(config.keys))
             enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
             revocation = Revocation(config.directory, database, authority, enrolment, audit)
@@ -136,35 +151,51 @@ async def _token_keys(database: Database, clock: Callable[[], float]) -> list[To
     return made
 
 
+@dataclass(frozen=True)
+class Renewed:
+    """When the new intermediate ends (unix seconds), and what its holder calls the old one's key, if that is held."""
+
+    not_after: float
+    unused: str | None
+
+
 async def renew_ca(
-    config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float, compromised: bool = False
-) -> float:
-    """Replaces the online intermediate of a gateway that is stopped; returns the new one's end (unix seconds).
+    config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float, compromised: bool = False
+) -> Renewed:
+    """Replaces the online intermediate of a gateway that is stopped.
 
     SVIDs of the old one stay good until they run out, unless it is `compromised`: then the revocation list names it.
-    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired.
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable.
     """
+    custody = custody_of(config.keys)
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
             await audit.append("authority.renewal", compromised=compromised)
-            old = Authority.open(config.directory, passphrase)
+            old = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
             end = renew_intermediate(
                 config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(),
+                lifetimes=config.identity.lifetimes(), custody=custody,
             )
             if compromised:
-                authority = Authority.open(config.directory, passphrase)
+                authority = Authority.open(config.directory, passphrase, custody=custody)
                 enrolment = Enrolment(database, authority, audit)
                 await enrolment.load()
                 revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                await revocation.end_certificate(old.serial, old.not_after)
-            return end
+                await revocation.end_certificate(*serial_of(old.certificate))
+            if custody.holds and isinstance(passphrase, Passphrase):  # [keys] is new: the holder takes the rest over
+                online = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+                custody.hold(
+                    config.directory, config.directory / KEY_FILE, unlock(config.directory / KEY_FILE, passphrase),
+                    first=lambda held: seal(config.directory / INTERMEDIATE_FILE, online, held, INTERMEDIATE_PURPOSE),
+                )
+                (config.directory / INTERMEDIATE_FILE).unlink()
+            return Renewed(end, name_of(old.key))
         finally:
             await audit.close()
 
 
-async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float) -> Rotated:
+async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float) -> Rotated:
     """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
     Busy, WrongKey, AuditUnavailable, AuthorityExpired.
     """
@@ -174,7 +205,7 @@ async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase
             await audit.append("authority.root_rotation")
             rotated = take_step(
                 config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(),
+                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
             )
             await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
             return rotated
@@ -183,7 +214,7 @@ async def rotate_root(config: Config, *, passphrase: Passphrase, root_passphrase
 
 
 async def make_upstream(
-    config: Config, out: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float
+    config: Config, out: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float
 ) -> float:
     """Makes `out` for a SPIRE server, with the gateway stopped; the end of what is in it (unix seconds).
 
@@ -194,7 +225,8 @@ async def make_upstream(
         try:
             await audit.append("authority.upstream")
             made = write_upstream(
-                config.directory, out, root_passphrase=root_passphrase, now=now, lifetimes=config.identity.lifetimes()
+                config.directory, out, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
             )
             await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
             return made.not_after
@@ -215,7 +247,7 @@ class Ready:
 
 
 async def serve(
-    config: Config, passphrase: Passphrase, *, ready: Callable[[Ready], None], stop: asyncio.Event,
+    config: Config, passphrase: Unlock, *, ready: Callable[[Ready], None], stop: asyncio.Event,
     hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time,
 ) -> None:
     """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
@@ -229,7 +261,9 @@ async def serve(
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes())
+        authority = Authority.open(
+            config.directory, passphrase, config.identity.lifetimes(), custody=custody_of(config.keys)
+        )
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
@@ -250,8 +284,10 @@ async def serve(
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
+        asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
-            answerers["infer"] = _inference(stack, config, config.inference, tracing)
+            asked.append(server := _inference(stack, config, config.inference))
+            answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
             answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
@@ -266,6 +302,7 @@ async def serve(
         await requests.forget_ended()
         token_keys = await _token_keys(database, clock)
         limits = config.limits
+        probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
             refusals=refusals, tickets=TicketStore(), clock=clock,
@@ -273,7 +310,7 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list, joining=own.joining,
+            revocations=lambda: revocation.list, probes=probes, joining=own.joining,
         )
         revocation = Revocation(
             config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
@@ -319,6 +356,10 @@ async def serve(
             enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
+        admin.offer("examine", Examination(
+            config, node=own_id, listening=(session, https), authority=authority, probes=probes, policy=policy,
+            asked=asked, clock=clock, agent=own.finding,
+        ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
         control = ControlServer(config.directory, admin)
         await control.start()
@@ -342,11 +383,11 @@ def provider_key(config: Config, provider: Provider) -> Secret:
     return key_from_environment(provider.key_env)
 
 
-def _inference(stack: AsyncExitStack, config: Config, server: Inference, tracing: telemetry.Telemetry) -> Forward:
+def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
     upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
     stack.push_async_callback(upstream.close)
     keyless = server.key_file is None and server.key_env is None
-    return Forward(upstream, None if keyless else provider_key(config, server), tracing)
+    return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
 
 
 async def _count_refusals(refusals: Refusals) -> None:

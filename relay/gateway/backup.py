@@ -21,20 +21,27 @@ from relay.gateway.config import CONFIG_FILE
 from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE, Authority
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.held import HELD_FILE
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import NEXT_ROOT_FILE
+from relay.gateway.key_settings import keys_of
+from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE, open_state
 from store.database import Connection, Database
 from store.errors import StoreCorrupt
 from store.files import file_errors, write_private
-from store.keys import Passphrase
+from store.keys import Passphrase, unlock_key
 from store.sealed import open_file, seal_file
 from transport.identity.revocation import FRESH_S, stored_list
 from transport.primitives import random_bytes
 
 PURPOSE: Final = "causeway gateway backup"
 ENROLMENT_STEP: Final = 1_000_000  # no gateway gives out so many numbers between two backups
-_FILES: Final = (CONFIG_FILE, ROOT_FILE, NEXT_ROOT_FILE, ROOT_CERTIFICATE_FILE, INTERMEDIATE_FILE, KEY_FILE)
+_AUTHORITIES: Final = (ROOT_FILE, NEXT_ROOT_FILE, INTERMEDIATE_FILE)
+_FILES: Final = (
+    CONFIG_FILE, ROOT_CERTIFICATE_FILE, KEY_FILE, HELD_FILE, *_AUTHORITIES,
+    *(str(Path(name).with_suffix(".held")) for name in _AUTHORITIES),
+)
 
 
 class _Backup(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +74,7 @@ def write_backup(
 
     Raises WrongKey for another one, SetupRefused if `target` exists, StoreError.
     """
-    Authority.open(directory, passphrase)  # sealed under a mistyped passphrase, a backup would be none
+    unlock_key(directory / KEY_FILE, passphrase)  # sealed under a mistyped passphrase, a backup would be none
     if target.exists():
         raise SetupRefused(f"{target} exists", hint="choose another name; nothing was changed")
     files = {}
@@ -125,7 +132,9 @@ def _check_free(directory: Path) -> None:
 async def _renew(
     directory: Path, passphrase: Passphrase, backup: _Backup, revocations: bytes | None, now: float
 ) -> list[str]:
-    with open_state(directory, passphrase) as database:
+    custody = custody_of(keys_of(backup.files[CONFIG_FILE]))
+    unlocks = custody.unlock(directory, directory / KEY_FILE) or passphrase
+    with open_state(directory, unlocks) as database:
         await database.run(_forget)
         audit = AuditLog(directory / AUDIT_FILE, clock=lambda: now)
         try:
@@ -133,7 +142,7 @@ async def _renew(
                 "gateway.restored", backup_of=backup.created, audit_sequence=backup.audit_sequence,
                 audit_head=backup.audit_head, revocations="given" if revocations is not None else "none since",
             )
-            authority = Authority.open(directory, passphrase)
+            authority = Authority.open(directory, unlocks, custody=custody)
             enrolment = Enrolment(database, authority, audit, clock=lambda: now)
             await enrolment.load()
             revocation = Revocation(directory, database, authority, enrolment, audit, clock=lambda: now)
@@ -157,7 +166,7 @@ def _read(source: Path, passphrase: Passphrase) -> _Backup:
         backup = msgspec.msgpack.decode(open_file(source, passphrase, purpose=PURPOSE), type=_Backup)
     except msgspec.MsgspecError:
         raise StoreCorrupt("the backup is of an unknown form", hint="was it made by a later version?") from None
-    needed, known = {CONFIG_FILE, INTERMEDIATE_FILE, KEY_FILE, DATABASE_FILE}, {*_FILES, DATABASE_FILE}
+    needed, known = {CONFIG_FILE, KEY_FILE, DATABASE_FILE}, {*_FILES, DATABASE_FILE}
     if not needed <= backup.files.keys() <= known or not all(map(_inside, backup.rules)):
         raise StoreCorrupt("the backup is not whole", hint="take another one")
     return backup

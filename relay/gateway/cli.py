@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ from relay.gateway import policy_cli
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
     from relay.gateway.config import Config
-    from store.keys import Passphrase
+    from store.keys import Passphrase, Unlock
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
@@ -70,16 +70,32 @@ def init(
     trust_domain: Annotated[str, typer.Option("--trust-domain", metavar="NAME", help="Like field.example.")],
     passphrase_file: PassphraseOption = None,
     root_passphrase_file: RootPassphraseOption = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="A section [keys]: a token or KMS holds the keys (docs/KEYS.md)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a trust domain: sealed root, online intermediate, encrypted state, a configuration to edit."""
-    from relay.gateway.app import create
+    """Make a trust domain: sealed root, online intermediate, encrypted state, a configuration to edit.
 
+    With --keys private keys are made where that file says and stay there; the passphrase is then for backups.
+    """
+    from relay.gateway.app import create
+    from relay.gateway.config import EXAMPLE, parse
+    from relay.gateway.key_settings import keys_section, root_is_sealed
+    from store.files import file_errors
+
+    section = ""
+    if keys is not None:
+        with file_errors(keys):
+            section = "\n" + keys_section(keys.read_bytes())
+    text = EXAMPLE.format(trust_domain=trust_domain) + section
+    sealed = root_is_sealed(parse(text.encode(), directory.absolute()).keys)
     passphrase = _passphrase(passphrase_file, "Gateway passphrase", confirm=True)
     root = _passphrase(
         root_passphrase_file, "Root passphrase (another one)", confirm=True, credential="root-passphrase"
-    )
-    create(directory, trust_domain, passphrase=passphrase, root_passphrase=root, now=time.time())
+    ) if sealed else None
+    create(directory, trust_domain, passphrase=passphrase, root_passphrase=root, now=time.time(), keys=section)
     config = directory / "gateway.toml"
     if as_json:
         typer.echo(json.dumps({"directory": str(directory), "config": str(config), "trust_domain": trust_domain}))
@@ -200,7 +216,7 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
-    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
+    passphrase = _unlock(settings, passphrase_file, "Gateway passphrase")
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
@@ -245,8 +261,8 @@ def rotate_key(
         return
     _check_out(key, out)
     settings = load(config)
-    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
-    root = _passphrase(root_passphrase_file, "Root passphrase", credential="root-passphrase")
+    passphrase = _unlock(settings, passphrase_file, "Gateway passphrase")
+    root = _root_unlock(settings, passphrase, root_passphrase_file)
     if out is not None:
         end = _stamp(asyncio.run(make_upstream(
             settings, out, passphrase=passphrase, root_passphrase=root, now=time.time()
@@ -255,20 +271,34 @@ def rotate_key(
         typer.echo(json.dumps(made) if as_json else f"made {out} for SPIRE's UpstreamAuthority \"disk\"; it ends {end}")
         return
     if key is AuthorityKey.INTERMEDIATE:
-        end = _stamp(asyncio.run(renew_ca(
+        renewed = asyncio.run(renew_ca(
             settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
-        )))
-        typer.echo(json.dumps({"not_after": end}) if as_json else f"the new intermediate certificate ends {end}")
+        ))
+        end = _stamp(renewed.not_after)
+        unused = [] if renewed.unused is None else [renewed.unused]
+        if as_json:
+            typer.echo(json.dumps({"not_after": end, "unused": unused}))
+            return
+        typer.echo(f"the new intermediate certificate ends {end}")
+        _say_unused(unused)
         return
     rotated = asyncio.run(rotate_root(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
     due = None if rotated.next_at is None else _stamp(rotated.next_at)
     if as_json:
-        typer.echo(json.dumps({"step": rotated.step, "sequence": rotated.sequence, "next": due}))
+        told = {"step": rotated.step, "sequence": rotated.sequence, "next": due, "unused": rotated.unused}
+        typer.echo(json.dumps(told))
         return
     which = "old" if rotated.step == "retired" else "new"
     typer.echo(f"the {which} root is {rotated.step}; the trust bundle is number {rotated.sequence}")
     if due is not None:
         typer.echo(f"next: the same again, from {due} on")
+    _say_unused(rotated.unused)
+
+
+def _say_unused(names: Sequence[str]) -> None:
+    """Keys that others hold are not destroyed from here: a backup may still need them."""
+    for name in names:
+        typer.echo(f"not used any more: the key {name}; delete it once no backup of before is to be restored")
 
 
 def _check_out(key: AuthorityKey, out: Path | None) -> None:
@@ -363,19 +393,41 @@ def _ask(
     except NotReady as error:
         if error.hint is not None:
             raise
-    passphrase = passphrase or _passphrase(
-        passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True
+    unlocks = _unlock(
+        settings, passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True,
+        given=passphrase,
     )
-    return asyncio.run(_alone(settings, passphrase, operation, arguments))
+    return asyncio.run(_alone(settings, unlocks, operation, arguments))
 
 
 async def _alone(
-    settings: "Config", passphrase: "Passphrase", operation: str, arguments: dict[str, Any]
+    settings: "Config", passphrase: "Unlock", operation: str, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     from relay.gateway.app import open_admin
 
     async with open_admin(settings, passphrase) as admin:
         return await admin.call(operation, arguments)
+
+
+def _unlock(
+    settings: "Config", file: Path | None, prompt: str, *, alone: bool = False, given: "Passphrase | None" = None
+) -> "Unlock":
+    """By whoever holds the gateway's keys, if anybody does; else by a passphrase, `given` or asked for."""
+    from relay.gateway.keys import custody_of
+    from relay.gateway.state.sqlcipher import KEY_FILE
+
+    key_file = settings.directory / KEY_FILE
+    held = custody_of(settings.keys).unlock(settings.directory, key_file) if key_file.is_file() else None
+    return held or given or _passphrase(file, prompt, alone=alone)
+
+
+def _root_unlock(settings: "Config", gateway: "Unlock", file: Path | None) -> "Unlock":
+    """What opens the root's file: a passphrase of its own where there is one that has been sealed under one."""
+    from relay.gateway.identity.ca import ROOT_FILE, sealed_path
+
+    if sealed_path(settings.directory / ROOT_FILE, gateway).is_file() and not (settings.directory / ROOT_FILE).exists():
+        return gateway
+    return _passphrase(file, "Root passphrase", credential="root-passphrase")
 
 
 def _passphrase(

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
+from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
@@ -116,6 +117,7 @@ class _File(_Section, frozen=True, kw_only=True):
     inference: Inference | None = None
     limits: Limits = Limits()
     identity: Identity = Identity()
+    keys: Keys = SOFTWARE_KEYS
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -150,6 +152,7 @@ class Config:
     identity: Identity
     rules: Rules
     public: Public | None = None
+    keys: Keys = SOFTWARE_KEYS
 
 
 def load(path: Path) -> Config:
@@ -219,7 +222,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
-        file.identity, rules, _public(file, directory),
+        file.identity, rules, _public(file, directory), checked_keys(file.keys),
     )
 
 
@@ -344,6 +347,12 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # svid_max_s = 3600                  # of devices and of the gateway
 # intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
 # root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
+
+# [keys]                             # who holds the gateway's own keys: docs/KEYS.md; set it by `init --keys`
+# source = "pkcs11"                  # a token (HSM); or "kms" with region = "..."; or "file", sealed here: the default
+# module = "/usr/lib/softhsm/libsofthsm2.so"
+# token = "causeway"
+# pin_file = "/etc/causeway/pin"     # left out: the systemd credential gateway-token-pin
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

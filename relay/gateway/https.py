@@ -22,7 +22,7 @@ from aiohttp import web
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.spiffe_bundle import spiffe_bundle
@@ -154,7 +154,7 @@ def make_app(
         and it is then that it has to learn. What the list says is believed for its signature alone.
         """
         peer = peer_of(request.transport)
-        if peer is None or peer.id.role != TUNNEL_ROLE:
+        if peer is None or peer.id.role != TUNNEL_ROLE or peer.id.name == PROBE_NAME:
             raise Refused(403, "refused", "the gateway does not accept this")
         body = await body_of(request, _ListBody, body_s)
         if carried := unpack(body.list):

@@ -24,7 +24,8 @@ from typing import Any, Final
 from relay.gateway.errors import JournalFull
 from relay.gateway.pipeline import Refusal
 from relay.gateway.state import calls
-from relay.gateway.state.calls import Key, Owner, Row, Writer
+from relay.gateway.state.calls import Key, Owner, Row
+from relay.gateway.state.writer import Writer
 from store.database import Database
 from store.errors import StoreError
 from transport.errors import ProtocolViolation

@@ -52,6 +52,7 @@ ADMIN_OPERATIONS: Final[dict[str, str]] = {
     "revoke": "admin:revoke",
     "reinstate": "admin:reinstate",
     "snapshot": "admin:backup",
+    "examine": "admin:doctor",
     "rotate_tokens": "admin:keys",
 }
 

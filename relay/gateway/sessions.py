@@ -20,6 +20,7 @@ from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.agent import GatewayIdentity
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
+from relay.gateway.identity.probes import Probes
 from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
@@ -77,7 +78,8 @@ class Sessions:
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
-        revocations: Callable[[], RevocationList] = RevocationList, joining: GatewayIdentity | None = None,
+        revocations: Callable[[], RevocationList] = RevocationList, probes: Probes | None = None,
+        joining: GatewayIdentity | None = None,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
@@ -92,6 +94,7 @@ class Sessions:
         self._audit = audit
         self._refusals = refusals
         self._revocations = revocations
+        self._probes = probes
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
@@ -111,6 +114,7 @@ class Sessions:
         self._live: set[GatewaySession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._forgotten = enrolment.endings
 
     async def serve_link(
         self, link: Link, *, via: str = "", known: Callable[[str], None] = lambda _: None,
@@ -255,9 +259,15 @@ class Sessions:
         await session.issue(self._message(joined))
 
     async def _forget_ended(self) -> None:
-        """A new holder of a name, or a device with a new one, has nothing of the old one's."""
-        await self._requests.forget_ended()
-        self._tickets.drop(lambda peer: not self._admitted(peer))
+        """A new holder of a name, or a device with a new one, has nothing of the old one's.
+
+        All is looked through, so only if a registration has ended since that was done last.
+        """
+        endings = self._enrolment.endings
+        if endings != self._forgotten:
+            await self._requests.forget_ended()
+            self._tickets.drop(lambda peer: not self._admitted(peer))
+            self._forgotten = endings
 
     def _admitted(self, peer: VerifiedPeer) -> bool:
         try:
@@ -273,6 +283,9 @@ class Sessions:
         )
 
     async def _serve(self, session: GatewaySession, peer: VerifiedPeer, via: str, settled: Settled) -> None:
+        if self._probes is not None and self._probes.take(peer):
+            session.admit(self._welcome(0, via))
+            return  # that it is told so is all: whoever asks for anything finds the session closed
         try:
             await self._enrolment.meet(peer)
             enrolment = self._enrolment.enrolment_of(peer)
@@ -296,7 +309,7 @@ class Sessions:
         )
         session.on_ack = acks.take
         session.on_held = self._list_for(session)
-        session.admit(Welcome(self._requests.epoch_of(enrolment), via, self._authority.bundle.sequence))
+        session.admit(self._welcome(enrolment, via))
         mine = self._of_device.setdefault(enrolment, [])
         mine.append((session, via))
         tasks: set[asyncio.Task[None]] = set()
@@ -321,6 +334,9 @@ class Sessions:
                 await asyncio.wait(tasks | claims)
             await acks.settled()
             await self._audit.append("session.closed", id=str(peer.id), via=via, link=session.link_id)
+
+    def _welcome(self, enrolment: int, via: str) -> Welcome:
+        return Welcome(self._requests.epoch_of(enrolment), via, self._authority.bundle.sequence)
 
     async def _displace(self, device: str, enrolment: int, session: GatewaySession, via: str) -> None:
         """Ends the oldest session of a device that has opened too many; whoever opened the newest waits for no peer."""

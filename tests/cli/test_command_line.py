@@ -206,5 +206,5 @@ def test_completing_a_hops_command_line_never_loads_the_gateway(path: str) -> No
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     told, _, names = done.stdout.partition("@@")
-    assert told.split() == ["gateway", "hop", "sim"]
+    assert told.split() == ["gateway", "hop", "doctor", "sim"]
     assert not [name for name in json.loads(names) if name.startswith(("relay.gateway", "relay.hop", "relay.sim"))]

@@ -54,6 +54,17 @@ def test_every_row_of_the_policy_benchmark_has_its_numbers() -> None:
     assert len(by_text) == 2 and all(row["ratio"] > 1 for row in by_text), "parsing all of it costs more than anything"
 
 
+def test_every_row_of_the_identity_benchmark_has_its_numbers() -> None:
+    done = subprocess.run(
+        [BENCH, "identity", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 24 and all(math.isfinite(row["ours"]) and row["ours"] > 0 for row in rows)
+    judged = [(row["what"], row["peer"]) for row in rows if row["wanted"] is not None]
+    assert [bound for _, bound in judged] == [1.0, 1.0, 3.0, 3.0, 200.0], judged
+
+
 @pytest.mark.parametrize("early_data", ["on", "off"])
 def test_a_small_campaign_of_faults_loses_and_doubles_nothing(early_data: str) -> None:
     done = subprocess.run(

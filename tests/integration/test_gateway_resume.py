@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay.gateway.journal import JournalLimits
-from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker
+from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker, Requests
 from store.database import Connection
 from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.memory_link import MemoryLink
@@ -309,6 +309,22 @@ async def test_H7_a_new_holder_of_a_name_has_nothing_of_the_old_one(lab: Lab, pr
     old.wallet.clear()
     with pytest.raises(PeerRefused):
         await old.come_back()
+
+
+async def test_who_joins_in_nobody_s_place_costs_no_look_at_everybody(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+
+    async def counted(_: Requests) -> None:
+        nonlocal looked
+        looked += 1
+
+    monkeypatch.setattr(Requests, "forget_ended", counted)
+    for name, looks in (("lap-1", 0), ("lap-2", 0), ("lap-1", 1), ("lap-3", 1)):
+        await lab.device(name)
+        await lab.sessions._forget_ended()
+        assert looked == looks, name
 
 
 async def test_H3_no_ticket_is_ever_in_a_file_of_the_gateway(lab: Lab, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from relay.hop.app import Hop, HopLimits
 from relay.hop.errors import JoinRefused
 from relay.hop.identity import HopHome, renew
 from relay.hop.identity import join as join_hop
-from store.keys import Passphrase
+from store.keys import Passphrase, Unlock
 from tests.support.fake_triton import FakeTriton, tensors
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, chat, make_folder
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider
@@ -88,12 +88,14 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, provider: MockProvider, text: str = CONFIG) -> AsyncIterator[Running]:
+async def serving(
+    directory: Path, provider: MockProvider, text: str = CONFIG, *, by: Unlock = PASSPHRASE
+) -> AsyncIterator[Running]:
     (directory / "provider.key").write_text(KEY)
     (directory / "provider.key").chmod(0o600)
     config = parse(text.format(base_url=provider.base_url).encode(), directory)
     stop, hurry, told = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop, hurry=hurry))
+    task = asyncio.create_task(app.serve(config, by, ready=told.set_result, stop=stop, hurry=hurry))
     await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task

@@ -20,6 +20,7 @@ class FakeTriton:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=4 << 20)
         app.router.add_post("/v2/models/{name}/infer", self._infer)
+        app.router.add_get("/v2/health/ready", self._ready)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -28,6 +29,9 @@ class FakeTriton:
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.status)
 
     async def _infer(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())

@@ -55,6 +55,7 @@ class MockProvider:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=4 << 20)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -65,6 +66,11 @@ class MockProvider:
         self.release.set()
         assert self._runner is not None
         await self._runner.cleanup()
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {KEY}" or self.mode == "401":
+            return web.json_response({"error": {"message": f"Incorrect API key provided: {KEY}"}}, status=401)
+        return await self._whole(request)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

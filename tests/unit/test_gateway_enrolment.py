@@ -16,6 +16,7 @@ from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Joined
 from relay.gateway.identity.serials import LIVE_MAX, PRUNE_EVERY_S
 from relay.gateway.state.sqlcipher import DATABASE_FILE, open_state
 from store.database import Database
+from store.errors import DiskFull
 from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
 from transport.errors import BadInput, IdentityRefused
 from transport.identity.join import Invitation
@@ -296,6 +297,60 @@ async def test_without_audit_nobody_joins(lab: Lab, monkeypatch: pytest.MonkeyPa
     with pytest.raises(AuditUnavailable):
         await lab.join(invitation, SigningKey.generate())
     assert lab.enrolment.registrations() == []
+
+
+async def test_many_who_join_at_once_share_commits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    invitations = [await lab.enrolment.invite(f"edge/lap-{number}") for number in range(20)]
+    commits, run = 0, Database.run
+
+    async def counted(self: Database, work: Any, *, read_only: bool = False) -> Any:
+        nonlocal commits
+        commits += not read_only
+        return await run(self, work, read_only=read_only)
+
+    monkeypatch.setattr(Database, "run", counted)
+    joined = await asyncio.gather(*(lab.join(one, SigningKey.generate()) for one in invitations))
+    assert commits < 20, "each by itself would need two"
+    assert len({one.enrolment for one in joined}) == 20
+    for one in joined:
+        lab.enrolment.admit(lab.peer(one))
+
+
+async def test_who_shares_a_commit_that_fails_has_not_joined(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    invitations = [await lab.enrolment.invite(f"edge/lap-{number}") for number in range(3)]
+    devices, run = [SigningKey.generate() for _ in invitations], Database.run
+
+    async def full(self: Database, work: Any, *, read_only: bool = False) -> Any:
+        if not read_only:
+            raise DiskFull("no space left for the store")
+        return await run(self, work, read_only=read_only)
+
+    monkeypatch.setattr(Database, "run", full)
+    everyone = [lab.join(*one) for one in zip(invitations, devices, strict=True)]
+    failed = await asyncio.gather(*everyone, return_exceptions=True)
+    assert [type(one) for one in failed] == [DiskFull] * 3
+    assert lab.enrolment.registrations() == []
+    monkeypatch.undo()
+    joined = await asyncio.gather(*(lab.join(*one) for one in zip(invitations, devices, strict=True)))
+    assert [lab.enrolment.enrolment_of(lab.peer(one)) for one in joined] == [one.enrolment for one in joined]
+
+
+async def test_two_devices_that_join_under_one_id_at_once_leave_one(lab: Lab) -> None:
+    invitations = [await lab.enrolment.invite("edge/lap-1") for _ in range(2)]
+    before = lab.enrolment.endings
+    joined = await asyncio.gather(
+        *(lab.join(one, SigningKey.generate()) for one in invitations), return_exceptions=True
+    )
+    assert sorted(one.status for one in lab.enrolment.registrations()) == ["active", "replaced"]
+    assert lab.enrolment.endings == before + 1
+    holder = lab.enrolment.holder("edge/lap-1")
+    assert holder is not None and holder.status == "active"
+    good = [one for one in joined if isinstance(one, Joined) and one.enrolment == holder.enrolment]
+    lab.enrolment.admit(lab.peer(good[0]))
+    rows = await lab.database.run(
+        lambda c: c.execute("SELECT enrolment FROM registrations WHERE status = 'active'").fetchall(), read_only=True
+    )
+    assert rows == [(holder.enrolment,)]
 
 
 async def test_state_on_disk_shows_no_name(lab: Lab) -> None:

@@ -26,7 +26,8 @@ from relay.gateway.journal import (
     Reader,
 )
 from relay.gateway.pipeline import Refusal
-from relay.gateway.state.calls import Key, Writer
+from relay.gateway.state.calls import Key
+from relay.gateway.state.writer import Writer
 from store.database import Connection, Database
 from store.errors import StoreError
 from tests.support.gateway_lab import Clock

@@ -6,6 +6,7 @@ verification in common libraries refuses every chain that has them.
 """
 
 import datetime
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from relay.gateway.errors import AuthorityExpired, ConfigError, SetupRefused
-from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside, certificate_key, is_slow
+from relay.gateway.errors import AuthorityExpired, ConfigError, KeysUnavailable, SetupRefused
+from relay.gateway.identity.custody import SOFTWARE, Custody, Result, Signer, aside, certificate_key, is_slow
 from store.errors import StoreCorrupt, StoreMissing
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import HeldKey, Unlock
 from store.sealed import open_file, seal_file
 from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
 from transport.primitives import SigningKey, VerifyKey, random_bytes, same_bytes
@@ -42,6 +43,7 @@ ORGANISATION: Final = "Causeway"  # in the names of authorities that are made he
 
 ROOT_PURPOSE: Final = "causeway gateway root"
 INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,17 @@ class Issued:
 
 
 def create_authority(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    directory: Path, trust_domain: str, *, passphrase: Unlock, root_passphrase: Unlock, now: float,
     lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> bytes:
-    """Makes root and first intermediate in `directory`; returns the root certificate (DER).
+    """Makes root and first intermediate in `directory`; returns the root certificate (DER). What a held key unlocks
+    needs no passphrase.
 
     Raises SetupRefused if both passphrases are the same, BadInput for a bad trust domain, StoreError.
     """
     SpiffeId(trust_domain, "/gateway/check")
-    if same_bytes(passphrase.expose(), root_passphrase.expose()):
+    by_people = not isinstance(passphrase, HeldKey) and not isinstance(root_passphrase, HeldKey)
+    if by_people and same_bytes(passphrase.expose(), root_passphrase.expose()):
         raise SetupRefused(
             "root and gateway need different passphrases",
             hint="the gateway's is on the serving host; the root's is kept away from it",
@@ -111,7 +115,7 @@ def create_authority(
 
 
 def renew_intermediate(
-    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
+    directory: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float,
     lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> float:
     """Signs a new intermediate with the sealed root and replaces the online one; returns its end (unix seconds).
@@ -186,7 +190,7 @@ class Authority:
 
     @classmethod
     def open(
-        cls, directory: Path, passphrase: Passphrase, lifetimes: Lifetimes = LIFETIMES, *, custody: Custody = SOFTWARE
+        cls, directory: Path, passphrase: Unlock, lifetimes: Lifetimes = LIFETIMES, *, custody: Custody = SOFTWARE
     ) -> "Authority":
         """Raises ConfigError if a certificate lives longer than it may, WrongKey, StoreMissing, StoreCorrupt."""
         held = unseal(directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
@@ -216,19 +220,27 @@ class Authority:
         """Whether `issue` would hold up the event loop: then it is for `issue_aside` alone."""
         return is_slow(self._key)
 
-    async def issue_aside(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
+    async def issue_aside(
+        self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None
+    ) -> Issued:
         """`issue`, in a thread if the key is one that takes long to sign."""
-        return await aside(self._key, lambda: self.issue(identity, key, now=now))
+        return await self.aside(lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
 
-    def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float) -> Issued:
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which issues something: in a thread if the key is one that takes long to sign."""
+        return await aside(self._key, work)
+
+    def issue(self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None) -> Issued:
         """An X.509-SVID (X509-SVID sections 2 to 4) for `key`, valid from 5 minutes ago for at most an hour in all.
 
-        It never outlives the intermediate. Raises AuthorityExpired once that has less than a minute left.
+        `lifetime_s`, from notBefore, makes it shorter. It never outlives the intermediate. Raises AuthorityExpired once
+        that has less than a minute left.
         """
         if identity.trust_domain != self.trust_domain or not identity.name:
             raise SetupRefused("an SVID needs an ID of this trust domain, of the form role/name")
         start = now - BACKDATE_S
-        end = min(start + self._lifetimes.svid_s, self.not_after)
+        longest = self._lifetimes.svid_s
+        end = min(start + (longest if lifetime_s is None else min(lifetime_s, longest)), self.not_after)
         if end < now + 60:
             raise AuthorityExpired(
                 "the gateway's intermediate certificate has expired",
@@ -261,6 +273,12 @@ class Authority:
         return Issued(identity, (leaf, self._der), serial, float(int(start)), float(int(end)))
 
 
+def root_ends(authority: Authority) -> list[float]:
+    """When the bundle's roots end (unix seconds): first the one in use, then those that are published beside it."""
+    ends = {der: x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() for der in authority.bundle.roots}
+    return [ends.pop(authority.root), *ends.values()]
+
+
 class OwnIdentity:
     """The gateway's own SVID, in memory alone; renewed when half of what was left of it at issue has passed."""
 
@@ -273,12 +291,21 @@ class OwnIdentity:
 
     def svid(self) -> Svid:
         """The current SVID. Once the intermediate has run out the last one is kept; peers then see it expire."""
-        if self._clock() >= self._renew_at:
+        if self._clock() >= self._renew_at and not self._authority.is_slow:  # else `tend` sees to it
             try:
                 self._svid = self._renew()
             except AuthorityExpired:
                 self._renew_at = self._clock() + 60
         return self._svid
+
+    async def tend(self) -> None:
+        """Renews what is due. To be awaited now and then: with a slow signer this alone does it, in a thread."""
+        if self._clock() >= self._renew_at:
+            try:
+                self._svid = await self._authority.aside(self._renew)
+            except (AuthorityExpired, KeysUnavailable) as error:
+                _log.error("the gateway's own identity is not renewed: %s", error)
+                self._renew_at = self._clock() + 60
 
     @property
     def renew_in(self) -> float:
@@ -311,12 +338,19 @@ def _issued_by(certificate: x509.Certificate, der: bytes) -> bool:
     return True
 
 
-def seal(path: Path, held: SealedAuthority, passphrase: Passphrase, purpose: str) -> None:
-    seal_file(path, msgspec.msgpack.encode(held), passphrase, purpose=purpose)
+def sealed_path(path: Path, unlocks: Unlock) -> Path:
+    """Where an authority is under a held key: beside what a passphrase opens, so that a change from one to the other
+    can be cut off anywhere.
+    """
+    return path.with_suffix(".held") if isinstance(unlocks, HeldKey) else path
 
 
-def unseal(path: Path, passphrase: Passphrase, purpose: str) -> SealedAuthority:
-    plaintext = open_file(path, passphrase, purpose=purpose)
+def seal(path: Path, held: SealedAuthority, passphrase: Unlock, purpose: str) -> None:
+    seal_file(sealed_path(path, passphrase), msgspec.msgpack.encode(held), passphrase, purpose=purpose)
+
+
+def unseal(path: Path, passphrase: Unlock, purpose: str) -> SealedAuthority:
+    plaintext = open_file(sealed_path(path, passphrase), passphrase, purpose=purpose)
     try:
         return msgspec.msgpack.decode(plaintext, type=SealedAuthority)
     except msgspec.MsgspecError:
@@ -371,6 +405,12 @@ def _when(seconds: float) -> datetime.datetime:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def serial_of(der: bytes) -> tuple[int, float]:
+    """A certificate's serial number and its end (unix seconds)."""
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.serial_number, certificate.not_valid_after_utc.timestamp()
 
 
 def pem_of(der: bytes) -> bytes:

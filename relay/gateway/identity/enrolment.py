@@ -19,6 +19,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority, Issued
 from relay.gateway.identity.serials import Serials
+from relay.gateway.state.writer import Writer
 from store.database import Connection, Database
 from transport.errors import BadInput, IdentityRefused, ProtocolViolation
 from transport.identity.join import SECRET_LEN, TOKEN_ID_LEN, Invitation
@@ -31,6 +32,7 @@ IDLE_MAX_S: Final = 90 * 86_400
 SEEN_EVERY_S: Final = 300  # `last_seen` is a day's matter; not every session needs a write
 ORDINARY_ROLES: Final = ("edge", "hop", "workload")
 PRIVILEGED_ROLES: Final = ("gateway", "admin")  # an invitation for these needs to be asked for explicitly
+PROBE_NAME: Final = "relay-doctor"  # nobody else's, in any role; see `probes`
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Enrolment:
         A gateway without such a source leaves it out; then every certificate is one of ours, or refused.
         """
         self._database = database
+        self._writer = Writer(database)  # for what many devices do at once
         self._authority = authority
         self._audit = audit
         self._refusals = refusals or Refusals(audit, clock=clock)
@@ -87,6 +90,8 @@ class Enrolment:
         self._by_enrolment: dict[int, Registration] = {}
         self._by_device: dict[bytes, int] = {}  # active registrations only, with a device key
         self._by_source: dict[tuple[str, str], int] = {}  # (source, ID): the others that are active
+        self._by_id: dict[str, int] = {}  # all active ones: an ID has one at a time
+        self.endings = 0  # grows with every registration that is replaced or revoked
         self._elsewhere = elsewhere
         self._serials = Serials()
 
@@ -109,6 +114,7 @@ class Enrolment:
         self._by_enrolment.clear()
         self._by_device.clear()
         self._by_source.clear()
+        self._by_id.clear()
         for enrolment, spiffe_id, device_id, spki, status, created, last_seen, ended, reason, source in rows:
             assert isinstance(spki, bytes)
             self._keep(Registration(
@@ -139,6 +145,8 @@ class Enrolment:
         if not 1 <= ttl_s <= INVITATION_MAX_S:
             raise SetupRefused("an invitation is good for 1 second to 1 hour", hint="as in --ttl 600")
         identity = SpiffeId(self._authority.trust_domain, "/" + role_path)
+        if identity.name == PROBE_NAME:
+            raise SetupRefused("this name is that of the probes of `relay doctor`", hint="choose another name")
         if not _known(identity):
             raise BadInput(
                 "an invitation is for edge/NAME, hop/NAME, workload/NAME or gateway/NAME",
@@ -170,9 +178,7 @@ class Enrolment:
 
     def holder(self, role_path: str) -> Registration | None:
         """Who holds that ID at present."""
-        wanted = f"spiffe://{self._authority.trust_domain}/{role_path}"
-        found = (one for one in self._by_enrolment.values() if one.id == wanted and one.status == "active")
-        return next(found, None)
+        return self._by_enrolment.get(self._by_id.get(f"spiffe://{self._authority.trust_domain}/{role_path}", 0))
 
     # --- joining and renewing ---------------------------------------------------------------------------------------
 
@@ -260,7 +266,7 @@ class Enrolment:
         if not reason and not enrolment:  # nor does whoever comes again: nothing will be bound
             # Intent before effect: were the audit full, nothing may be bound.
             await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
-            reason, enrolment, identity = await self._database.run(work)
+            reason, enrolment, identity = await self._writer.run(work)
         if reason:
             raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
         if enrolment not in self._by_enrolment:
@@ -430,10 +436,7 @@ class Enrolment:
 
     def check_gone(self, ended: Registration) -> None:
         """Raises SetupRefused if the ID, or the device, has another registration by now."""
-        if any(
-            one.status == "active" and (one.id == ended.id or one.device_id == ended.device_id)
-            for one in self._by_enrolment.values()
-        ):
+        if ended.id in self._by_id or ended.device_id in self._by_device:
             raise SetupRefused("this ID or this device has joined anew", hint="`relay gateway devices` lists them")
 
     async def again(self, ended: Registration) -> Registration:
@@ -479,9 +482,22 @@ class Enrolment:
         if registration is None or now - registration.last_seen < SEEN_EVERY_S:
             return
         self._by_enrolment[enrolment] = replace(registration, last_seen=now)
-        await self._database.run(lambda connection: connection.execute(
+        await self._writer.run(lambda connection: connection.execute(
             "UPDATE registrations SET last_seen = ? WHERE enrolment = ?", (now, enrolment)
         ) and None)
+
+    async def check_writable(self) -> None:
+        """Writes to the state and takes it back, for whoever wants to know that a device could join. StoreError."""
+        token, now = random_bytes(TOKEN_ID_LEN), int(self._clock())
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "INSERT INTO invitations (token_id, secret_sha256, spiffe_id, created, expires, voided)"
+                " VALUES (?, ?, '', ?, ?, 1)", (token, sha256(random_bytes(SECRET_LEN)), now, now),
+            )
+            connection.execute("DELETE FROM invitations WHERE token_id = ?", (token,))
+
+        await self._database.run(work)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -489,22 +505,26 @@ class Enrolment:
         self._by_enrolment[registration.enrolment] = registration
         if registration.status != "active":
             return
+        self._by_id[registration.id] = registration.enrolment
         if registration.source:
             self._by_source[registration.source, registration.id] = registration.enrolment
         else:
             self._by_device[registration.device_id] = registration.enrolment
 
     def _forget(self, ended: Registration) -> None:
+        self.endings += 1
+        if self._by_id.get(ended.id) == ended.enrolment:
+            del self._by_id[ended.id]
         if self._by_device.get(ended.device_id) == ended.enrolment:
             del self._by_device[ended.device_id]
         if self._by_source.get((ended.source, ended.id)) == ended.enrolment:
             del self._by_source[ended.source, ended.id]
 
     def _replace_in_memory(self, identity: str, device_id: bytes, now: int) -> None:
-        for one in list(self._by_enrolment.values()):
-            if one.status == "active" and (one.id == identity or one.device_id == device_id):
-                self._by_enrolment[one.enrolment] = replace(one, status="replaced", ended=now)
-                self._forget(one)
+        for enrolment in {self._by_id.get(identity, 0), self._by_device.get(device_id, 0)} - {0}:
+            one = self._by_enrolment[enrolment]
+            self._by_enrolment[enrolment] = replace(one, status="replaced", ended=now)
+            self._forget(one)
 
     def _check(self, registration: Registration) -> None:
         if registration.status != "active":
@@ -536,7 +556,7 @@ class Enrolment:
             )
             return True
 
-        if not await self._database.run(work):
+        if not await self._writer.run(work):
             raise await self._refused(event, "registration has ended", id=registration.id, via=via)
         self._by_enrolment[enrolment] = replace(self._by_enrolment[enrolment], last_seen=int(now))
         self._serials.issued(enrolment, issued.serial, end)

@@ -4,6 +4,7 @@ Sessions take the SVID of the moment at each handshake, the TLS listener at each
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import time
@@ -14,7 +15,8 @@ from typing import Final
 
 from relay.gateway.config import Config
 from relay.gateway.errors import ConfigError
-from relay.gateway.identity.agent import NUMBER_FILE, GatewayIdentity, follow, from_spire
+from relay.gateway.examination import Finding
+from relay.gateway.identity.agent import NUMBER_FILE, follow, from_spire
 from relay.gateway.identity.ca import BACKDATE_S, Authority, OwnIdentity
 from store.errors import StoreError
 from transport.identity.source import AgentSource
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 class Embedded:
     """Of the gateway's own authority: `shown` to everybody."""
 
-    joining: GatewayIdentity | None = None
+    joining: None = None
 
     def __init__(self, authority: Authority, name: str, clock: Callable[[], float]) -> None:
         self.shown = OwnIdentity(authority, name, clock=clock)
@@ -44,10 +46,15 @@ class Embedded:
         made = self._context = make()
         return lambda: made
 
+    def finding(self) -> Finding | None:
+        """No agent, so nothing is wrong with it."""
+        return None
+
     async def keep_fresh(self) -> None:
         loaded = self.shown.svid()
         while True:
             await asyncio.sleep(min(ROTATE_CHECK_S, self.shown.renew_in))
+            await self.shown.tend()
             current = self.shown.svid()
             if current is not loaded and self._context is not None:
                 load_svid(self._context, current)
@@ -61,7 +68,7 @@ class OfAgent:
         self, source: AgentSource, authority: Authority, name: str, directory: Path, clock: Callable[[], float]
     ) -> None:
         self.shown = _Shown(source)
-        self.joining: GatewayIdentity | None = OwnIdentity(authority, name, clock=clock)
+        self.joining = OwnIdentity(authority, name, clock=clock)
         self.elsewhere = from_spire
         self._source, self._authority, self._directory, self._clock = source, authority, directory, clock
         self._news = asyncio.Event()
@@ -84,9 +91,24 @@ class OfAgent:
 
         return current
 
+    def finding(self) -> Finding | None:
+        """What is wrong with the agent; None if it has given what is in use."""
+        failure, left = self._source.failure, self._source.svid.not_after - self._clock()
+        if left <= 0:
+            return Finding("failed", f"this gateway's identity has run out: {failure or 'the agent gave no other'}",
+                           "is the agent running, and the SPIRE server in its reach?")
+        if failure is not None:
+            return Finding("warning", f"{failure}; this gateway's identity is good for {left / 60:.0f} more minutes",
+                           failure.hint)
+        return None
+
     async def keep_fresh(self) -> None:
         while True:
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), min(ROTATE_CHECK_S, self.joining.renew_in))
+            await self.joining.tend()
+            if not self._news.is_set():
+                continue
             self._news.clear()
             try:
                 self.follow()

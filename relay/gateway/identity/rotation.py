@@ -30,13 +30,16 @@ from relay.gateway.identity.ca import (
     make_root,
     pem_of,
     seal,
+    sealed_path,
     sign_intermediate,
     unseal,
 )
+from relay.gateway.identity.custody import SOFTWARE, Custody
 from relay.gateway.identity.enrolment import IDLE_MAX_S
+from relay.gateway.identity.held import name_of
 from store.errors import StoreMissing
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import Unlock
 
 NEXT_ROOT_FILE: Final = "root-next.sealed"
 PUBLISHED_S: Final = IDLE_MAX_S + SVID_LIFETIME_S  # who was last seen with an SVID of before the new root, too
@@ -46,16 +49,19 @@ Step = Literal["published", "used", "retired"]
 
 @dataclass(frozen=True)
 class Rotated:
-    """What was done, the bundle's new sequence number, and when the next step may be taken (unix seconds), if any."""
+    """What was done, the bundle's new sequence number, and when the next step may be taken (unix seconds), if any.
+    `unused` are names of keys that this step has put out of use, where somebody holds them.
+    """
 
     step: Step
     sequence: int
     next_at: float | None
+    unused: tuple[str, ...] = ()
 
 
 def rotate_root(
-    directory: Path, *, passphrase: Passphrase, root_passphrase: Passphrase, now: float,
-    lifetimes: Lifetimes = LIFETIMES,
+    directory: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float,
+    lifetimes: Lifetimes = LIFETIMES, custody: Custody = SOFTWARE,
 ) -> Rotated:
     """Takes the next step, whichever that is.
 
@@ -80,15 +86,16 @@ def rotate_root(
 
     if coming is not None and coming.certificate in online.roots:
         _not_before(_made(coming) + PUBLISHED_S, now, "devices that were away may not have seen the new root yet")
-        intermediate = sign_intermediate(coming, [], 0, now=now, lifetimes=lifetimes)
+        intermediate = sign_intermediate(coming, [], 0, now=now, lifetimes=lifetimes, custody=custody)
         sequence = write(coming, intermediate, online.roots)
         write_private(directory / ROOT_CERTIFICATE_FILE, [pem_of(coming.certificate)], replace=True)
-        (directory / NEXT_ROOT_FILE).unlink()
-        return Rotated("used", sequence, now + SVID_LIFETIME_S)
+        sealed_path(directory / NEXT_ROOT_FILE, root_passphrase).unlink()
+        unused = tuple(name for name in (name_of(online.key), name_of(held.key)) if name is not None)
+        return Rotated("used", sequence, now + SVID_LIFETIME_S, unused)
     if len(online.roots) > 1:
         _not_before(_made(online) + SVID_LIFETIME_S, now, "identities under the old root are still in use")
         return Rotated("retired", write(held, online, [held.certificate]), None)
-    key, certificate = make_root(held.trust_domain, now=now, lifetimes=lifetimes)
+    key, certificate = make_root(held.trust_domain, now=now, lifetimes=lifetimes, custody=custody)
     fresh = SealedAuthority(held.trust_domain, key, certificate, [], 0)
     seal(directory / NEXT_ROOT_FILE, fresh, root_passphrase, ROOT_PURPOSE)
     return Rotated("published", write(held, online, [*online.roots, certificate]), now + PUBLISHED_S)

@@ -24,7 +24,7 @@ from relay.gateway.identity.ca import (
 )
 from relay.gateway.identity.custody import SOFTWARE, Custody
 from store.files import write_private
-from store.keys import Passphrase
+from store.keys import Unlock
 from transport.primitives import SigningKey
 
 KEY_FILE: Final = "upstream.key"
@@ -39,7 +39,7 @@ class Upstream:
 
 
 def write_upstream(
-    directory: Path, out: Path, *, root_passphrase: Passphrase, now: float, lifetimes: Lifetimes = LIFETIMES,
+    directory: Path, out: Path, *, root_passphrase: Unlock, now: float, lifetimes: Lifetimes = LIFETIMES,
     custody: Custody = SOFTWARE,
 ) -> Upstream:
     """Makes the folder `out` (0700): key (PKCS#8, not encrypted: SPIRE reads it so), certificate and roots, in PEM.

@@ -1,14 +1,13 @@
-"""The rows of the journal: statements, and one writer that commits for many callers at once.
+"""The rows of the journal: statements.
 
 Everything here is a function of a connection; what the rows mean is said in `relay.gateway.journal`, which owns them.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from store.database import Connection, Database
+from store.database import Connection
 
 T = TypeVar("T")
 Owner = tuple[str, int]  # SPIFFE ID and enrolment number: a new holder of a name is another owner
@@ -52,54 +51,6 @@ INTERRUPTED: Final = (
     409, "interrupted",
     "the gateway stopped while this request was under way; it may have been carried out, and is not repeated",
 )
-
-
-class Writer:
-    """Runs pieces of work in order; what comes while a transaction is under way shares the next one.
-
-    So a claim costs a wait for the disk, but a hundred at once do not cost a hundred waits.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._waiting: list[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work` must not raise by itself: it shares its transaction. Committed once this returns. Raises StoreError.
-
-        Cancelling the caller does not stop it.
-        """
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, done))
-        if self._task is None:
-            self._task = asyncio.create_task(self._write())
-        return await done
-
-    async def close(self) -> None:
-        """Waits for what is under way."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
-
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                await self._commit(batch)
-        finally:
-            self._task = None
-
-    async def _commit(self, batch: Sequence[tuple[Callable[[Connection], Any], asyncio.Future[Any]]]) -> None:
-        try:
-            results = await self._database.run(lambda connection: [work(connection) for work, _ in batch])
-        except Exception as error:
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
-            return
-        for (_, done), result in zip(batch, results, strict=True):
-            if not done.done():
-                done.set_result(result)
 
 
 @dataclass(frozen=True)

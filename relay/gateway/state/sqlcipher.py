@@ -10,7 +10,7 @@ from typing import Final
 
 from relay.gateway.errors import Busy, NotReady
 from store.database import Database
-from store.keys import Passphrase, create_key, unlock_key
+from store.keys import DatabaseKey, Passphrase, Unlock, create_key, unlock
 
 KEY_FILE: Final = "state.key"
 DATABASE_FILE: Final = "state.db"
@@ -18,13 +18,15 @@ LOCK_FILE: Final = "lock"
 _SCHEMA: Final = importlib.resources.files("relay.gateway.state") / "schema"
 
 
-def create_state(directory: Path, passphrase: Passphrase) -> None:
-    """A new key file and an empty database in `directory`. Raises StoreError."""
-    Database.open(directory / DATABASE_FILE, create_key(directory / KEY_FILE, passphrase), schema=_SCHEMA).close()
+def create_state(directory: Path, passphrase: Passphrase) -> DatabaseKey:
+    """A new key file and an empty database in `directory`; the key. Raises StoreError."""
+    key = create_key(directory / KEY_FILE, passphrase)
+    Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA).close()
+    return key
 
 
 @contextlib.contextmanager
-def open_state(directory: Path, passphrase: Passphrase) -> Iterator[Database]:
+def open_state(directory: Path, passphrase: Unlock) -> Iterator[Database]:
     """The database of a gateway folder, held by this process alone: registrations are also kept in memory, and two
     holders would not see each other's changes.
 
@@ -33,7 +35,7 @@ def open_state(directory: Path, passphrase: Passphrase) -> Iterator[Database]:
     if not (directory / KEY_FILE).is_file():
         raise NotReady("there is no gateway in this folder", hint="run `relay gateway init DIR --trust-domain NAME`")
     with _held(directory / LOCK_FILE):
-        key = unlock_key(directory / KEY_FILE, passphrase)
+        key = unlock(directory / KEY_FILE, passphrase)
         with Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA) as database:
             yield database
 

@@ -91,12 +91,8 @@ class OpenAiUpstream:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "causeway-gateway",
         }
-        if key is not None:
-            headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
-        response = await self._send(self._base + route.removeprefix("/v1"), body, headers)
+        response = await self._send("POST", self._base + route.removeprefix("/v1"), body, headers, key)
         try:
             if response.status != 200:
                 raise await self._failure(response)
@@ -104,15 +100,30 @@ class OpenAiUpstream:
         finally:
             response.close()  # an answer read to its end has given its connection back already
 
+    async def ping(self, route: str, *, key: Secret | None) -> tuple[int, bool]:
+        """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read.
+
+        Raises ProviderFailure if there was no answer.
+        """
+        headers = {"Accept": "application/json"}
+        response = await self._send("GET", self._base + route.removeprefix("/v1"), None, headers, key)
+        response.close()
+        return response.status, response.content_type == "application/json"
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _send(self, url: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _send(
+        self, method: str, url: str, body: bytes | None, headers: dict[str, str], key: Secret | None
+    ) -> aiohttp.ClientResponse:
+        headers |= {"Accept-Encoding": "identity", "User-Agent": "causeway-gateway"}
+        if key is not None:
+            headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
         try:
             async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
-                return await self._pool().post(url, data=body, headers=headers, allow_redirects=False)
+                return await self._pool().request(method, url, data=body, headers=headers, allow_redirects=False)
         except aiohttp.ConnectionTimeoutError:
             raise ProviderFailure(
                 "the provider could not be reached in time", kind="provider_timeout", status=504, again=True

@@ -1,0 +1,53 @@
+"""From [keys] of the configuration to whoever holds the gateway's keys. What a kind needs is loaded when it is named.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from relay.gateway.errors import ConfigError, KeysUnavailable
+from relay.gateway.identity.held import Held, Holder
+from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
+from store.errors import StoreError
+from store.keys import Passphrase
+
+
+def custody_of(keys: Keys) -> Held:
+    """Nothing is opened yet. Raises KeysUnavailable if what the kind needs is not installed."""
+    if isinstance(keys, SoftwareKeys):
+        return Held(None, None, "")
+    main = _holder(keys, "gateway")
+    return Held(main, main if keys.root is None else _holder(keys.root, "root"), keys.name)
+
+
+def _holder(place: KeyPlace, whose: str) -> Holder | None:
+    try:
+        if isinstance(place, Pkcs11Place):
+            from relay.gateway.identity.hsm import Hsm
+
+            return Hsm(Path(place.module), place.token, _pin(place.pin_file, f"{whose}-token-pin"))
+        if isinstance(place, KmsPlace):
+            from relay.gateway.identity.kms import Kms
+
+            return Kms(place.region, endpoint=place.endpoint, profile=place.profile)
+    except ImportError as error:
+        raise KeysUnavailable(
+            f"keys.source: {error.name} is not installed", hint="pip install 'causeway[pkcs11]' or 'causeway[kms]'"
+        ) from None
+    return None
+
+
+def _pin(file: str | None, credential: str) -> Callable[[], str]:
+    def read() -> str:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        path = Path(file) if file is not None else Path(folder) / credential if folder else None
+        if path is None:
+            raise ConfigError("keys.pin_file: there is no PIN for the token",
+                              hint=f"name a file, or give {credential} as a systemd credential")
+        try:
+            return Passphrase.from_file(path).expose().decode()
+        except (StoreError, UnicodeDecodeError) as error:
+            raise ConfigError(f"keys.pin_file: the PIN in {path} cannot be read",
+                              hint=getattr(error, "hint", None)) from None
+
+    return read
