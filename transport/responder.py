@@ -112,6 +112,11 @@ class GatewayConnection(Connection):
         self.phase = Phase.HANDSHAKE
         self._deadline = now + STEP_DEADLINE_S
 
+    @property
+    def resumed(self) -> bool:
+        """Whether the edge came by a ticket, and so has shown no certificate."""
+        return self._resuming
+
     def admit(self, welcome: Welcome, now: float) -> None:
         """Lets the SVID's holder in. May raise like `receive_data`, for what the edge sent behind record 0."""
         if self.phase is not Phase.ADMISSION or not isinstance(self.credential, VerifiedPeer):

@@ -162,6 +162,11 @@ class GatewaySession:
         return self.connection.link_id
 
     @property
+    def resumed(self) -> bool:
+        """Whether it was opened by a ticket, so that no certificate was shown."""
+        return self.connection.resumed
+
+    @property
     def peer(self) -> VerifiedPeer | None:
         """Who it is, once admitted."""
         return self.connection.peer

@@ -76,6 +76,7 @@ class Admin:
                 "device": "" if one.source else one.device_id.hex(), "source": one.source,
                 "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
                 "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
+                "alert": self._enrolment.alerts.of(one.enrolment),
             }
             for one in self._enrolment.registrations()
         ]}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.gateway.admin import Admin
+from relay.gateway.api import Api
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
@@ -22,7 +23,7 @@ from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
 from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
+from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app
 from relay.gateway.identity.ca import (
     INTERMEDIATE_FILE,
     INTERMEDIATE_PURPOSE,
@@ -34,7 +35,8 @@ from relay.gateway.identity.ca import (
     serial_of,
     unseal,
 )
-from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.callers import Callers
+from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.identity.held import name_of
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
@@ -312,18 +314,27 @@ async def serve(
             ),
             revocations=lambda: revocation.list, probes=probes, joining=own.joining,
         )
+        gate = Gate(HttpsLimits(), refusals)
+        api = Api(
+            callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+            traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
+        )
+
+        async def cut(ended: Sequence[Registration]) -> None:
+            await api.cut(ended)
+            await sessions.cut(ended)
+
         revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
+            config.directory, database, authority, enrolment, audit, cut=cut, clock=clock
         )
         await revocation.refresh()
         own_context = own.context(lambda: server_context(
-            identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False
+            identity.svid(), authority.bundle, ROLES, require_client=False
         ))
         stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
-        gate = Gate(HttpsLimits(), refusals)
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, clock=clock,
+            revocation=revocation, api=api, clock=clock,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -369,7 +380,9 @@ async def serve(
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin))
         await stop.wait()
-        await sessions.drain(limits.drain_s, hurry)
+        await asyncio.gather(
+            sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())
+        )
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)

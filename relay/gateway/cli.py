@@ -146,15 +146,15 @@ def invite(
 def devices(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
-    """List who has joined, and who was revoked or replaced."""
+    """List who has joined, who was revoked or replaced, and what to look at."""
     answer = _ask(config, passphrase_file, "devices", {})
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "reason"], [
+    _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "note"], [
         [
             one["id"], str(one["enrolment"]), one["status"], one["source"] or "device key", one["last_seen"],
-            one["ends"], one["reason"],
+            one["ends"], "; ".join(filter(None, (one["reason"], one["alert"]))),
         ]
         for one in answer["devices"]
     ])

@@ -1,4 +1,4 @@
-"""HTTPS: joining and renewal of hops and gateways, the trust bundle, tunnels that edges' links come through, and edges.
+"""HTTPS: joining and renewal, the trust bundle, tunnels that edges' links come through, edges; clients are `api`'s.
 
 TLS 1.3 with SVIDs (`transport.identity.tls`). Joining and renewal need no client certificate, since who joins has none
 and who renews may have an expired one; they are proven by an invitation and by the device key's signature over a nonce.
@@ -20,8 +20,10 @@ import msgspec
 from aiohttp import web
 
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
+from relay.gateway.api import Api
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
+from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
 from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
@@ -30,6 +32,7 @@ from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
 from relay.gateway.tunnels import TunnelNotes, carry
+from relay.places import source_of
 from transport.errors import BadInput, IdentityRefused, LinkLost, ProtocolViolation
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, https_transcript, signed_input
 from transport.identity.tls import own_leaf_of, peer_of
@@ -38,6 +41,7 @@ from transport.primitives import Secret, VerifyKey, sha256
 
 JOIN_ROLES: Final = ("hop", "gateway", "workload")
 TUNNEL_ROLE: Final = "hop"
+ROLES: Final = (TUNNEL_ROLE, *CLIENT_ROLES)  # whose SVIDs this listener takes; each door looks for its own
 _quiet = logging.getLogger(f"{__name__}.server")  # what the server would say about strangers' bytes, with tracebacks
 _quiet.disabled = True
 
@@ -67,7 +71,7 @@ class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
 
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, revocation: Revocation, clock: Callable[[], float] = time.time,
+    gate: Gate, revocation: Revocation, api: Api | None = None, clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
@@ -139,6 +143,7 @@ def make_app(
             raise Refused(403, "refused", "the gateway does not accept this") from None
         gate.settled(request.protocol)
         await enrolment.seen(number)
+        await sessions.watch.shown(peer, number, source_of(request.remote or ""))
         notes = TunnelNotes(str(peer.id), traces)
         link = await accept_websocket(request, f"{notes.hop} {request.remote}", on_note=notes.take)
         try:
@@ -179,6 +184,8 @@ def make_app(
     app.router.add_post("/v1/revocations", revocations)
     app.router.add_get("/v1/tunnel", tunnel)
     app.router.add_get("/v1/edge", edge)
+    if api is not None:
+        api.offer(app)
     return app
 
 

@@ -21,6 +21,7 @@ from relay.gateway.identity.agent import GatewayIdentity
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.watch import Watch
 from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore
 from relay.places import Places, source_of_link
@@ -95,6 +96,7 @@ class Sessions:
         self._refusals = refusals
         self._revocations = revocations
         self._probes = probes
+        self.watch = Watch(enrolment, ticking)
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
@@ -140,7 +142,7 @@ class Sessions:
             session = await self._handshake(link, via, source)
             if session is not None:
                 known(session.link_id)
-                await self._run(session, via, settled)
+                await self._run(session, via, source, settled)
         except TransportError as error:
             _log.info("session on %s ended: %s", link.peer, error.code)
         except (AuditUnavailable, StoreError) as error:
@@ -221,12 +223,12 @@ class Sessions:
             self._direct_full -= full and not via
         return None
 
-    async def _run(self, session: GatewaySession, via: str, settled: Settled) -> None:
+    async def _run(self, session: GatewaySession, via: str, source: str, settled: Settled) -> None:
         self._live.add(session)
         try:
             match session.credential:
                 case VerifiedPeer() as peer:
-                    await self._serve(session, peer, via, settled)
+                    await self._serve(session, peer, via, source, settled)
                 case JoinCredential() | RenewCredential() as credential:
                     await self._enrol(session, credential, via)
         finally:
@@ -282,7 +284,9 @@ class Sessions:
             str(joined.issued.id), list(joined.issued.chain), list(bundle.roots), bundle.sequence, joined.enrolment
         )
 
-    async def _serve(self, session: GatewaySession, peer: VerifiedPeer, via: str, settled: Settled) -> None:
+    async def _serve(
+        self, session: GatewaySession, peer: VerifiedPeer, via: str, source: str, settled: Settled
+    ) -> None:
         if self._probes is not None and self._probes.take(peer):
             session.admit(self._welcome(0, via))
             return  # that it is told so is all: whoever asks for anything finds the session closed
@@ -312,12 +316,16 @@ class Sessions:
         session.admit(self._welcome(enrolment, via))
         mine = self._of_device.setdefault(enrolment, [])
         mine.append((session, via))
+        self.watch.opened(enrolment, session, source)
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._enrolment.seen(enrolment)
+            if not session.resumed:
+                await self.watch.shown(peer, enrolment, source)
             while len(mine) > self._limits.per_device:
                 await self._displace(str(peer.id), enrolment, *mine.pop(0))
             async for stream in session.requests():
+                await self.watch.asked(enrolment, session)
                 if self._draining:
                     stream.refuse(503, "shutting_down", "the gateway is shutting down", retryable=True)
                 elif len(tasks) >= self._limits.requests:
@@ -325,6 +333,7 @@ class Sessions:
                 else:
                     self._start(self._requests.serve(asker, stream, settled), tasks)
         finally:
+            self.watch.closed(enrolment, session)
             if (session, via) in mine:
                 mine.remove((session, via))
             if not mine and self._of_device.get(enrolment) is mine:

@@ -17,6 +17,7 @@ from typing import Final
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
+from relay.gateway.identity.alerts import Alerts
 from relay.gateway.identity.ca import Authority, Issued
 from relay.gateway.identity.serials import Serials
 from relay.gateway.state.writer import Writer
@@ -94,6 +95,7 @@ class Enrolment:
         self.endings = 0  # grows with every registration that is replaced or revoked
         self._elsewhere = elsewhere
         self._serials = Serials()
+        self.alerts = Alerts(database, audit, clock=clock)
 
     async def load(self) -> None:
         """Reads registrations and unexpired serials into memory."""
@@ -127,6 +129,7 @@ class Enrolment:
             serial, holder = int(str(text), 16), int(str(enrolment))
             self._serials.enter(holder, serial)
             self._serials.issued(holder, serial, int(str(end)))
+        await self.alerts.load()
 
     def registrations(self) -> list[Registration]:
         """All of them, oldest first."""
@@ -214,7 +217,7 @@ class Enrolment:
         device_id = sha256(device_key.spki)
 
         def look(connection: Connection) -> tuple[str, int, str]:
-            """(reason, 0, id) if it is refused, ("", enrolment, id) if it is bound already, ("", 0, id) if not yet."""
+            """(reason, whose or 0, id) if it is refused, ("", enrolment, id) if bound already, else ("", 0, id)."""
             row = connection.execute(
                 "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment, voided FROM invitations"
                 " WHERE token_id = ?",
@@ -231,7 +234,7 @@ class Enrolment:
                 return "invitation expired", 0, identity
             if row[3] is not None:
                 if not same_bytes(row[3], device_id):
-                    return "invitation used with another device key", 0, identity
+                    return "invitation used with another device key", int(row[4]), identity
                 current = connection.execute(
                     "SELECT status FROM registrations WHERE enrolment = ?", (row[4],)
                 ).fetchone()
@@ -268,6 +271,8 @@ class Enrolment:
             await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
             reason, enrolment, identity = await self._writer.run(work)
         if reason:
+            if enrolment:
+                await self.alerts.give("invitation", identity, enrolment, token=token, device=device_id.hex(), via=via)
             raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
         if enrolment not in self._by_enrolment:
             self._replace_in_memory(identity, device_id, now)
@@ -474,6 +479,11 @@ class Enrolment:
             raise IdentityRefused("the certificate is not on record", rule="serial")
         self._check(registration)
         return enrolment
+
+    def line(self, enrolment: int) -> tuple[int, ...]:
+        """The good certificates of a device, oldest first; none where many programs may each have their own."""
+        one = self._by_enrolment.get(enrolment)
+        return self._serials.line(enrolment) if one is not None and not one.source else ()
 
     async def seen(self, enrolment: int) -> None:
         """Notes that the device was here; written at most every five minutes."""

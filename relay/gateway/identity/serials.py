@@ -26,6 +26,10 @@ class Serials:
         """The enrolment number of a good certificate; 0 for any other."""
         return self._good.get(serial, (0, 0))[0]
 
+    def line(self, enrolment: int) -> tuple[int, ...]:
+        """Those of a registration, in the order in which they were issued."""
+        return tuple(self._latest.get(enrolment, ()))
+
     def enter(self, enrolment: int, serial: int) -> list[int]:
         """Enters the newest serial of a registration, not yet good, and takes out the oldest above the limit, which
         are returned.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside
 from relay.gateway.identity.jose import ALGORITHM, TokenRefused, Unverified, jwk_of, signed, thumbprint
 from store.database import Connection, Database
 from transport.errors import LocalMisuse
 from transport.identity.verify import LEEWAY_S
-from transport.primitives import Secret, SigningKey
 
 SIGNS_S: Final = 86_400
 ACCESS: Final = "access"
@@ -32,7 +32,8 @@ class TokenKey:
     """Unix seconds: `begins` 0 if it has not signed yet, `ended` 0 if it may sign still."""
 
     kid: str
-    signer: SigningKey
+    signer: Signer
+    kept: bytes
     created: int
     begins: int = 0
     ended: int = 0
@@ -42,9 +43,11 @@ class TokenKeys:
     """Owns the rows of one purpose in 0005_token_keys.sql. Await `load` before anything else."""
 
     def __init__(
-        self, database: Database, purpose: str, *, longest_s: int, clock: Callable[[], float] = time.time
+        self, database: Database, purpose: str, *, longest_s: int, custody: Custody = SOFTWARE,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`longest_s`: no token signed here is good for longer."""
+        """`longest_s`: no token signed here is good for longer. `custody` holds the private keys."""
+        self._custody = custody
         self.purpose = purpose
         self._database, self._longest_s, self._clock = database, longest_s, clock
         self._keys: dict[str, TokenKey] = {}
@@ -61,7 +64,7 @@ class TokenKeys:
             ).fetchall()
 
         self._keys = {
-            row[0]: TokenKey(row[0], _opened(row[1]), *row[2:])
+            row[0]: TokenKey(row[0], self._custody.open(row[1]), *row[1:])
             for row in await self._database.run(work, read_only=True)
         }
         await self.tend()
@@ -99,7 +102,8 @@ class TokenKeys:
             await self.tend()
         current = self._current()
         assert current is not None
-        return signed(current.signer, {"typ": typ, "kid": current.kid}, claims)
+        signer, header = current.signer, {"typ": typ, "kid": current.kid}
+        return await aside(signer, lambda: signed(signer, header, claims))
 
     def verify(self, text: str, typ: str, claims: type[T]) -> T:
         """What a token says that was signed here. Its times, and for whom it is, are the caller's to compare.
@@ -108,10 +112,14 @@ class TokenKeys:
         "claims".
         """
         unverified = Unverified(text).of(typ)
-        key = self._keys.get(unverified.kid)
-        if key is None or not key.begins or not self._published(key, self._clock()):
+        if not self.believes(unverified.kid):
             raise TokenRefused("key")
-        return unverified.verified(key.signer.public, claims)
+        return unverified.verified(self._keys[unverified.kid].signer.public, claims)
+
+    def believes(self, kid: str) -> bool:
+        """Whether what that key has signed is good."""
+        key = self._keys.get(kid)
+        return key is not None and bool(key.begins) and self._published(key, self._clock())
 
     def jwks(self) -> list[dict[str, str]]:
         """The public keys, each as a JWK (RFC 7517), the one that is to sign next among them."""
@@ -142,9 +150,9 @@ class TokenKeys:
         current, coming = (None, None) if forget else (self._current(), self._next())
         if current is not None:
             kept[current.kid] = replace(current, ended=now)
-        coming = coming or self._made(now)
+        coming = coming or await self._made(now)
         kept[coming.kid] = replace(coming, begins=now)
-        following = self._made(now)
+        following = await self._made(now)
         kept[following.kid] = following
         await self._write(kept)
         _log.info("%s tokens are signed by the key %s from now on", self.purpose, coming.kid)
@@ -152,7 +160,7 @@ class TokenKeys:
     async def _write(self, keys: dict[str, TokenKey]) -> None:
         """On stable storage first, so that no token is given out whose key a restart has forgotten."""
         rows = [
-            (key.kid, self.purpose, key.signer.to_pkcs8().expose(), key.created, key.begins, key.ended)
+            (key.kid, self.purpose, key.kept, key.created, key.begins, key.ended)
             for key in keys.values()
         ]
 
@@ -165,9 +173,9 @@ class TokenKeys:
         for tell in self.changed:
             tell()
 
-    def _made(self, now: int) -> TokenKey:
-        key = SigningKey.generate()
-        return TokenKey(thumbprint(key.public), key, now)
+    async def _made(self, now: int) -> TokenKey:
+        signer, kept = await asyncio.to_thread(self._custody.make, f"{self.purpose}-tokens")
+        return TokenKey(thumbprint(signer.public), signer, kept, now)
 
 
 class Rotation:
@@ -180,7 +188,3 @@ class Rotation:
         """The ids of the keys that sign from now on, by purpose. Raises AuditUnavailable, StoreError."""
         await self._audit.append("token_keys.rotation", compromised=compromised)
         return {"keys": {one.purpose: await one.rotate(compromised=compromised) for one in self._keys}}
-
-
-def _opened(private: bytes) -> SigningKey:
-    return SigningKey.from_pkcs8(Secret(private))

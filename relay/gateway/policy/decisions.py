@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -25,6 +26,7 @@ class Policy:
 
     def __init__(self, rules: Rules) -> None:
         """Raises ConfigError if OPA's token cannot be read."""
+        self.changed: list[Callable[[], None]] = []  # called when other rules have come into force
         self._take(rules)
         self._postures: OrderedDict[int, Posture] = OrderedDict()
 
@@ -61,6 +63,8 @@ class Policy:
         """From the next decision on. Raises ConfigError like the constructor, and then nothing has changed."""
         old = self._engine
         self._take(rules)
+        for tell in self.changed:
+            tell()
         await old.close()
 
     def groups(self, identity: SpiffeId) -> tuple[str, ...]:

@@ -1,0 +1,59 @@
+"""What an administrator has to look at: once for each enrolment and kind, on record, in the log, and beside the device.
+
+An alert ends with its enrolment: a device that is reinstated, or joins anew, has another number.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+from relay.gateway.audit.log import AuditLog
+from store.database import Connection, Database
+
+Kind = Literal["copied", "invitation"]
+WORDS: Final[dict[Kind, str]] = {
+    "copied": "may have been copied: its keys are used in two places",
+    "invitation": "its invitation was tried by another device",
+}
+_log = logging.getLogger(__name__)
+
+
+class Alerts:
+    """Owns the table of 0007_alerts.sql. Await `load` before anything else."""
+
+    def __init__(self, database: Database, audit: AuditLog, *, clock: Callable[[], float] = time.time) -> None:
+        self._database, self._audit, self._clock = database, audit, clock
+        self._raised: dict[int, set[Kind]] = {}
+
+    async def load(self) -> None:
+        rows = await self._database.run(lambda connection: connection.execute(
+            "SELECT enrolment, kind FROM alerts ORDER BY rowid"
+        ).fetchall(), read_only=True)
+        self._raised.clear()
+        for enrolment, kind in rows:
+            if kind in WORDS:
+                self._raised.setdefault(int(str(enrolment)), set()).add(kind)
+
+    def of(self, enrolment: int) -> str:
+        """Words for a person; "" if there is nothing."""
+        return "; ".join(WORDS[kind] for kind in WORDS if kind in self._raised.get(enrolment, ()))
+
+    async def give(self, kind: Kind, identity: str, enrolment: int, **fields: str) -> None:
+        """Alerts, unless that was done. Raises AuditUnavailable, StoreError; then the next sign alerts."""
+        raised = self._raised.setdefault(enrolment, set())
+        if kind in raised:
+            return
+        raised.add(kind)  # at once: another sign may come meanwhile
+        now = int(self._clock())
+
+        def work(connection: Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?)", (enrolment, kind, now))
+
+        try:
+            await self._audit.append(f"alert.{kind}", id=identity, enrolment=enrolment, **fields)
+            await self._database.run(work)
+        except BaseException:
+            raised.discard(kind)
+            raise
+        _log.warning("%s (enrolment %d): %s", identity, enrolment, WORDS[kind])
