@@ -28,7 +28,8 @@ SVID_MAX_S: Final = 3_600 + 300  # an hour from issue, and what a server sets th
 ROOTS_MAX: Final = 3  # as many as a device is sent
 SVIDS_MAX: Final = 16  # of one workload
 RETRY_S: Final = (0.5, 30.0)  # first and longest wait before an agent that is lost is asked again
-FIRST_S: Final = 20.0  # until the agent must have given the first SVID
+WAITING_S: Final = 2.0  # longest wait before the first SVID: an agent learns of a new entry within seconds
+FIRST_S: Final = 30.0  # until the agent must have given that
 _WHERE: Final = "is the agent running, and is the socket's path right?"
 _REGISTER: Final = "register this process with the SPIRE server: docs/SPIRE.md"
 
@@ -196,7 +197,7 @@ class AgentSource:
                 self._failed(await ended)
             finally:
                 await asyncio.shield(asyncio.to_thread(stop))
-            pause, self._pause = self._pause, min(self._pause * 2, RETRY_S[1])
+            pause, self._pause = self._pause, min(self._pause * 2, WAITING_S if self._svid is None else RETRY_S[1])
             await asyncio.sleep(pause)
 
     def _arrived(self, offer: Offer) -> None:
