@@ -35,6 +35,7 @@ from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_hel
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
+from store.tpm import Tpm
 from transport import telemetry
 from transport.identity.source import AgentSource
 from transport.links.base import Endpoint
@@ -196,7 +197,7 @@ class App:
         if self._identities is None:
             given = self.config.identity
             source = None if given.socket is None else AgentSource(given.socket, "edge", report=self._tell)
-            self._identities = Identities(self.settings, source)
+            self._identities = Identities(self.settings, source, Tpm(self.config.tpm.tcti))
         return self._identities
 
     @property

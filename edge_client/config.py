@@ -28,6 +28,8 @@
     socket = "unix:///run/spire/agent.sock"
     [bluetooth]
     radio = "system"                # for ble and phone: or "system:hci1", "hci:TRANSPORT" (dongle), "virtual:PATH"
+    [tpm]
+    tcti = "device:/dev/tpmrm0"     # which TPM `edge join --tpm` and `edge store tpm on` use; CAUSEWAY_TPM goes before
 """
 
 import os
@@ -40,11 +42,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_client.errors import BadUse
+from store.tpm import SYSTEM_TPM
 from transport.messages import Padding
 
 __all__ = [
     "BluetoothSettings", "Config", "EmbedderSettings", "IdentitySettings", "ModelSettings", "RelaySettings",
-    "RouterSettings", "StoreSettings", "home_path",
+    "RouterSettings", "StoreSettings", "TpmSettings", "home_path",
 ]
 
 
@@ -108,6 +111,12 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError('source = "spire" and socket go together')
 
 
+class TpmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A name as tpm2-tss has them: device:PATH, swtpm:path=PATH, mssim:host=H,port=P, tabrmd:."""
+
+    tcti: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^(device|swtpm|mssim|tabrmd)(:[^\0]*)?\Z")] = SYSTEM_TPM
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_after_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 28_800.0
 
@@ -120,6 +129,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bluetooth: BluetoothSettings = BluetoothSettings()
     store: StoreSettings = StoreSettings()
     identity: IdentitySettings = IdentitySettings()
+    tpm: TpmSettings = TpmSettings()
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,7 @@ class Config:
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
+    tpm: TpmSettings = field(default_factory=TpmSettings)
 
     @property
     def store_path(self) -> Path:
@@ -151,13 +162,16 @@ class Config:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> "Config":
-        """From CAUSEWAY_HOME (or ~/.causeway) and its optional config.toml. Raises BadUse, naming the field."""
+        """From CAUSEWAY_HOME (or ~/.causeway), its optional config.toml, and CAUSEWAY_TPM. Raises BadUse, naming the
+        field.
+        """
         home = home_path(environ)
+        tpm = _tpm(environ)
         path = home / "config.toml"
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
-            return cls(home)
+            return cls(home, tpm=tpm or TpmSettings())
         except OSError as error:
             raise BadUse(
                 f"cannot read {path}: {(error.strerror or '').lower()}", hint="CAUSEWAY_HOME names its folder"
@@ -168,15 +182,24 @@ class Config:
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
         return cls(
             home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth,
-            settings.store, settings.identity,
+            settings.store, settings.identity, tpm or settings.tpm,
         )
+
+
+def _tpm(environ: Mapping[str, str]) -> TpmSettings | None:
+    if not (given := environ.get("CAUSEWAY_TPM")):
+        return None
+    try:
+        return msgspec.convert({"tcti": given}, TpmSettings)
+    except msgspec.ValidationError:
+        raise BadUse("CAUSEWAY_TPM names no TPM", hint="a name is as in device:/dev/tpmrm0") from None
 
 
 def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
         "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
-        "bluetooth": BluetoothSettings, "store": StoreSettings, "identity": IdentitySettings,
+        "bluetooth": BluetoothSettings, "store": StoreSettings, "identity": IdentitySettings, "tpm": TpmSettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

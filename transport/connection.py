@@ -44,6 +44,8 @@ from transport.handshake import (
 )
 from transport.identity.verify import VerifiedPeer
 from transport.messages import (
+    Attest,
+    Challenge,
     Close,
     Issued,
     Message,
@@ -52,6 +54,7 @@ from transport.messages import (
     Ping,
     Pong,
     Posture,
+    Proof,
     Spans,
     Welcome,
     encode,
@@ -124,6 +127,20 @@ class CredentialReceived:
 
 
 @dataclass(frozen=True)
+class EvidenceReceived:
+    """Gateway: of a device that joins and attests. `Attest` is answered by `challenge`, refuse or issue end it."""
+
+    evidence: Attest | Proof
+
+
+@dataclass(frozen=True)
+class ChallengeReceived:
+    """Edge: have the TPM answer it, and call `prove`."""
+
+    challenge: Challenge
+
+
+@dataclass(frozen=True)
 class Welcomed:
     """Edge: the session is open."""
 
@@ -183,6 +200,8 @@ class PeerClosed:
 Event = (
     SignatureNeeded
     | CredentialReceived
+    | EvidenceReceived
+    | ChallengeReceived
     | Welcomed
     | IssuedReceived
     | SpansReceived

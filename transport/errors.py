@@ -2,6 +2,7 @@
 
     TransportError
      +-- LocalMisuse           fault local     our own code called something out of order
+     +-- SignerFailed          fault store     what holds one of our keys did not sign, or did not answer a challenge
      +-- BadInput              fault user      an invitation or endpoint that does not parse
      |    +-- NotSpiffeId      fault user      a SPIFFE ID or trust domain name that is none; `rule` says why
      +-- ProtocolViolation     fault peer      the peer sent what the specification forbids
@@ -40,6 +41,13 @@ class TransportError(Exception):
 
 class LocalMisuse(TransportError):
     code = "local_misuse"
+
+
+class SignerFailed(TransportError):
+    """Another key or another link changes nothing about it; what holds the key has to be mended."""
+
+    code = "signer_failed"
+    fault = "store"
 
 
 class BadInput(TransportError):

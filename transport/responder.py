@@ -10,6 +10,7 @@ from transport.connection import (
     AckReceived,
     Connection,
     CredentialReceived,
+    EvidenceReceived,
     HeldReceived,
     Phase,
     PostureReceived,
@@ -25,6 +26,7 @@ from transport.handshake import (
     Credential,
     FrameType,
     Hint,
+    JoinCredential,
     ResponderHandshake,
     ResumedResponder,
     Verify,
@@ -32,7 +34,9 @@ from transport.handshake import (
 from transport.identity.verify import VerifiedPeer
 from transport.messages import (
     Ack,
+    Attest,
     Body,
+    Challenge,
     Close,
     Held,
     Issued,
@@ -41,6 +45,7 @@ from transport.messages import (
     Pace,
     Padding,
     Posture,
+    Proof,
     Resume,
     Revocations,
     Spans,
@@ -66,7 +71,8 @@ class GatewayConnection(Connection):
     """
 
     __slots__ = (
-        "_chain", "_early", "_ephemerals", "_handshake", "_joining", "_not_after", "_paced", "_root", "_siblings",
+        "_awaited", "_chain", "_early", "_ephemerals", "_handshake", "_joining", "_not_after", "_paced", "_root",
+        "_siblings",
         "_streams", "_take_full", "_take_resumed", "_ticket_store", "_verify", "credential",
     )
 
@@ -82,6 +88,7 @@ class GatewayConnection(Connection):
         self._streams = GatewayMux()
         self._handshake: ResponderHandshake | None = None
         self.credential: Credential | None = None
+        self._awaited: type[Attest | Proof] | None = None  # of a device that joins
         self._ticket_store = tickets
         self._take_full, self._take_resumed = take_full, take_resumed
         self._early: list[bytes] = []
@@ -147,6 +154,14 @@ class GatewayConnection(Connection):
         self._early.clear()
         if self._streams.incomplete:
             raise ProtocolViolation("early data holds a part of a request")
+
+    def challenge(self, challenge: Challenge, now: float) -> None:
+        """Answers `Attest`; a `Proof` is to follow."""
+        if self.phase is not Phase.ADMISSION or self._awaited is not None:
+            raise LocalMisuse("no evidence waits")
+        self._send_now(challenge, now)
+        self._awaited = Proof
+        self._deadline = now + STEP_DEADLINE_S
 
     def issue(self, issued: Issued, now: float) -> None:
         """Answers a join or renewal, and ends the session."""
@@ -239,7 +254,9 @@ class GatewayConnection(Connection):
                 self.phase = Phase.ADMISSION
                 self._deadline = now + STEP_DEADLINE_S
                 self._events.append(CredentialReceived(self.credential))
-        if self.phase is Phase.OPEN:
+                if isinstance(self.credential, JoinCredential) and self.credential.attests:
+                    self._awaited = Attest
+        if self.phase is Phase.OPEN or self._awaited is not None:
             super()._record_input(now)
         elif self._opener.buffered > UNVERIFIED_MAX:
             raise ProtocolViolation("too much was sent before the credential was accepted")
@@ -250,6 +267,12 @@ class GatewayConnection(Connection):
         self._on_record = None
 
     def _handle(self, message: Message, now: float) -> None:
+        if self.phase is Phase.ADMISSION:
+            if not isinstance(message, Attest | Proof) or type(message) is not self._awaited:
+                raise ProtocolViolation("the edge spoke out of turn")
+            self._awaited = None
+            self._events.append(EvidenceReceived(message))
+            return
         first, self._paced = not self._paced, True
         match message:
             case Pace() if first:

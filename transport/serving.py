@@ -9,17 +9,18 @@ from transport.connection import (
     AckReceived,
     CredentialReceived,
     Event,
+    EvidenceReceived,
     HeldReceived,
     PeerClosed,
     PostureReceived,
     SpansReceived,
 )
 from transport.errors import LinkLost, StreamEnded
-from transport.handshake import Credential, Verify
+from transport.handshake import Credential, JoinCredential, Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer
 from transport.links.base import Link
-from transport.messages import Issued, Posture, RequestHeader, SpanRecord, Welcome
+from transport.messages import Attest, Challenge, Issued, Posture, Proof, RequestHeader, SpanRecord, Welcome
 from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
 from transport.responder import GatewayConnection
@@ -114,8 +115,8 @@ class GatewaySession:
     """An accepted session. First decide on `credential`: `admit`, `issue` or `refuse`; then serve `requests()`."""
 
     __slots__ = (
-        "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
-        "on_held", "on_posture", "on_spans",
+        "_credential", "_driver", "_ended", "_evidence", "_news", "_open", "_requests", "connection", "credential",
+        "on_ack", "on_held", "on_posture", "on_spans",
     )
 
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
@@ -125,6 +126,7 @@ class GatewaySession:
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
         self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
+        self._evidence: asyncio.Queue[Attest | Proof | None] | None = None  # in it: None as the session has ended
         self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
         self.on_held: Callable[[int], None] = lambda sequence: None
         self._open: dict[int, AnswerStream] = {}
@@ -178,6 +180,18 @@ class GatewaySession:
         finally:
             self._driver.dispatch()
 
+    async def evidence(self) -> Attest | Proof:
+        """What a device that joins shows next, if its credential says that it attests. Raises why the session ended."""
+        found = None if self._evidence is None else await self._evidence.get()
+        if found is None:
+            raise self._driver.failure or LinkLost("the link ended while a device attested")
+        return found
+
+    def challenge(self, challenge: Challenge) -> None:
+        """Answers `Attest`."""
+        self.connection.challenge(challenge, self._driver.clock())
+        self._driver.wake()
+
     async def issue(self, issued: Issued) -> None:
         """Answers a join or renewal, and ends the session."""
         self.connection.issue(issued, self._driver.clock())
@@ -224,8 +238,13 @@ class GatewaySession:
     def _on_event(self, event: Event) -> None:
         match event:
             case CredentialReceived():
+                if isinstance(event.credential, JoinCredential) and event.credential.attests:
+                    self._evidence = asyncio.Queue()
                 if not self._credential.done():
                     self._credential.set_result(event.credential)
+            case EvidenceReceived():
+                if self._evidence is not None:
+                    self._evidence.put_nowait(event.evidence)
             case RequestReceived():
                 self._open[event.stream] = incoming = Incoming(self, event)
                 self._arrived(incoming)
@@ -255,6 +274,8 @@ class GatewaySession:
                     stream.wake_writer()
                 self._open.clear()
                 self._ended = True
+                if self._evidence is not None:
+                    self._evidence.put_nowait(None)
                 self._tell()
 
     def _arrived(self, request: Incoming | Resumed) -> None:

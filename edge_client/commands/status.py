@@ -102,6 +102,7 @@ async def _fill(app: "App", result: dict[str, Any]) -> None:
         result["identity"] = {
             "id": str(identity.id), "enrolment": identity.enrolment,
             "svid_expires": identity.svid.not_after, "svid_valid": identity.svid_valid(time.time()),
+            "key": "agent" if identity.device_key is None else "tpm" if identity.device_key.slow else "store",
         }
         if (revoked := identity.revoked).sequence:
             result["revocations"] = {"as_of": revoked.this_update, "stale": revoked.stale(time.time())}
@@ -194,7 +195,8 @@ def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
     elif identity is None:
         print("identity   " + ("unknown (locked)" if result["store"] == "locked" else "not joined"))
     else:
-        print(f"identity   {identity['id']}, {_expiry(identity)}")
+        where = ", device key in the TPM" if identity["key"] == "tpm" else ""
+        print(f"identity   {identity['id']}, {_expiry(identity)}{where}")
         print(f"endpoints  {', '.join(result['endpoints']) or 'none'}")
         print(f"link       {_link(result['link'])}")
         if (listed := result.get("revocations")) is not None:

@@ -80,8 +80,8 @@ def init(
 
     With --keys private keys are made where that file says and stay there; the passphrase is then for backups.
     """
-    from relay.gateway.app import create
     from relay.gateway.config import EXAMPLE, parse
+    from relay.gateway.folder import create
     from relay.gateway.key_settings import keys_section, root_is_sealed
     from store.files import file_errors
 
@@ -120,6 +120,9 @@ def invite(
     qr: Annotated[
         bool, typer.Option("--qr", help="For a phone: a QR code of the page that makes it this hop.")
     ] = False,
+    tpm: Annotated[
+        bool, typer.Option("--tpm", help="Only for a device that shows that its key lies in a TPM (edge join --tpm).")
+    ] = False,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,7 +131,7 @@ def invite(
         _check_hint(place)
     if qr:
         _check_page(path, config)
-    arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway}
+    arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway, "tpm": tpm}
     answer = _ask(config, passphrase_file, "invite", arguments)
     if answer["replaces"] is not None:
         typer.echo(f"relay: {path} has joined already; who joins with this invitation takes its place", err=True)
@@ -153,7 +156,7 @@ def devices(
         return
     _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "note"], [
         [
-            one["id"], str(one["enrolment"]), one["status"], one["source"] or "device key", one["last_seen"],
+            one["id"], str(one["enrolment"]), one["status"], _vouched_by(one), one["last_seen"],
             one["ends"], "; ".join(filter(None, (one["reason"], one["alert"]))),
         ]
         for one in answer["devices"]
@@ -251,8 +254,8 @@ def rotate_key(
     change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority
     for a SPIRE server, which the root signs as it does the intermediate.
     """
-    from relay.gateway.app import make_upstream, renew_ca, rotate_root
     from relay.gateway.config import load
+    from relay.gateway.folder import make_upstream, renew_ca, rotate_root
 
     if key is AuthorityKey.TOKEN:
         keys = _ask(config, passphrase_file, "rotate_tokens", {"compromised": compromised})["keys"]
@@ -519,6 +522,11 @@ def _show_qr(url: str, seconds: int) -> None:
     typer.echo(url)
     good = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
     typer.echo(f"for one phone, within {good}; who scans it is this hop, so show it to nobody else")
+
+
+def _vouched_by(device: dict[str, str]) -> str:
+    in_tpm = {"any": "key in a TPM", "certified": "key in a certified TPM"}
+    return device["source"] or in_tpm.get(device["tpm"], "device key")
 
 
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:

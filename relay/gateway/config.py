@@ -108,6 +108,12 @@ class Identity(_Section, frozen=True, kw_only=True):
         return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
 
 
+class AttestationFile(_Section, frozen=True, kw_only=True):
+    """Whose TPMs are believed; see identity.attestation."""
+
+    ek_roots: list[str] = []
+
+
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
@@ -118,6 +124,7 @@ class _File(_Section, frozen=True, kw_only=True):
     limits: Limits = Limits()
     identity: Identity = Identity()
     keys: Keys = SOFTWARE_KEYS
+    attestation: AttestationFile = AttestationFile()
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -153,6 +160,7 @@ class Config:
     rules: Rules
     public: Public | None = None
     keys: Keys = SOFTWARE_KEYS
+    ek_roots: tuple[Path, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -223,6 +231,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
+        tuple(directory / one for one in file.attestation.ek_roots),
     )
 
 
@@ -353,6 +362,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # module = "/usr/lib/softhsm/libsofthsm2.so"
 # token = "causeway"
 # pin_file = "/etc/causeway/pin"     # left out: the systemd credential gateway-token-pin
+
+# [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
+# ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

@@ -18,6 +18,7 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.agent import GatewayIdentity
+from relay.gateway.identity.attestation import Attestation, Attested
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.identity.probes import Probes
@@ -80,7 +81,7 @@ class Sessions:
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
         revocations: Callable[[], RevocationList] = RevocationList, probes: Probes | None = None,
-        joining: GatewayIdentity | None = None,
+        joining: GatewayIdentity | None = None, attestation: Attestation | None = None,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
@@ -97,6 +98,7 @@ class Sessions:
         self._revocations = revocations
         self._probes = probes
         self.watch = Watch(enrolment, ticking)
+        self._attestation = attestation or Attestation()
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
@@ -239,9 +241,10 @@ class Sessions:
         roles = (SESSION_ROLE,)
         try:
             if isinstance(credential, JoinCredential):
+                attested = await self._attested(session, credential, via) if credential.attests else None
                 joined = await self._enrolment.join(
                     credential.token_id, credential.secret, credential.csr, credential.device_key.spki,
-                    roles=roles, via=via,
+                    roles=roles, via=via, attested=attested,
                 )
                 await self._forget_ended()
             else:
@@ -259,6 +262,19 @@ class Sessions:
             await session.refuse()
             return
         await session.issue(self._message(joined))
+
+    async def _attested(self, session: GatewaySession, credential: JoinCredential, via: str) -> Attested:
+        """What a device shows of its TPM before it may use its invitation. Raises EnrolmentRefused, TransportError."""
+        token_id, key = credential.token_id, credential.device_key
+        identity = await self._enrolment.check_invitation(
+            token_id, credential.secret, key, roles=(SESSION_ROLE,), via=via
+        )
+        try:
+            pending = self._attestation.begin(await session.evidence(), key, self._clock())
+            session.challenge(pending.challenge)
+            return pending.check(await session.evidence())
+        except IdentityRefused as refusal:
+            raise await self._enrolment.refused_join(refusal.rule, token_id, identity, key, via) from None
 
     async def _forget_ended(self) -> None:
         """A new holder of a name, or a device with a new one, has nothing of the old one's.

@@ -12,7 +12,7 @@ import pytest
 
 import store.keys
 import store.sealed
-from relay.gateway import app
+from relay.gateway import folder
 from relay.gateway.backup import ENROLMENT_STEP, restore, write_backup
 from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import Authority
@@ -194,7 +194,7 @@ async def test_nothing_that_a_stolen_intermediate_has_signed_is_believed_any_mor
         await gateway.ask_admin("revoke", who="edge/lost", reason="lost")
         before = (directory / "revocations.list").read_bytes()
     stolen = Authority.open(directory, PASSPHRASE)
-    await app.renew_ca(
+    await folder.renew_ca(
         gateway.config, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time(), compromised=True
     )
     assert device.bundle is not None

@@ -219,9 +219,9 @@ async def chain(
             }
             await call(folder, "revoke", {"who": "edge/lap-1", "reason": "lost"})
             refused = await run(
-                pythons["edge"], "edge_client.cli", "ask", "--relay", "Once more?", code=4, **edge
+                pythons["edge"], "edge_client.cli", "ask", "--relay", "Once more?", code=6, **edge
             )
-            assert refused["error"]["fault"] in ("policy", "identity")
+            assert refused["error"]["code"] == "peer_refused"
             await call(folder, "reinstate", {"who": "edge/lap-1"})
             assert (await ask())["via"] == hop_id
             steps.over("revoked, refused although SPIRE goes on issuing, reinstated, answered")
