@@ -43,8 +43,8 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
          "[relay] may hold: model, endpoints, early_data, give_up_s, padding, discover, wss_trust"),
         ("[bluetooth]\nradios = 'x'\n", "[bluetooth] may hold: radio"),
         ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads, rest_after_s"),
-        ("[modle]\n", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity]"),
-        ("= broken", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity]"),
+        ("[modle]\n", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity], [tpm]"),
+        ("= broken", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity], [tpm]"),
     ):
         file.write_text(text)
         with pytest.raises(BadUse) as caught:
