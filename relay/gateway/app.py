@@ -35,6 +35,7 @@ from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -108,6 +109,7 @@ class Ready:
     health: str
     public: str  # HOST:PORT
     origin: str  # of the public listener, as browsers see it
+    workload_api: str = ""  # path of a Unix socket
 
 
 async def serve(
@@ -181,14 +183,18 @@ async def serve(
             callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
             traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
         )
+        workloads = None if config.workload_socket is None else Workloads(
+            config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
+            keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
+        )
 
         async def cut(ended: Sequence[Registration]) -> None:
+            if workloads is not None:
+                workloads.look_again()
             await api.cut(ended)
             await sessions.cut(ended)
 
-        revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=cut, clock=clock
-        )
+        revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
         own_context = own.context(lambda: server_context(
             identity.svid(), authority.bundle, ROLES, require_client=False
@@ -197,6 +203,7 @@ async def serve(
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             revocation=revocation, api=api, clock=clock,
+            jwt_svid_keys=token_keys[1] if workloads is not None else None,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -234,13 +241,16 @@ async def serve(
             asked=asked, clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        if workloads is not None:
+            stack.push_async_callback(workloads.close)
+            await workloads.start()
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
-        ready(Ready(own_id, session, https, health, public, origin))
+        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or "")))
         await stop.wait()
         await asyncio.gather(
             sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())

@@ -377,7 +377,8 @@ def restore(
 
 
 def _say_ready(ready: "Ready") -> None:
-    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public}
+    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
+              "workload-api": ready.workload_api}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
+from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
@@ -108,6 +109,12 @@ class Identity(_Section, frozen=True, kw_only=True):
         return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
 
 
+class WorkloadApi(_Section, frozen=True, kw_only=True):
+    """Where programs on this host get their identities: a Unix socket that all of them may reach."""
+
+    socket: Annotated[str, Meta(min_length=1)]
+
+
 class AttestationFile(_Section, frozen=True, kw_only=True):
     """Whose TPMs are believed; see identity.attestation."""
 
@@ -123,6 +130,8 @@ class _File(_Section, frozen=True, kw_only=True):
     inference: Inference | None = None
     limits: Limits = Limits()
     identity: Identity = Identity()
+    workload_api: WorkloadApi | None = None
+    workload: list[Workload] = []
     keys: Keys = SOFTWARE_KEYS
     attestation: AttestationFile = AttestationFile()
     group: list[Group] = []
@@ -161,6 +170,8 @@ class Config:
     public: Public | None = None
     keys: Keys = SOFTWARE_KEYS
     ek_roots: tuple[Path, ...] = ()
+    workload_socket: Path | None = None
+    workloads: tuple[Workload, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -231,8 +242,22 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
-        tuple(directory / one for one in file.attestation.ek_roots),
+        tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
+        tuple(file.workload),
     )
+
+
+def _workload_socket(file: _File, directory: Path) -> Path | None:
+    if file.workload_api is None:
+        if file.workload:
+            raise ConfigError("workload: there is no socket for this",
+                              hint='add socket = "/run/causeway/workload.sock" to [workload_api]')
+        return None
+    with _At("workload"):
+        wrong = problem(file.workload, file.trust_domain)
+    if wrong:
+        raise ConfigError(wrong, hint="give each an ID of its own, as in /workload/reports")
+    return directory / file.workload_api.socket
 
 
 def _public(file: _File, directory: Path) -> Public | None:
@@ -356,6 +381,14 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # svid_max_s = 3600                  # of devices and of the gateway
 # intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
 # root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
+
+# [workload_api]                     # identities for programs on this host: the SPIFFE Workload API (docs/WORKLOADS.md)
+# socket = "/run/causeway/workload.sock"
+# [[workload]]                       # who gets which; all that is given must fit
+# id = "/workload/reports"
+# uid = 1001
+# path = "/usr/bin/reports"          # of the file itself, no link to it
+# sha256 = "..."                     # of that file's content
 
 # [keys]                             # who holds the gateway's own keys: docs/KEYS.md; set it by `init --keys`
 # source = "pkcs11"                  # a token (HSM); or "kms" with region = "..."; or "file", sealed here: the default

@@ -28,6 +28,7 @@ from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.spiffe_bundle import spiffe_bundle
+from relay.gateway.identity.token_keys import TokenKeys
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
@@ -71,14 +72,15 @@ class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
 
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, revocation: Revocation, api: Api | None = None, clock: Callable[[], float] = time.time,
+    gate: Gate, revocation: Revocation, api: Api | None = None, jwt_svid_keys: TokenKeys | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
     body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
-        return json_answer(200, _bundle_of(authority) | spiffe_bundle(authority.bundle))
+        return json_answer(200, _bundle_of(authority) | spiffe_bundle(authority.bundle, jwt_svid_keys))
 
     async def nonce(_: web.Request) -> web.Response:
         return json_answer(200, {"nonce": pack(nonces.give())})
