@@ -4,12 +4,14 @@ used by those who ask for them.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import store.keys
 import store.sealed
+from tests.support.gateway_lab import make_folder
 from tests.support.radios import adapters
 from tests.support.stores import CachedStretch
 
@@ -31,6 +33,12 @@ def stretched_once() -> Iterator[None]:
         patch.setattr(store.keys, "stretch", stretch)
         patch.setattr(store.sealed, "stretch", stretch)
         yield
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gateway's folder as `make_folder` makes it, for all tests: to be copied."""
+    return make_folder(tmp_path_factory.mktemp("made") / "gateway")
 
 
 # The only reason for which a test may be skipped where CI is set: files from outside the repository.
