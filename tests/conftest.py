@@ -48,6 +48,7 @@ OUTSIDE = "outside vectors are absent"  # as tests/support/outside.py says it
 _LEFT_OUT = pytest.StashKey[list[str]]()
 _NEEDS = {
     "hardware": "two Bluetooth radios and were left out: pytest -m hardware",
+    "spire": "a real SPIRE and were left out: scripts/test long",
     "opa": "a real OPA and were left out: scripts/test long",
 }
 
