@@ -7,7 +7,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +20,7 @@ from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
 from transport.errors import BadInput
+from transport.identity.source import socket_path
 from transport.identity.svid import SpiffeId, check_trust_domain
 from transport.links.base import Endpoint
 
@@ -93,7 +94,12 @@ class Limits(_Section, frozen=True, kw_only=True):
 
 
 class Identity(_Section, frozen=True, kw_only=True):
-    """How long certificates may live at most; the gateway does not start with one that lives longer."""
+    """Where the gateway's own SVID comes from: its own authority, or the SPIFFE agent at `socket`. And how long
+    certificates may live at most; the gateway does not start with one that lives longer.
+    """
+
+    source: Literal["embedded", "spire"] = "embedded"
+    socket: str | None = None
 
     svid_max_s: Annotated[int, Meta(ge=600, le=3_600)] = 3_600
     intermediate_max_days: Annotated[int, Meta(ge=1, le=30)] = 30
@@ -223,6 +229,12 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
             checked_base_url(inference.base_url)
         if inference.key_file is not None and inference.key_env is not None:
             raise ConfigError("inference: set one of `key_file` and `key_env`, or neither")
+    with _At("identity.socket"):
+        if (file.identity.source == "spire") != (file.identity.socket is not None):
+            raise ConfigError('`source = "spire"` and `socket` go together',
+                              hint='as in socket = "unix:///run/spire/agent.sock"')
+        if file.identity.socket is not None:
+            socket_path(file.identity.socket)
     rules = checked(
         directory, file.group, file.allow, file.policy, file.provider.models,
         elsewhere=[] if inference is None else inference.models,
@@ -362,7 +374,10 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 
-# [identity]                         # the longest that certificates may live; new ones are made for that
+# [identity]
+# source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)
+# socket = "unix:///run/spire/agent.sock"
+#                                    # the longest that certificates may live; new ones are made for that:
 # svid_max_s = 3600                  # of devices and of the gateway
 # intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
 # root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days

@@ -136,6 +136,7 @@ def make_app(
                 raise IdentityRefused("a tunnel needs a certificate", rule="certificate")
             if peer.id.role != TUNNEL_ROLE:
                 raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
+            await enrolment.meet(peer)
             number = enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:
             await refusals.append(
@@ -203,9 +204,12 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
 
 async def listen_https(
     stack: AsyncExitStack, app: web.Application, address: tuple[str, int] | socket.socket,
-    context: ssl.SSLContext | None, gate: Gate | None = None,
+    context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None, gate: Gate | None = None,
 ) -> str:
-    """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost."""
+    """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost.
+
+    A `context` that may be replaced is asked for at each connection.
+    """
     gate = gate or Gate(HttpsLimits())
     # The time for keep-alive runs from the start, so it is that for the head of the first request as well.
     runner = web.AppRunner(
@@ -219,7 +223,7 @@ async def listen_https(
     loop = asyncio.get_running_loop()
 
     def accepted() -> Connection:
-        return Connection(gate, make, context)
+        return Connection(gate, make, context() if callable(context) else context)
 
     if isinstance(address, socket.socket):
         server, host = await loop.create_server(accepted, sock=address), str(address.getsockname()[0])

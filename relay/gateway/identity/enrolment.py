@@ -380,6 +380,17 @@ class Enrolment:
             self._keep(Registration(enrolment, name, device_id, None, "active", now, now, source=source))
         return self._by_enrolment[enrolment]
 
+    async def meet(self, peer: VerifiedPeer) -> None:
+        """Registers who comes with a verified certificate of a source elsewhere; others are known or not.
+
+        Raises IdentityRefused, AuditUnavailable, StoreError.
+        """
+        if not self._serials.holder(peer.serial) and (source := self._elsewhere(peer)):
+            try:
+                await self.attested(peer.id, source)
+            except EnrolmentRefused as refusal:
+                raise IdentityRefused(f"not admitted: {refusal.reason}", rule="registration") from None
+
     def vouched(self, identity: SpiffeId, source: str) -> Registration | None:
         """The registration in force of an ID that `source` has vouched for."""
         held = self._by_enrolment.get(self._by_source.get((source, str(identity)), 0))
