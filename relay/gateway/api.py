@@ -119,7 +119,7 @@ class Api:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         traceparent = request.headers.get("Traceparent", "")
         try:
-            caller = self._callers.of(request)
+            caller = await self._callers.of(request)
         except Denied as denied:
             return await self._denied(request, denied)
         place = str(caller.enrolment)

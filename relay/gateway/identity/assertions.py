@@ -64,11 +64,12 @@ class Assertions:
         self._authority, self._revocations, self._clock = authority, revocations, clock
         self._used = UsedOnce(clock, kept_s=ASSERTION_S + 1, total=USED_MAX, by_holder=USED_BY_CLIENT_MAX)
 
-    def check(self, text: str, proof: Proof) -> Asserted:
+    async def check(self, text: str, proof: Proof) -> Asserted:
         """That it is signed by the key of `proof`, which is its client's. To be used up by `use`.
 
         Raises TokenRefused, by a rule of the form or "issuer", "role", "audience", "expired", "too long", "not yet
-        valid", "replayed", "binding", "signature", "chain"; IdentityRefused for a certificate or a registration.
+        valid", "replayed", "binding", "signature", "chain"; IdentityRefused for a certificate or a registration;
+        AuditUnavailable, StoreError.
         """
         unverified, now = Unverified(text, longest=ASSERTION_MAX).of(*_TYPES), self._clock()
         claims = unverified.unproven(_Claims)
@@ -86,7 +87,7 @@ class Assertions:
             raise TokenRefused("too long")
         if max(claims.nbf, claims.iat) > now + LEEWAY_S:
             raise TokenRefused("not yet valid")
-        key, registration, until = self._holder(unverified.chain(), role, proof, now)
+        key, registration, until = await self._holder(unverified.chain(), role, proof, now)
         if key.spki != proof.key.spki:
             raise TokenRefused("binding")
         if registration.id != claims.sub:
@@ -101,7 +102,7 @@ class Assertions:
         if refused := self._used.use(asserted.registration.id, asserted.jti):
             raise TokenRefused(refused)
 
-    def _holder(
+    async def _holder(
         self, chain: list[bytes], role: str, proof: Proof, now: float
     ) -> tuple[VerifyKey, Registration, float]:
         """The key that must have signed, whose it is, and until when."""
@@ -110,6 +111,7 @@ class Assertions:
             return proof.key, registration, registration.ends()
         peer = verify_svid(chain, self._authority.bundle, role=role, now=now)
         self._revocations().check(peer)
+        await self._enrolment.meet(peer)
         return peer.key, self._enrolment.current(self._enrolment.enrolment_of(peer), str(peer.id)), peer.not_after
 
 

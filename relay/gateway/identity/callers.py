@@ -36,16 +36,17 @@ class Callers:
         """Without `tokens` and `proofs`, no token is taken."""
         self._enrolment, self._tokens, self.proofs = enrolment, tokens, proofs
 
-    def of(self, request: web.Request) -> Caller:
-        """Raises Denied."""
+    async def of(self, request: web.Request) -> Caller:
+        """Raises Denied, AuditUnavailable, StoreError."""
         if "Authorization" in request.headers:
-            return self._by_token(request)
+            return await self._by_token(request)
         peer = svid_of(request)
-        return Caller(peer, self.enrolment_of(peer))
+        return Caller(peer, await self.enrolment_of(peer))
 
-    def enrolment_of(self, peer: VerifiedPeer) -> int:
-        """Raises Denied."""
+    async def enrolment_of(self, peer: VerifiedPeer) -> int:
+        """Raises Denied, AuditUnavailable, StoreError."""
         try:
+            await self._enrolment.meet(peer)
             return self._enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:
             raise Denied(CERTIFICATE, refusal.rule, str(peer.id)) from None
@@ -54,7 +55,7 @@ class Callers:
         """Whether what signed the caller's token is believed still."""
         return not caller.kid or (self._tokens is not None and self._tokens.keys.believes(caller.kid))
 
-    def _by_token(self, request: web.Request) -> Caller:
+    async def _by_token(self, request: web.Request) -> Caller:
         scheme, _, text = only(request, "Authorization").partition(" ")
         if self._tokens is None or self.proofs is None:
             raise Denied(TOKEN, "none are taken")
@@ -64,18 +65,18 @@ class Callers:
             access = self._tokens.check(text)
         except TokenRefused as refused:
             raise Denied(TOKEN, refused.rule) from None
-        peer = self._by_certificate(request, access) if scheme.lower() == "bearer" else (
+        peer = await self._by_certificate(request, access) if scheme.lower() == "bearer" else (
             self._by_proof(request, access, text, self.proofs)
         )
         return Caller(peer, access.claims.enrolment, access.claims.jti, access.kid)
 
-    def _by_certificate(self, request: web.Request, access: Access) -> VerifiedPeer:
+    async def _by_certificate(self, request: web.Request, access: Access) -> VerifiedPeer:
         """RFC 8705 section 3: the very certificate that the token was given for. A renewed one has other tokens."""
         claims = access.claims
         peer = peer_of(request.transport)
         if peer is None or not claims.cnf.certificate or hash_of_certificate(peer) != claims.cnf.certificate:
             raise Denied(TOKEN, "binding", claims.sub)
-        if self.enrolment_of(peer) != claims.enrolment:
+        if await self.enrolment_of(peer) != claims.enrolment:
             raise Denied(TOKEN, "enrolment", claims.sub)
         return peer
 

@@ -114,7 +114,8 @@ class OAuth:
         if form.get("scope"):
             raise Denied(REQUEST, "scope")
         asserts = "client_assertion" in form or "client_assertion_type" in form
-        registration, bound, until = self._by_assertion(request, form) if asserts else self._by_svid(request)
+        prove = self._by_assertion(request, form) if asserts else self._by_svid(request)
+        registration, bound, until = await prove
         if form.get("client_id", registration.id) != registration.id:
             raise Denied(ASSERTION if asserts else CERTIFICATE, "client_id", registration.id)
         await self._enrolment.seen(registration.enrolment)
@@ -128,24 +129,24 @@ class OAuth:
             "expires_in": claims.exp - claims.iat,
         })
 
-    def _by_svid(self, request: web.Request) -> tuple[Registration, Bound, float]:
+    async def _by_svid(self, request: web.Request) -> tuple[Registration, Bound, float]:
         """RFC 8705 section 2.1, by the URI in the certificate."""
         if "DPoP" in request.headers:  # a token has one binding, and who asks shall not be mistaken about which
             raise Denied(REQUEST, "two bindings")
         try:
             peer = svid_of(request)
-            registration = self._enrolment.current(self._callers.enrolment_of(peer), str(peer.id))
+            registration = self._enrolment.current(await self._callers.enrolment_of(peer), str(peer.id))
         except IdentityRefused as refusal:
             raise Denied(CERTIFICATE, refusal.rule) from None
         return registration, Bound(certificate=hash_of_certificate(peer)), peer.not_after
 
-    def _by_assertion(self, request: web.Request, form: dict[str, str]) -> tuple[Registration, Bound, float]:
+    async def _by_assertion(self, request: web.Request, form: dict[str, str]) -> tuple[Registration, Bound, float]:
         """RFC 7521 section 4.2, RFC 9449 section 5."""
         if form.get("client_assertion_type") != ASSERTION_TYPE:
             raise Denied(REQUEST, "assertion type")
         try:
             proof = self._proofs.check(only(request, "DPoP"), method=request.method, path=request.path)
-            asserted = self._assertions.check(form.get("client_assertion", ""), proof)
+            asserted = await self._assertions.check(form.get("client_assertion", ""), proof)
             self._proofs.use(proof)
             self._assertions.use(asserted)
         except ProofRefused as refused:
