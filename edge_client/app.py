@@ -18,7 +18,7 @@ from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
 from edge_client.errors import NoKeyring, NoPassphrase, NoStore, NotServing
 from edge_client.gateway_client import GatewayClient
-from edge_client.identity import NAMESPACE, DeviceIdentity
+from edge_client.identity import NAMESPACE, Identities
 from edge_client.key_agent import StoreState, key_from_serve, unlock_serve
 from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
@@ -37,6 +37,7 @@ from store.search import Search
 from store.settings import Settings
 from store.tpm import Tpm
 from transport import telemetry
+from transport.identity.source import AgentSource
 from transport.links.base import Endpoint
 
 __all__ = ["App", "StoreUse", "unlocked_key"]
@@ -65,6 +66,7 @@ class App:
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
+        self._identities: Identities | None = None
         self._drain: Drain | None = None
         self.pairing = Pairing(self._way, tell)
 
@@ -110,8 +112,8 @@ class App:
                 self.tracing.close()
 
     async def _hang_up(self) -> None:
-        drain, client, dialer = self._drain, self._client, self._dialer
-        self._drain = self._client = self._dialer = None
+        drain, client, dialer, identities = self._drain, self._client, self._dialer, self._identities
+        self._drain = self._client = self._dialer = self._identities = None
         if drain is not None:
             drain.stop()
         if client is not None:
@@ -120,6 +122,8 @@ class App:
             await drain.ended()
         if dialer is not None:
             await dialer.close()
+        if identities is not None:
+            await identities.close()
 
     async def lock(self) -> bool:
         """Forgets the key: ends sessions and answers, closes the store. False if it was not open.
@@ -188,6 +192,15 @@ class App:
         return Settings(self.database, NAMESPACE)
 
     @property
+    def identities(self) -> Identities:
+        """Of this device, as it has joined or as its SPIFFE agent says. Raises NoStore where there is none yet."""
+        if self._identities is None:
+            given = self.config.identity
+            source = None if given.socket is None else AgentSource(given.socket, "edge", report=self._tell)
+            self._identities = Identities(self.settings, source, Tpm(self.config.tpm.tcti))
+        return self._identities
+
+    @property
     def outbox(self) -> Outbox:
         return Outbox(Queue(self.database, "outbox"))
 
@@ -230,7 +243,8 @@ class App:
         if self._dialer is None:
             config = self.config
             self._dialer = Dialer(
-                self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust, tell=self._tell
+                self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust, tell=self._tell,
+                identities=self.identities,
             )
         return self._dialer
 
@@ -244,7 +258,7 @@ class App:
                 self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
                 find=self._find, worked=self.dial.worked, posture=told(self.config.home),
-                tpm=Tpm(self.config.tpm.tcti),
+                identities=self.identities,
             )
         return self._client
 
@@ -256,7 +270,10 @@ class App:
         return await self._way()
 
     async def _way(self) -> GatewayClient | None:
-        if not self.has_store or await DeviceIdentity.load(self.settings) is None:
+        if not self.has_store:
+            return None
+        # With an agent that is away for the moment there is a way all the same: what is asked waits in the outbox.
+        if self.config.identity.socket is None and await self.identities.load() is None:
             return None
         return self.client
 

@@ -23,6 +23,9 @@
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [store]
     lock_after_s = 28800            # `edge serve` locks the store after so long without a request; 0: never
+    [identity]
+    source = "spire"                # an identity from the SPIRE agent of this machine, without joining
+    socket = "unix:///run/spire/agent.sock"
     [bluetooth]
     radio = "system"                # for ble and phone: or "system:hci1", "hci:TRANSPORT" (dongle), "virtual:PATH"
     [tpm]
@@ -43,8 +46,8 @@ from store.tpm import SYSTEM_TPM
 from transport.messages import Padding
 
 __all__ = [
-    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings",
-    "StoreSettings", "TpmSettings", "home_path",
+    "BluetoothSettings", "Config", "EmbedderSettings", "IdentitySettings", "ModelSettings", "RelaySettings",
+    "RouterSettings", "StoreSettings", "TpmSettings", "home_path",
 ]
 
 
@@ -99,6 +102,15 @@ class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
 
+class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Literal["joined", "spire"] = "joined"
+    socket: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source == "spire") != (self.socket is not None):
+            raise ValueError('source = "spire" and socket go together')
+
+
 class TpmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A name as tpm2-tss has them: device:PATH, swtpm:path=PATH, mssim:host=H,port=P, tabrmd:."""
 
@@ -116,6 +128,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router: RouterSettings = RouterSettings()
     bluetooth: BluetoothSettings = BluetoothSettings()
     store: StoreSettings = StoreSettings()
+    identity: IdentitySettings = IdentitySettings()
     tpm: TpmSettings = TpmSettings()
 
 
@@ -128,6 +141,7 @@ class Config:
     router: RouterSettings = field(default_factory=RouterSettings)
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
     tpm: TpmSettings = field(default_factory=TpmSettings)
 
     @property
@@ -168,7 +182,7 @@ class Config:
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
         return cls(
             home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth,
-            settings.store, tpm or settings.tpm,
+            settings.store, settings.identity, tpm or settings.tpm,
         )
 
 
@@ -185,7 +199,7 @@ def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
         "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
-        "bluetooth": BluetoothSettings, "store": StoreSettings, "tpm": TpmSettings,
+        "bluetooth": BluetoothSettings, "store": StoreSettings, "identity": IdentitySettings, "tpm": TpmSettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

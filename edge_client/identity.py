@@ -6,7 +6,7 @@ is believed only after it has been checked against the root that the invitation 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -20,6 +20,7 @@ from transport.edge_session import obtain
 from transport.errors import IdentityRefused
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.revocation import RevocationList, read_list, stored_list
+from transport.identity.source import AgentSource
 from transport.identity.svid import SpiffeId, Svid, TrustBundle, make_csr
 from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.initiator import Joining, Renewing
@@ -52,11 +53,14 @@ class _Record(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True, eq=False)
 class DeviceIdentity:
-    """Who this device is. `endpoints` are the hop and gateway addresses its invitation gave, best first."""
+    """Who this device is. `endpoints` are the hop and gateway addresses its invitation gave, best first.
+
+    Without a device key (and enrolment number 0) it is a SPIFFE agent that renews.
+    """
 
     id: SpiffeId
     enrolment: int
-    device_key: DeviceKey
+    device_key: DeviceKey | None
     svid: Svid
     bundle: TrustBundle
     endpoints: tuple[str, ...]
@@ -81,6 +85,7 @@ class DeviceIdentity:
         )
 
     async def save(self, settings: Settings) -> None:
+        assert self.device_key is not None
         record = _Record(
             str(self.id),
             self.enrolment,
@@ -116,6 +121,37 @@ class DeviceIdentity:
         taken = read_list(data, self.bundle, now=now, held=self.revoked)
         if taken is not self.revoked:
             await settings.put(_REVOKED, data)
+
+
+class Identities:
+    """Where this device's identity comes from: the store, once it has joined, or a SPIFFE agent, without joining."""
+
+    def __init__(self, settings: Settings, source: AgentSource | None = None, tpm: Tpm | None = None) -> None:
+        """`tpm`: where a device key may be."""
+        self.settings, self._source, self._tpm = settings, source, tpm
+        self.on_change: Callable[[], None] = lambda: None  # the agent has given another
+        if source is not None:
+            source.on_change.append(lambda: self.on_change())
+
+    @property
+    def renewable(self) -> bool:
+        """Whether this device asks the gateway for its next SVID; else the agent gives it."""
+        return self._source is None
+
+    async def load(self) -> DeviceIdentity | None:
+        """None before joining. Raises AgentLost, IdentityRefused; StoreError."""
+        if self._source is None:
+            return await DeviceIdentity.load(self.settings, self._tpm)
+        await self._source.start()
+        svid = self._source.svid
+        held = await self.settings.get(_REVOKED)
+        return DeviceIdentity(
+            svid.id, 0, None, svid, self._source.bundle, (), RevocationList() if held is None else stored_list(held)
+        )
+
+    async def close(self) -> None:
+        if self._source is not None:
+            await self._source.close()
 
 
 async def join(
@@ -184,6 +220,7 @@ async def renew(
 
     Raises TransportError; then the stored identity is as it was.
     """
+    assert identity.device_key is not None
     svid_key = SigningKey.generate()
     purpose = Renewing(identity.device_key.public.spki, make_csr(svid_key))
     clock = clock or session_clock()

@@ -116,6 +116,7 @@ class SignatureNeeded:
     """Sign `message` (ECDSA P-256, SHA-256, 64 bytes r || s) with the SVID or device key and call `signed`."""
 
     message: bytes
+    joining: bool = False  # at a gateway: with the key of the SVID that is for those who join or renew
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has b
 
 
 class GatewayConnection(Connection):
-    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
+    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew,
+    behind `joining`, which is another chain of the gateway's where `chain` leaves no room for it.
 
     `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here. `take_full` is asked
     before the costly work of a full handshake: where it says no, the edge is told to come later. In its place
@@ -70,17 +71,19 @@ class GatewayConnection(Connection):
     """
 
     __slots__ = (
-        "_awaited", "_chain", "_early", "_ephemerals", "_handshake", "_not_after", "_paced", "_root", "_siblings",
+        "_awaited", "_chain", "_early", "_ephemerals", "_handshake", "_joining", "_not_after", "_paced", "_root",
+        "_siblings",
         "_streams", "_take_full", "_take_resumed", "_ticket_store", "_verify", "credential",
     )
 
     def __init__(
         self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
         now: float, tickets: TicketStore, *, take_full: Callable[[], bool] = lambda: True,
-        take_resumed: Callable[[], bool] = lambda: True,
+        take_resumed: Callable[[], bool] = lambda: True, joining: Sequence[bytes] = (),
     ) -> None:
         super().__init__(now)
         self._chain, self._not_after, self._root = tuple(chain), not_after, root
+        self._joining = tuple(joining) or self._chain
         self._verify, self._ephemerals = verify_edge, ephemerals
         self._streams = GatewayMux()
         self._handshake: ResponderHandshake | None = None
@@ -110,7 +113,8 @@ class GatewayConnection(Connection):
         if self.phase is not Phase.SIGNING or self._handshake is None:
             raise LocalMisuse("no signature is due")
         with_root = self._handshake.kind is FrameType.FULL_WITH_ROOT
-        self._out += self._handshake.second_frame([*self._chain, *([self._root] if with_root else [])], signature)
+        chain = [*self._joining, self._root] if with_root else self._chain
+        self._out += self._handshake.second_frame(chain, signature)
         self._start_records(self._handshake.split(), now)
         self.phase = Phase.HANDSHAKE
         self._deadline = now + STEP_DEADLINE_S
@@ -198,9 +202,10 @@ class GatewayConnection(Connection):
             self.refuse_unheard(Hint.OVERLOADED)
             raise Overloaded("too many full handshakes at once")
         self._handshake = ResponderHandshake(FrameType(kind), self._ephemerals, self._verify)
-        message = self._handshake.read_first(body, self._chain[0])
+        joining = self._handshake.kind is FrameType.FULL_WITH_ROOT
+        message = self._handshake.read_first(body, (self._joining if joining else self._chain)[0])
         self.phase = Phase.SIGNING
-        self._events.append(SignatureNeeded(message))
+        self._events.append(SignatureNeeded(message, joining))
 
     def _resume_input(self, now: float) -> None:
         taken = self._take_frame(0, RESUME_BODY_MAX)

@@ -32,7 +32,11 @@ WRITE_HIGH_WATER: Final = 64 * 1024  # answer bytes of one stream that wait befo
 
 @dataclass(frozen=True)
 class Responder:
-    """What a gateway brings to every handshake: its SVID of the moment, root (DER), how edges are verified, tickets."""
+    """What a gateway brings to every handshake: its SVID of the moment, root (DER), how edges are verified, tickets.
+
+    `joining`: another SVID of its own for those who join or renew, where the path of the first leaves no room for the
+    root.
+    """
 
     svid: Callable[[], Svid]
     root: Callable[[], bytes]
@@ -41,6 +45,7 @@ class Responder:
     take_full: Callable[[], bool] = lambda: True  # asked once a link has begun a full handshake; see GatewayConnection
     take_resumed: Callable[[], bool] = lambda: True  # and once it has shown a ticket that is known
     clock: Callable[[], Clock] = session_clock  # makes one for each session
+    joining: Callable[[], Svid] | None = None
 
 
 class AnswerStream:
@@ -134,11 +139,13 @@ class GatewaySession:
         """Handshake over a fresh link, up to a verified `credential`. Raises TransportError, with the link closed."""
         clock = responder.clock()
         svid = responder.svid()
+        joining = svid if responder.joining is None else responder.joining()
         connection = GatewayConnection(
             svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),
             responder.tickets, take_full=responder.take_full, take_resumed=responder.take_resumed,
+            joining=joining.chain,
         )
-        session = cls(Driver(link, connection, svid.key, clock), connection)
+        session = cls(Driver(link, connection, svid.key, clock, joining.key), connection)
         session._driver.on_event = session._on_event
         session._driver.start()
         try:

@@ -40,14 +40,16 @@ class Driver:
     """
 
     __slots__ = (
-        "_alarm", "_aside", "_error", "_flushed", "_key", "_link", "_muted", "_reader", "_rings_at", "_stopped",
+        "_alarm", "_aside", "_error", "_flushed", "_joining_key", "_key", "_link", "_muted", "_reader", "_rings_at",
+        "_stopped",
         "_writer", "clock", "connection", "failure", "on_event",
     )
 
     def __init__(
-        self, link: Link, connection: EdgeConnection | GatewayConnection, key: Signer | None, clock: Clock
+        self, link: Link, connection: EdgeConnection | GatewayConnection, key: Signer | None, clock: Clock,
+        joining_key: Signer | None = None,
     ) -> None:
-        self._link, self._key, self.clock = link, key, clock
+        self._link, self._key, self._joining_key, self.clock = link, key, joining_key or key, clock
         self.connection = connection
         self.failure: TransportError | None = None
         self.on_event: Callable[[Event], None] = lambda event: None
@@ -166,11 +168,11 @@ class Driver:
 
     def dispatch(self) -> None:
         while (event := self.connection.next_event()) is not None:
-            if isinstance(event, SignatureNeeded) and self._key is not None:
-                if self._key.slow:
-                    self.aside(partial(self._key.sign, event.message), self.connection.signed)
+            if isinstance(event, SignatureNeeded) and (key := self._joining_key if event.joining else self._key):
+                if key.slow:
+                    self.aside(partial(key.sign, event.message), self.connection.signed)
                 else:
-                    self.connection.signed(self._key.sign(event.message), self.clock())
+                    self.connection.signed(key.sign(event.message), self.clock())
             else:
                 self.on_event(event)
         self.wake()

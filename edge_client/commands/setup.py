@@ -228,10 +228,14 @@ async def _no_models() -> None:
 
 
 async def _state(config: "Config", app: "App") -> dict[str, Any]:
-    from edge_client.identity import DeviceIdentity
     from store.keys import held_for
+    from transport.errors import AgentLost, IdentityRefused
 
-    identity = await DeviceIdentity.load(app.settings)
+    try:
+        identity = await app.identities.load()
+    except (AgentLost, IdentityRefused) as error:  # a SPIRE agent may come later
+        note(str(error))
+        identity = None
     documents, chunks = await app.documents.count()
     return {
         "home": str(config.home), "identity": str(identity.id) if identity is not None else None,

@@ -112,7 +112,7 @@ class Api:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         traceparent = request.headers.get("Traceparent", "")
         try:
-            caller = self._callers.of(request)
+            caller = await self._callers.of(request)
         except Unknown as unknown:
             return await self._unknown(request, unknown)
         place = str(caller.enrolment)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,14 +27,15 @@ from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import (
     SVID_LIFETIME_S,
     Authority,
-    OwnIdentity,
 )
 from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.custody import Custody
 from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -55,13 +55,12 @@ from store.database import Database
 from store.errors import StoreError
 from store.keys import Unlock
 from transport import telemetry
-from transport.identity.tls import load_svid, server_context
+from transport.identity.tls import server_context
 from transport.links.base import listen
 from transport.primitives import Secret
 from transport.tickets import TicketStore
 
 SPANS_FILE: Final = "spans.jsonl"
-ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
 SWEEP_S: Final = 300.0
 FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
@@ -110,6 +109,7 @@ class Ready:
     health: str
     public: str  # HOST:PORT
     origin: str  # of the public listener, as browsers see it
+    workload_api: str = ""  # path of a Unix socket
 
 
 async def serve(
@@ -132,9 +132,12 @@ async def serve(
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
-        identity = OwnIdentity(authority, config.name, clock=clock)
+        own = await identity_of(config, authority, stack, clock)
+        identity = own.shown
         refusals = Refusals(audit, clock=clock)
-        enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
+        enrolment = Enrolment(
+            database, authority, audit, refusals=refusals, elsewhere=own.elsewhere, clock=clock
+        )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
         upstream = OpenAiUpstream(
@@ -172,28 +175,35 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list, probes=probes, attestation=Attestation.load(config.ek_roots),
+            revocations=lambda: revocation.list, probes=probes, joining=own.joining,
+            attestation=Attestation.load(config.ek_roots),
         )
         gate = Gate(HttpsLimits(), refusals)
         api = Api(
             callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
             traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
         )
+        workloads = None if config.workload_socket is None else Workloads(
+            config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
+            keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
+        )
 
         async def cut(ended: Sequence[Registration]) -> None:
+            if workloads is not None:
+                workloads.look_again()
             await api.cut(ended)
             await sessions.cut(ended)
 
-        revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=cut, clock=clock
-        )
+        revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
-        own_context = server_context(identity.svid(), authority.bundle, ROLES, require_client=False)
-        rotation = asyncio.create_task(_rotate(own_context, identity))
-        stack.push_async_callback(_ended, rotation)
+        own_context = own.context(lambda: server_context(
+            identity.svid(), authority.bundle, ROLES, require_client=False
+        ))
+        stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
             revocation=revocation, api=api, clock=clock,
+            jwt_svid_keys=token_keys[1] if workloads is not None else None,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -203,7 +213,9 @@ async def serve(
         if config.https is not None:
             https = await listen_https(stack, https_app, config.https, own_context, gate)
         if config.health is not None:
-            healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
+            healthy = make_health_app(
+                lambda: not stop.is_set() and clock() < min(authority.not_after, identity.svid().not_after)
+            )
             health = await listen_https(stack, healthy, config.health, None)
         if config.public is not None:
             context = None
@@ -226,16 +238,19 @@ async def serve(
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
             config, node=own_id, listening=(session, https), authority=authority, probes=probes, policy=policy,
-            asked=asked, clock=clock,
+            asked=asked, clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        if workloads is not None:
+            stack.push_async_callback(workloads.close)
+            await workloads.start()
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
-        ready(Ready(own_id, session, https, health, public, origin))
+        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or "")))
         await stop.wait()
         await asyncio.gather(
             sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())
@@ -258,18 +273,6 @@ def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Aske
     stack.push_async_callback(upstream.close)
     keyless = server.key_file is None and server.key_env is None
     return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
-
-
-async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
-    """Gives the TLS listener each new SVID; sessions take theirs at each handshake."""
-    loaded = identity.svid()
-    while True:
-        await asyncio.sleep(min(ROTATE_CHECK_S, identity.renew_in))
-        await identity.tend()
-        current = identity.svid()
-        if current is not loaded:
-            load_svid(context, current)
-            loaded = current
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -21,6 +21,7 @@ from relay.gateway.identity.held import name_of
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
+from relay.gateway.identity.upstream import write_upstream
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
 from store.files import write_private
@@ -131,5 +132,26 @@ async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Un
             )
             await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
             return rotated
+        finally:
+            await audit.close()
+
+
+async def make_upstream(
+    config: Config, out: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float
+) -> float:
+    """Makes `out` for a SPIRE server, with the gateway stopped; the end of what is in it (unix seconds).
+
+    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable, SetupRefused.
+    """
+    with open_state(config.directory, passphrase):
+        audit = AuditLog(config.directory / AUDIT_FILE)
+        try:
+            await audit.append("authority.upstream")
+            made = write_upstream(
+                config.directory, out, root_passphrase=root_passphrase, now=now,
+                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
+            )
+            await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
+            return made.not_after
         finally:
             await audit.close()

@@ -17,8 +17,9 @@ from relay.gateway.admission import Admission
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
+from relay.gateway.identity.agent import GatewayIdentity
 from relay.gateway.identity.attestation import Attestation, Attested
-from relay.gateway.identity.ca import Authority, OwnIdentity
+from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.watch import Watch
@@ -75,16 +76,17 @@ class Sessions:
     """All live sessions of a gateway."""
 
     def __init__(
-        self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
+        self, *, identity: GatewayIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
         revocations: Callable[[], RevocationList] = RevocationList, probes: Probes | None = None,
-        attestation: Attestation | None = None,
+        joining: GatewayIdentity | None = None, attestation: Attestation | None = None,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
-        `session_clock` makes a clock for each session; `revocations` has the latest signed list.
+        `session_clock` makes a clock for each session; `revocations` has the latest signed list; `joining` is for
+        those who join or renew, as in `Responder`.
         """
         self._tickets = tickets
         self._authority = authority
@@ -106,6 +108,7 @@ class Sessions:
             verify_edge=self._verify_edge,
             tickets=self._tickets,
             clock=session_clock,
+            joining=None if joining is None else joining.svid,
         )
         self._full_handshakes = self._direct_full = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
@@ -304,6 +307,7 @@ class Sessions:
             session.admit(self._welcome(0, via))
             return  # that it is told so is all: whoever asks for anything finds the session closed
         try:
+            await self._enrolment.meet(peer)
             enrolment = self._enrolment.enrolment_of(peer)
             await self._audit.append(
                 "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id

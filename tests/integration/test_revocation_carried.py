@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway import folder
 from relay.gateway.backup import ENROLMENT_STEP, restore, write_backup
 from relay.gateway.errors import SetupRefused
@@ -23,25 +21,11 @@ from relay.hop.identity import join as join_hop
 from store.errors import StoreCorrupt, WrongKey
 from store.keys import Passphrase
 from tests.integration.test_gateway_serve import Device, Running, ask, joined, serving, until
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat
 from tests.support.mock_provider import KEY, WHOLE, MockProvider
-from tests.support.stores import CachedStretch
 from transport.errors import IdentityRefused, PeerRefused, TransportError
 from transport.identity.revocation import RevocationList, read_list
 from transport.links.base import Endpoint
-
-CACHED = CachedStretch()
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("carried") / "gateway")
 
 
 @pytest.fixture

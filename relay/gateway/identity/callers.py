@@ -35,14 +35,15 @@ class Callers:
     def __init__(self, enrolment: Enrolment) -> None:
         self._enrolment = enrolment
 
-    def of(self, request: web.Request) -> Caller:
-        """Raises Unknown."""
+    async def of(self, request: web.Request) -> Caller:
+        """Raises Unknown, AuditUnavailable, StoreError."""
         peer = peer_of(request.transport)
         if peer is None:
             raise Unknown("certificate")
         if peer.id.role not in ROLES:
             raise Unknown("role", str(peer.id))
         try:
+            await self._enrolment.meet(peer)
             return Caller(peer, self._enrolment.enrolment_of(peer))
         except IdentityRefused as refusal:
             raise Unknown(refusal.rule, str(peer.id)) from None

@@ -334,8 +334,8 @@ class Enrolment:
         administrator's word stands against every source. AuditUnavailable, StoreError.
         """
         name, now = str(identity), int(self._clock())
-        held = self._by_enrolment.get(self._by_source.get((source, name), 0))
-        if held is not None and now <= held.ends():
+        held = self.vouched(identity, source)
+        if held is not None:
             await self.seen(held.enrolment)
             return held
         if identity.trust_domain != self._authority.trust_domain or not _known(identity) or _privileged(identity):
@@ -379,6 +379,22 @@ class Enrolment:
             self._replace_in_memory(name, device_id, now)
             self._keep(Registration(enrolment, name, device_id, None, "active", now, now, source=source))
         return self._by_enrolment[enrolment]
+
+    async def meet(self, peer: VerifiedPeer) -> None:
+        """Registers who comes with a verified certificate of a source elsewhere; others are known or not.
+
+        Raises IdentityRefused, AuditUnavailable, StoreError.
+        """
+        if not self._serials.holder(peer.serial) and (source := self._elsewhere(peer)):
+            try:
+                await self.attested(peer.id, source)
+            except EnrolmentRefused as refusal:
+                raise IdentityRefused(f"not admitted: {refusal.reason}", rule="registration") from None
+
+    def vouched(self, identity: SpiffeId, source: str) -> Registration | None:
+        """The registration in force of an ID that `source` has vouched for."""
+        held = self._by_enrolment.get(self._by_source.get((source, str(identity)), 0))
+        return None if held is None or self._clock() > held.ends() else held
 
     async def issue_attested(self, registration: Registration, key: VerifyKey) -> Joined:
         """An SVID of ours for `key`, whose holder was attested just now, on record as any other.

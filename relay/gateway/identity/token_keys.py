@@ -147,6 +147,11 @@ class TokenKeys:
             for key in self._keys.values() if self._published(key, now)
         ]
 
+    @property
+    def newest(self) -> int:
+        """When the latest of them was made, unix seconds; 0 if there is none."""
+        return max((key.created for key in self._keys.values()), default=0)
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _current(self) -> TokenKey | None:
