@@ -33,7 +33,7 @@ def opened(hsm: Any, made: Token, **changes: Any) -> Any:
     return hsm.Hsm(**(settings | changes))
 
 
-def test_no_key_leaves_the_token(hsm: Any, token: Token) -> None:
+def test_H13_no_key_leaves_the_token(hsm: Any, token: Token) -> None:
     holder = opened(hsm, token)
     holder.make("signs")
     holder.make_wrapping("wraps")
@@ -132,7 +132,7 @@ def test_many_threads_sign_by_one_session(hsm: Any, token: Token) -> None:
             public.verify(signature, message)
 
 
-def test_another_key_under_the_name_signs_nothing_for_us(hsm: Any, token: Token) -> None:
+def test_H13_another_key_under_the_name_signs_nothing_for_us(hsm: Any, token: Token) -> None:
     custody = Held(opened(hsm, token), None, "causeway")
     signer, kept = custody.make("intermediate")
     (name,) = token.labels()
