@@ -65,7 +65,17 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def ask(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(sorted(self.live)))
+        self.ask_by(data.draw(st.sampled_from(sorted(self.live))))
+
+    @precondition(lambda self: len(self.live) > 1)
+    @rule(data=st.data(), pauses=st.lists(st.sampled_from((0.0, 1.0, 6.0, 11.0)), min_size=2, max_size=5))
+    def ask_in_turns(self, data: st.DataObject, pauses: list[float]) -> None:
+        both = data.draw(st.lists(st.sampled_from(sorted(self.live)), min_size=2, max_size=2, unique=True))
+        for number, pause in enumerate(pauses):
+            self.now += pause
+            self.ask_by(both[number % 2])
+
+    def ask_by(self, session: int) -> None:
         device, place = self.live[session]
         self.history.append((self.now, "ask", device, session))
         found = self.clones.asked(device, session, self.now)
@@ -90,13 +100,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_kept_of_what_is_gone(self) -> None:
         kept = {session for sessions in self.clones._live.values() for session in sessions}
-        assert kept == set(self.live)
+        assert kept == set(self.live) and set(self.clones._live) == {device for device, _ in self.live.values()}
         assert {one for pairs in self.clones._turns.values() for pair in pairs for one in pair} <= kept
 
 
 def test_signs_against_a_model() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Machine, settings=settings(max_examples=150, stateful_step_count=60, deadline=None)
+        Machine, settings=settings(max_examples=100, stateful_step_count=50, deadline=None)
     )
 
 
