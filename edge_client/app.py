@@ -18,7 +18,7 @@ from edge_client.engine.llama import LlamaChat, LlamaEmbedder
 from edge_client.engine.models import chat_model, embedder_file
 from edge_client.errors import NoKeyring, NoPassphrase, NoStore, NotServing
 from edge_client.gateway_client import GatewayClient
-from edge_client.identity import NAMESPACE, DeviceIdentity
+from edge_client.identity import NAMESPACE, Identities
 from edge_client.key_agent import StoreState, key_from_serve, unlock_serve
 from edge_client.offline import IfReachable, Later
 from edge_client.outbox import Outbox
@@ -30,12 +30,14 @@ from edge_client.retrieval import Retrieval
 from edge_client.while_open import AssistantWhileOpen, WhileOpen, store_is_locked
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
-from store.errors import StoreError, WrongKey
-from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_held, unlock_key
+from store.errors import StoreError, TpmError, WrongKey
+from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_by_tpm, unlock_held, unlock_key, ways_in
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
+from store.tpm import Blob, Tpm
 from transport import telemetry
+from transport.identity.source import AgentSource
 from transport.links.base import Endpoint
 
 __all__ = ["App", "StoreUse", "unlocked_key"]
@@ -64,6 +66,7 @@ class App:
         self._embedder: LlamaEmbedder | None = None
         self._client: GatewayClient | None = None
         self._dialer: Dialer | None = None
+        self._identities: Identities | None = None
         self._drain: Drain | None = None
         self.pairing = Pairing(self._way, tell)
 
@@ -84,7 +87,7 @@ class App:
                 key = (None if serving or given() else key_from_serve(config.home)) or unlocked_key(config, ask)
             elif store == "create":
                 key = _new_key(config, ask)
-        except (NoPassphrase, NoKeyring) as error:
+        except (NoPassphrase, NoKeyring, TpmError) as error:
             if not serving:
                 raise
             tell(f"the store is locked ({error}); `edge store unlock` opens it")
@@ -109,8 +112,8 @@ class App:
                 self.tracing.close()
 
     async def _hang_up(self) -> None:
-        drain, client, dialer = self._drain, self._client, self._dialer
-        self._drain = self._client = self._dialer = None
+        drain, client, dialer, identities = self._drain, self._client, self._dialer, self._identities
+        self._drain = self._client = self._dialer = self._identities = None
         if drain is not None:
             drain.stop()
         if client is not None:
@@ -119,6 +122,8 @@ class App:
             await drain.ended()
         if dialer is not None:
             await dialer.close()
+        if identities is not None:
+            await identities.close()
 
     async def lock(self) -> bool:
         """Forgets the key: ends sessions and answers, closes the store. False if it was not open.
@@ -187,6 +192,15 @@ class App:
         return Settings(self.database, NAMESPACE)
 
     @property
+    def identities(self) -> Identities:
+        """Of this device, as it has joined or as its SPIFFE agent says. Raises NoStore where there is none yet."""
+        if self._identities is None:
+            given = self.config.identity
+            source = None if given.socket is None else AgentSource(given.socket, "edge", report=self._tell)
+            self._identities = Identities(self.settings, source, Tpm(self.config.tpm.tcti))
+        return self._identities
+
+    @property
     def outbox(self) -> Outbox:
         return Outbox(Queue(self.database, "outbox"))
 
@@ -229,7 +243,8 @@ class App:
         if self._dialer is None:
             config = self.config
             self._dialer = Dialer(
-                self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust, tell=self._tell
+                self.settings, radio=config.bluetooth.radio, wss_trust=config.relay.wss_trust, tell=self._tell,
+                identities=self.identities,
             )
         return self._dialer
 
@@ -243,6 +258,7 @@ class App:
                 self.settings, self.outbox, endpoints, self.tracing, self.dial, give_up_s=relay.give_up_s,
                 tell=self._tell, early_data=relay.early_data, padding=relay.padding,
                 find=self._find, worked=self.dial.worked, posture=told(self.config.home),
+                identities=self.identities,
             )
         return self._client
 
@@ -254,7 +270,10 @@ class App:
         return await self._way()
 
     async def _way(self) -> GatewayClient | None:
-        if not self.has_store or await DeviceIdentity.load(self.settings) is None:
+        if not self.has_store:
+            return None
+        # With an agent that is away for the moment there is a way all the same: what is asked waits in the outbox.
+        if self.config.identity.socket is None and await self.identities.load() is None:
             return None
         return self.client
 
@@ -295,17 +314,34 @@ def _new_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
 
 
 def unlocked_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
-    """By the login keyring if that was switched on and no passphrase is given; the passphrase opens it in any case."""
-    path, store_id = config.key_path, None
+    """By the TPM or the login keyring if that was switched on and no passphrase is given; else by the passphrase, which
+    opens it in any case, unless that was switched off.
+    """
+    path, ways, failure = config.key_path, list[str](), None
     if not given():
         with contextlib.suppress(StoreError):  # a damaged key file is told by who is to open it
-            store_id = held_for(path)
-    if store_id is None:
-        return unlock_key(path, ask(new=False))
+            ways = ways_in(path)
+    for way, opened in (("tpm", _by_tpm), ("held", _by_keyring)):
+        if way in ways:
+            try:
+                return opened(config)
+            except (NoKeyring, WrongKey, TpmError) as error:
+                failure = failure or error
+    if failure is not None and "passphrase" not in ways:
+        raise failure
     try:
-        return unlock_held(path, login_keyring.get(store_id))
-    except (NoKeyring, WrongKey) as error:
-        try:
-            return unlock_key(path, ask(new=False))
-        except NoPassphrase:
-            raise error from None
+        return unlock_key(path, ask(new=False))
+    except NoPassphrase as error:
+        raise failure or error from None
+
+
+def _by_tpm(config: Config) -> DatabaseKey:
+    tpm = Tpm(config.tpm.tcti)
+    return unlock_by_tpm(config.key_path, lambda sealed: tpm.unseal(Blob.decode(sealed)))
+
+
+def _by_keyring(config: Config) -> DatabaseKey:
+    store_id = held_for(config.key_path)
+    if store_id is None:
+        raise NoKeyring("the login keyring does not unlock this store", hint="`edge store keyring on`")
+    return unlock_held(config.key_path, login_keyring.get(store_id))

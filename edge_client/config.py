@@ -23,8 +23,13 @@
     threshold = 0.25                # or: relay what needs a larger model so much (`edge ask --explain` shows it)
     [store]
     lock_after_s = 28800            # `edge serve` locks the store after so long without a request; 0: never
+    [identity]
+    source = "spire"                # an identity from the SPIRE agent of this machine, without joining
+    socket = "unix:///run/spire/agent.sock"
     [bluetooth]
     radio = "system"                # for ble and phone: or "system:hci1", "hci:TRANSPORT" (dongle), "virtual:PATH"
+    [tpm]
+    tcti = "device:/dev/tpmrm0"     # which TPM `edge join --tpm` and `edge store tpm on` use; CAUSEWAY_TPM goes before
 """
 
 import os
@@ -37,11 +42,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_client.errors import BadUse
+from store.tpm import SYSTEM_TPM
 from transport.messages import Padding
 
 __all__ = [
-    "BluetoothSettings", "Config", "EmbedderSettings", "ModelSettings", "RelaySettings", "RouterSettings",
-    "StoreSettings", "home_path",
+    "BluetoothSettings", "Config", "EmbedderSettings", "IdentitySettings", "ModelSettings", "RelaySettings",
+    "RouterSettings", "StoreSettings", "TpmSettings", "home_path",
 ]
 
 
@@ -96,6 +102,21 @@ class BluetoothSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     radio: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "system"
 
 
+class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Literal["joined", "spire"] = "joined"
+    socket: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source == "spire") != (self.socket is not None):
+            raise ValueError('source = "spire" and socket go together')
+
+
+class TpmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A name as tpm2-tss has them: device:PATH, swtpm:path=PATH, mssim:host=H,port=P, tabrmd:."""
+
+    tcti: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^(device|swtpm|mssim|tabrmd)(:[^\0]*)?\Z")] = SYSTEM_TPM
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_after_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 28_800.0
 
@@ -107,6 +128,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router: RouterSettings = RouterSettings()
     bluetooth: BluetoothSettings = BluetoothSettings()
     store: StoreSettings = StoreSettings()
+    identity: IdentitySettings = IdentitySettings()
+    tpm: TpmSettings = TpmSettings()
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,8 @@ class Config:
     router: RouterSettings = field(default_factory=RouterSettings)
     bluetooth: BluetoothSettings = field(default_factory=BluetoothSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
+    tpm: TpmSettings = field(default_factory=TpmSettings)
 
     @property
     def store_path(self) -> Path:
@@ -137,13 +162,16 @@ class Config:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> "Config":
-        """From CAUSEWAY_HOME (or ~/.causeway) and its optional config.toml. Raises BadUse, naming the field."""
+        """From CAUSEWAY_HOME (or ~/.causeway), its optional config.toml, and CAUSEWAY_TPM. Raises BadUse, naming the
+        field.
+        """
         home = home_path(environ)
+        tpm = _tpm(environ)
         path = home / "config.toml"
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
-            return cls(home)
+            return cls(home, tpm=tpm or TpmSettings())
         except OSError as error:
             raise BadUse(
                 f"cannot read {path}: {(error.strerror or '').lower()}", hint="CAUSEWAY_HOME names its folder"
@@ -153,15 +181,25 @@ class Config:
         except (msgspec.DecodeError, ValueError) as error:  # a TOML syntax error is a ValueError
             raise BadUse(f"{path}: {error}", hint=_keys(str(error))) from None
         return cls(
-            home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth, settings.store
+            home, settings.model, settings.embedder, settings.relay, settings.router, settings.bluetooth,
+            settings.store, settings.identity, tpm or settings.tpm,
         )
+
+
+def _tpm(environ: Mapping[str, str]) -> TpmSettings | None:
+    if not (given := environ.get("CAUSEWAY_TPM")):
+        return None
+    try:
+        return msgspec.convert({"tcti": given}, TpmSettings)
+    except msgspec.ValidationError:
+        raise BadUse("CAUSEWAY_TPM names no TPM", hint="a name is as in device:/dev/tpmrm0") from None
 
 
 def _keys(error: str) -> str:
     """What may stand in the table that msgspec's message ends with, as in "... - at `$.relay`"."""
     tables = {
         "model": ModelSettings, "embedder": EmbedderSettings, "relay": RelaySettings, "router": RouterSettings,
-        "bluetooth": BluetoothSettings, "store": StoreSettings,
+        "bluetooth": BluetoothSettings, "store": StoreSettings, "identity": IdentitySettings, "tpm": TpmSettings,
     }
     found = re.search(r"at `\$\.(\w+)", error)
     if found is None or found[1] not in tables:

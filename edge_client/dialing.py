@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
 
-from edge_client.identity import DeviceIdentity
+from edge_client.identity import Identities
 from store.settings import Settings
 from transport.errors import LinkLost
 from transport.links.base import Endpoint, Link, Radio, connect
@@ -40,10 +40,11 @@ class Dialer:
     def __init__(
         self, settings: Settings, *, radio: str, wss_trust: WssTrust,
         open_radio: Callable[[str], Awaitable[RankingRadio]] = _open_radio,
-        tell: Callable[[str], None] = lambda text: None,
+        tell: Callable[[str], None] = lambda text: None, identities: Identities | None = None,
     ) -> None:
         """`radio` is a spec of `transport.links.radio.open_radio`. `tell` shows a person what is to be done."""
-        self._settings, self._spec, self._trust, self._open_radio = settings, radio, wss_trust, open_radio
+        self._identities = identities or Identities(settings)
+        self._spec, self._trust, self._open_radio = radio, wss_trust, open_radio
         self._tell, self._told = tell, False
         self._by_radio = ("ble", "phone") if radio.startswith("system") else ("ble", "phone", "rfcomm")
         self._radio: RankingRadio | None = None
@@ -99,7 +100,7 @@ class Dialer:
             return None
         from transport.identity.tls import client_context, unverified_context
 
-        identity = await DeviceIdentity.load(self._settings)
+        identity = await self._identities.load()
         return unverified_context() if identity is None else client_context(identity.bundle)
 
 

@@ -16,12 +16,14 @@ from opentelemetry import trace
 
 from edge_client.dialing import nobody
 from edge_client.errors import BadUse, GaveUp, PromptTooLong, ProviderFailed
+from edge_client.identity import Identities
 from edge_client.outbox import Entry, Outbox
 from edge_client.posture import Tell, silent
 from edge_client.remote_answer import RemoteAnswer
 from edge_client.sessions import Clock, Dial, Find, Sessions
 from edge_client.ways import LinkPicture
 from store.settings import Settings
+from store.tpm import Tpm
 from transport.edge_session import EdgeSession
 from transport.errors import RequestRefused, TransportError
 from transport.links.base import Endpoint, Link
@@ -78,13 +80,14 @@ class GatewayClient:
         give_up_s: float = GIVE_UP_S, tell: Callable[[str], None] = lambda text: None, clock: Clock | None = None,
         early_data: bool = True, padding: Padding = Padding.BUCKET, find: Find = nobody,
         worked: Callable[[Link], None] = lambda link: None, posture: Tell = silent,
+        identities: Identities | None = None, tpm: Tpm | None = None,
     ) -> None:
         self._settings, self._outbox, self._telemetry = settings, outbox, telemetry
         self._clock = clock or Clock()
         self._give_up_s, self._tell = give_up_s, tell
         self._sessions = Sessions(
             settings, endpoints, dial, self._clock, early_data=early_data, padding=padding, find=find, worked=worked,
-            posture=posture,
+            posture=posture, identities=identities or Identities(settings, tpm=tpm),
         )
         self._sessions.opened = self._opened
         self._tasks: set[asyncio.Task[None]] = set()

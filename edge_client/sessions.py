@@ -13,13 +13,21 @@ from random import SystemRandom
 from typing import Final, Protocol
 
 from edge_client.errors import NotJoined
-from edge_client.identity import DeviceIdentity, renew
+from edge_client.identity import DeviceIdentity, Identities, renew
 from edge_client.posture import Tell
 from edge_client.ways import CountedLink, Traffic, Way, Ways
 from store.errors import StoreError
 from store.settings import Settings
 from transport.edge_session import EdgeSession, RemoteAnswer
-from transport.errors import BadInput, IdentityRefused, PeerRefused, StreamEnded, TicketRefused, TransportError
+from transport.errors import (
+    AgentLost,
+    BadInput,
+    IdentityRefused,
+    PeerRefused,
+    StreamEnded,
+    TicketRefused,
+    TransportError,
+)
 from transport.initiator import Resumption, SvidLogin
 from transport.links.base import Endpoint, Link
 from transport.messages import Padding
@@ -73,11 +81,14 @@ class Sessions:
     def __init__(
         self, settings: Settings, endpoints: Sequence[Endpoint], dial: Dial, clock: Clock, *, early_data: bool,
         padding: Padding, find: Find, worked: Callable[[Link], None], posture: Tell,
+        identities: Identities,
     ) -> None:
         """`early_data` off: nothing is asked before `welcome` has told the epoch that it is asked under."""
         self._early_data, self._padding = early_data and padding is not Padding.CONSTANT, padding
         self._find, self._reached, self._posture = find, worked, posture
         self._settings, self._dial, self._clock = settings, dial, clock
+        self._identities = identities
+        identities.on_change = self._given
         self._endpoints = tuple(endpoints)
         self._ways, self._seen = Ways(), tuple[Endpoint, ...]()
         self._over: Endpoint | None = None  # the way that a session was opened by last
@@ -189,12 +200,18 @@ class Sessions:
         """The stored identity, renewed if that is due. While its SVID is good, a failure to renew is no failure."""
         if self.closed:
             raise StreamEnded("this edge is closing its sessions")
-        identity = await DeviceIdentity.load(self._settings)
+        identity = await self._identities.load()
         if identity is None:
             raise NotJoined
         now = self._clock.now()
         usable = identity.svid_valid(now)
-        if identity.wants_renewal(now) and not (usable and now - self._renewal_tried < _RENEWAL_PAUSE_S):
+        if not self._identities.renewable:
+            if not usable:
+                raise AgentLost(
+                    "this device's identity has run out, and the SPIFFE agent has given no other", reason="no identity",
+                    hint="is the agent running, and the SPIRE server in its reach?",
+                )
+        elif identity.wants_renewal(now) and not (usable and now - self._renewal_tried < _RENEWAL_PAUSE_S):
             self._renewal_tried = now
             try:
                 identity = await self._renewed(identity)
@@ -227,7 +244,7 @@ class Sessions:
         try:
             return await self._try_each(identity, asker)
         except PeerRefused as error:
-            if error.reason != "refused":
+            if error.reason != "refused" or not self._identities.renewable:
                 raise
             self._wallet.clear()
             return await self._try_each(await self._renewed(identity), asker)
@@ -322,6 +339,16 @@ class Sessions:
                 return  # the next request opens a session, and begins this anew
             with contextlib.suppress(TransportError, NotJoined):
                 await self.stand()
+
+    def _given(self) -> None:
+        """The agent has another identity: a session that stands goes on by that, while the old one is still good."""
+        async def work() -> None:
+            with contextlib.suppress(TransportError, NotJoined):  # the old one goes on; its end begins this anew
+                await self.stand()
+
+        if self.current is not None and self.current.alive and not self.closed:
+            self._closing.add(task := asyncio.create_task(work()))
+            task.add_done_callback(self._closing.discard)
 
     async def _in_order(self, identity: DeviceIdentity) -> AsyncIterator[Endpoint]:
         known = self._endpoints or tuple(Endpoint.parse(text) for text in identity.endpoints)

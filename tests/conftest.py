@@ -4,12 +4,14 @@ used by those who ask for them.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import store.keys
 import store.sealed
+from tests.support.gateway_lab import make_folder
 from tests.support.radios import adapters
 from tests.support.stores import CachedStretch
 
@@ -33,6 +35,12 @@ def stretched_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gateway's folder as `make_folder` makes it, for all tests: to be copied."""
+    return make_folder(tmp_path_factory.mktemp("made") / "gateway")
+
+
 # The only reason for which a test may be skipped where CI is set: files from outside the repository.
 OUTSIDE = "outside vectors are absent"  # as tests/support/outside.py says it
 
@@ -40,6 +48,7 @@ OUTSIDE = "outside vectors are absent"  # as tests/support/outside.py says it
 _LEFT_OUT = pytest.StashKey[list[str]]()
 _NEEDS = {
     "hardware": "two Bluetooth radios and were left out: pytest -m hardware",
+    "spire": "a real SPIRE and were left out: scripts/test long",
     "opa": "a real OPA and were left out: scripts/test long",
 }
 

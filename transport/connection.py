@@ -44,6 +44,8 @@ from transport.handshake import (
 )
 from transport.identity.verify import VerifiedPeer
 from transport.messages import (
+    Attest,
+    Challenge,
     Close,
     Issued,
     Message,
@@ -52,6 +54,7 @@ from transport.messages import (
     Ping,
     Pong,
     Posture,
+    Proof,
     Spans,
     Welcome,
     encode,
@@ -113,6 +116,7 @@ class SignatureNeeded:
     """Sign `message` (ECDSA P-256, SHA-256, 64 bytes r || s) with the SVID or device key and call `signed`."""
 
     message: bytes
+    joining: bool = False  # at a gateway: with the key of the SVID that is for those who join or renew
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,20 @@ class CredentialReceived:
     """Gateway: who is asking, verified as far as the transcript goes. Decide by admit, issue or refuse."""
 
     credential: Credential
+
+
+@dataclass(frozen=True)
+class EvidenceReceived:
+    """Gateway: of a device that joins and attests. `Attest` is answered by `challenge`, refuse or issue end it."""
+
+    evidence: Attest | Proof
+
+
+@dataclass(frozen=True)
+class ChallengeReceived:
+    """Edge: have the TPM answer it, and call `prove`."""
+
+    challenge: Challenge
 
 
 @dataclass(frozen=True)
@@ -182,6 +200,8 @@ class PeerClosed:
 Event = (
     SignatureNeeded
     | CredentialReceived
+    | EvidenceReceived
+    | ChallengeReceived
     | Welcomed
     | IssuedReceived
     | SpansReceived

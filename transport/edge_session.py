@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Self
 
 from transport.connection import (
     CLOSE_REVOKED,
+    ChallengeReceived,
     Event,
     IssuedReceived,
     PeerClosed,
@@ -18,10 +20,10 @@ from transport.errors import LinkLost, RequestRefused, StreamEnded, TransportErr
 from transport.handshake import Verify
 from transport.initiator import EdgeConnection, Joining, Renewing, Resumption, SvidLogin
 from transport.links.base import Link
-from transport.messages import Issued, Padding, Posture, SpanRecord, Spans, Welcome
+from transport.messages import Challenge, Issued, Padding, Posture, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, AnswerStarted, StreamRefused
 from transport.noise import SystemEphemerals
-from transport.primitives import SigningKey
+from transport.primitives import Signer
 from transport.session import Clock, Driver, session_clock
 from transport.stream import Progress
 from transport.tickets import Ticket
@@ -93,7 +95,7 @@ class EdgeSession:
     welcome: Welcome
 
     def __init__(
-        self, link: Link, purpose: SvidLogin | Resumption, key: SigningKey, verify_gateway: Verify,
+        self, link: Link, purpose: SvidLogin | Resumption, key: Signer, verify_gateway: Verify,
         padding: Padding = Padding.BUCKET, *, clock: Clock | None = None, posture: Posture | None = None,
     ) -> None:
         """`posture` is told before any request, unless that travels as early data."""
@@ -233,15 +235,25 @@ class EdgeSession:
 
 
 async def obtain(
-    link: Link, purpose: Joining | Renewing, device_key: SigningKey, verify_gateway: Verify,
-    clock: Clock | None = None,
+    link: Link, purpose: Joining | Renewing, device_key: Signer, verify_gateway: Verify,
+    clock: Clock | None = None, activate: Callable[[Challenge], bytes] | None = None,
 ) -> Issued:
-    """A join or renewal over a fresh link, which it closes. Raises TransportError."""
+    """A join or renewal over a fresh link, which it closes. `activate` has the TPM answer a challenge, in a thread.
+
+    Raises TransportError.
+    """
     clock = clock or session_clock()
     connection = EdgeConnection(purpose, verify_gateway, SystemEphemerals(), clock())
     driver = Driver(link, connection, device_key, clock)
     issued: list[Issued] = []
-    driver.on_event = lambda event: issued.append(event.issued) if isinstance(event, IssuedReceived) else None
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, IssuedReceived):
+            issued.append(event.issued)
+        elif isinstance(event, ChallengeReceived) and activate is not None:
+            driver.aside(partial(activate, event.challenge), connection.prove)
+
+    driver.on_event = on_event
     driver.start()
     try:
         await driver.ended()

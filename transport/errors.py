@@ -2,12 +2,14 @@
 
     TransportError
      +-- LocalMisuse           fault local     our own code called something out of order
+     +-- SignerFailed          fault store     what holds one of our keys did not sign, or did not answer a challenge
      +-- BadInput              fault user      an invitation or endpoint that does not parse
      |    +-- NotSpiffeId      fault user      a SPIFFE ID or trust domain name that is none; `rule` says why
      +-- ProtocolViolation     fault peer      the peer sent what the specification forbids
      |    +-- DecryptFailed    fault peer      an AEAD tag did not verify; one text for every cause
      +-- IdentityRefused       fault identity  a certificate, role or signature was not acceptable
      |    +-- IdentityExpired  fault identity  outside its validity; also how a wrong clock shows
+     +-- AgentLost             fault identity  the SPIFFE agent that this side's identity comes from does not answer
      +-- PeerRefused           fault policy    the peer said no, with a code from the specification
      +-- RequestRefused        fault policy    the gateway ended one request; `reason`, `status` and `may_retry` say how
      +-- StreamEnded           fault link      nobody waits for this answer any more: cancelled, or the session is gone
@@ -16,7 +18,7 @@
      +-- LinkLost              fault link      the link ended without an authenticated close
      +-- HandshakeTimeout      fault link      the peer made no progress in time
 
-Retrying helps after TicketRefused, LinkLost, HandshakeTimeout and Overloaded, and after nothing else.
+Retrying helps after TicketRefused, LinkLost, HandshakeTimeout, Overloaded and AgentLost, and after nothing else.
 """
 
 from typing import ClassVar, Literal
@@ -39,6 +41,13 @@ class TransportError(Exception):
 
 class LocalMisuse(TransportError):
     code = "local_misuse"
+
+
+class SignerFailed(TransportError):
+    """Another key or another link changes nothing about it; what holds the key has to be mended."""
+
+    code = "signer_failed"
+    fault = "store"
 
 
 class BadInput(TransportError):
@@ -81,6 +90,18 @@ class IdentityRefused(TransportError):
 
 class IdentityExpired(IdentityRefused):
     code = "identity_expired"
+
+
+class AgentLost(TransportError):
+    """`reason` is "unreachable", "no identity" (the agent answers, but not for this process) or "answer"."""
+
+    code = "agent_lost"
+    fault = "identity"
+    retryable = True
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class PeerRefused(TransportError):

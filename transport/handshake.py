@@ -109,7 +109,11 @@ class JoinOffer(_Wire, frozen=True, tag=3):
     signature: _Signature
 
 
-Offer = SvidOffer | RenewOffer | JoinOffer
+class AttestedJoinOffer(JoinOffer, frozen=True, tag=4):
+    """Kind 4: the same, and the message `attest` follows, which tells the TPM that holds the device key."""
+
+
+Offer = SvidOffer | RenewOffer | JoinOffer | AttestedJoinOffer
 _hello_decoder = msgspec.msgpack.Decoder(GatewayHello)
 _offer_decoder: "msgspec.msgpack.Decoder[Offer]" = msgspec.msgpack.Decoder(Offer)
 
@@ -122,6 +126,7 @@ class JoinCredential:
     secret: Secret
     csr: bytes
     device_key: VerifyKey
+    attests: bool = False  # it goes on to show that the device key lies in a TPM
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +292,8 @@ class ResponderHandshake:
             case JoinOffer():
                 key = VerifyKey.from_spki(offer.device_spki)
                 key.verify(offer.signature, signed_input(DEVICE_LABEL, h, sha256(key.spki)))
-                return JoinCredential(offer.token_id, Secret(offer.secret), offer.csr, key)
+                attests = isinstance(offer, AttestedJoinOffer)
+                return JoinCredential(offer.token_id, Secret(offer.secret), offer.csr, key, attests)
             case RenewOffer():
                 signed = signed_input(DEVICE_LABEL, h, offer.device_id)
                 return RenewCredential(offer.device_id, offer.csr, signed, offer.signature)

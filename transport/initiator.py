@@ -7,6 +7,7 @@ from transport.connection import (
     EARLY_FLIGHT,
     LINK_ID_INPUT,
     STEP_DEADLINE_S,
+    ChallengeReceived,
     Connection,
     IssuedReceived,
     Phase,
@@ -18,6 +19,7 @@ from transport.edge_mux import EdgeMux
 from transport.errors import LocalMisuse, ProtocolViolation
 from transport.handshake import (
     SECOND_BODY_MAX,
+    AttestedJoinOffer,
     FrameType,
     InitiatorHandshake,
     JoinOffer,
@@ -33,12 +35,15 @@ from transport.identity.join import Invitation
 from transport.messages import (
     Ack,
     Answer,
+    Attest,
+    Challenge,
     Held,
     Issued,
     Message,
     Pace,
     Padding,
     Posture,
+    Proof,
     Revocations,
     Spans,
     Welcome,
@@ -61,11 +66,15 @@ class SvidLogin:
 
 @dataclass(frozen=True, eq=False)
 class Joining:
-    """A session that redeems an invitation for `device_spki` and asks for an SVID by `csr`."""
+    """A session that redeems an invitation for `device_spki` and asks for an SVID by `csr`.
+
+    With `attest` it shows the TPM that holds the device key.
+    """
 
     invitation: Invitation
     device_spki: bytes
     csr: bytes
+    attest: Attest | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ Purpose = SvidLogin | Joining | Renewing | Resumption
 class EdgeConnection(Connection):
     """The initiator. `verify_gateway` must check chain and role of what the gateway shows. `padding` is for both."""
 
-    __slots__ = ("_handshake", "_posture", "_purpose", "_streams", "_veil")
+    __slots__ = ("_challenged", "_handshake", "_posture", "_purpose", "_streams", "_veil")
 
     def __init__(
         self, purpose: Purpose, verify_gateway: Verify, ephemerals: Ephemerals, now: float,
@@ -98,6 +107,7 @@ class EdgeConnection(Connection):
     ) -> None:
         super().__init__(now)
         self._purpose, self._posture = purpose, posture
+        self._challenged = False
         self._streams = EdgeMux()
         self._veil = Veil(now)
         if padding is not Padding.BUCKET and isinstance(purpose, SvidLogin | Resumption):
@@ -208,6 +218,15 @@ class EdgeConnection(Connection):
             self._tell_first(now)
             if self._streams.padding is not Padding.CONSTANT:
                 self._seal_streams(now, EARLY_FLIGHT)
+        elif isinstance(self._purpose, Joining) and self._purpose.attest is not None:
+            self._send_now(self._purpose.attest, now)
+
+    def prove(self, secret: bytes, now: float) -> None:
+        """The answer to ChallengeReceived, 32 bytes."""
+        if self.phase is not Phase.ADMISSION or not self._challenged:
+            raise LocalMisuse("no proof is due")
+        self._send_now(Proof(secret), now)
+        self._deadline = now + STEP_DEADLINE_S
 
     def _tell_first(self, now: float) -> None:
         """The padding mode, unless it is the one that sessions begin in, then the posture; before all requests."""
@@ -226,8 +245,9 @@ class EdgeConnection(Connection):
                 return SvidOffer(list(chain), signature)
             case Renewing(device_spki=spki, csr=csr):
                 return RenewOffer(sha256(spki), csr, signature)
-            case Joining(invitation=invitation, device_spki=spki, csr=csr):
-                return JoinOffer(invitation.token_id, invitation.secret.expose(), csr, spki, signature)
+            case Joining(invitation=invitation, device_spki=spki, csr=csr, attest=attest):
+                kind = JoinOffer if attest is None else AttestedJoinOffer
+                return kind(invitation.token_id, invitation.secret.expose(), csr, spki, signature)
         raise LocalMisuse("a resumption offers no credential")
 
     def _handshake_input(self, now: float) -> None:
@@ -283,6 +303,13 @@ class EdgeConnection(Connection):
             self._open(self._purpose.ticket.peer, self._purpose.ticket.not_after, now)
             self._tell_first(now)
             self._events.append(Welcomed(message))
+        elif (
+            isinstance(message, Challenge) and isinstance(self._purpose, Joining)
+            and self._purpose.attest is not None and not self._challenged
+        ):
+            self._challenged = True
+            self._deadline = now + STEP_DEADLINE_S
+            self._events.append(ChallengeReceived(message))
         elif isinstance(message, Issued) and isinstance(self._purpose, Joining | Renewing):
             self._end()
             self._events.append(IssuedReceived(message))

@@ -27,6 +27,8 @@ StreamId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Offset = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
 Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Bytes68 = Annotated[bytes, Meta(min_length=68, max_length=68)]
+PublicArea = Annotated[bytes, Meta(min_length=1, max_length=256)]
 Data = Annotated[bytes, Meta(min_length=1, max_length=DATA_MAX)]
 Certificate = Annotated[bytes, Meta(min_length=1, max_length=2_048)]
 Chain = Annotated[list[Certificate], Meta(min_length=1, max_length=3)]
@@ -243,6 +245,27 @@ class Revocations(_Message, frozen=True, tag=22):
     data: Annotated[bytes, Meta(min_length=1, max_length=12_000)]
 
 
+class Attest(_Message, frozen=True, tag=23):
+    """Edge, behind record 0 of a join that says so: which TPM its device key lies in. Areas are TPMT_PUBLIC."""
+
+    ek_certificate: Annotated[bytes, Meta(max_length=2_048)]  # DER; empty if the TPM holds none
+    ek_public: PublicArea
+    key_public: PublicArea
+
+
+class Challenge(_Message, frozen=True, tag=24):
+    """Gateway: what only the TPM of `Attest` can decrypt, and only if that key lies in it. Insides of the TPM2B."""
+
+    credential: Bytes68  # TPM2B_ID_OBJECT
+    secret: Bytes68  # TPM2B_ENCRYPTED_SECRET, to a P-256 key
+
+
+class Proof(_Message, frozen=True, tag=25):
+    """Edge: what `Challenge` held."""
+
+    secret: Bytes32
+
+
 Message = (
     Open
     | Body
@@ -266,6 +289,9 @@ Message = (
     | Posture
     | Held
     | Revocations
+    | Attest
+    | Challenge
+    | Proof
 )
 # Messages that show nothing but flow control; a burst of only these is padded to 64 bytes.
 CONTROL: Final = (Credit, Rekey, Ack, Ping, Pong, Held)

@@ -7,7 +7,7 @@ cannot wipe memory reliably; docs/THREAT_MODEL.md lists the copies that stay.
 import hashlib
 import hmac
 import os
-from typing import Final, NoReturn, Self
+from typing import ClassVar, Final, NoReturn, Protocol, Self
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,8 +19,8 @@ from transport.errors import BadInput, DecryptFailed, IdentityRefused, LocalMisu
 
 __all__ = [
     "DH_LEN", "KEM_CIPHERTEXT_LEN", "KEM_PUBLIC_LEN", "POINT_LEN", "SIGNATURE_LEN", "TAG_LEN", "AesGcm", "KemPrivate",
-    "P256Private", "Secret", "SigningKey", "VerifyKey", "encapsulate", "hkdf_expand", "hmac_sha256", "random_bytes",
-    "same_bytes", "sha256",
+    "P256Private", "Secret", "Signer", "SigningKey", "VerifyKey", "encapsulate", "hkdf_expand", "hmac_sha256",
+    "random_bytes", "same_bytes", "sha256",
 ]
 
 POINT_LEN: Final = 65  # SEC1 2.3.3, uncompressed
@@ -256,10 +256,24 @@ class VerifyKey:
             raise IdentityRefused("signature is not valid", rule="signature") from None
 
 
+class Signer(Protocol):
+    """Whoever signs by an ECDSA P-256 key. One that is `slow` (a TPM) is asked in a thread, not in the event loop."""
+
+    @property
+    def public(self) -> VerifyKey: ...
+    @property
+    def slow(self) -> bool: ...
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes r || s over SHA-256 of the message. Raises SignerFailed."""
+        ...
+
+
 class SigningKey(_Sealed):
     """An ECDSA P-256 key held in software. `private_key` is for X.509 builders behind the identity doors."""
 
     __slots__ = ("private_key", "public")
+    slow: ClassVar[bool] = False
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self.private_key = key

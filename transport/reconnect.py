@@ -6,7 +6,7 @@ edges which lost one hop do not come back as one.
 
 from typing import Final
 
-from transport.errors import IdentityExpired, PeerRefused, ProtocolViolation, TransportError
+from transport.errors import IdentityExpired, PeerRefused, ProtocolViolation, SignerFailed, TransportError
 
 FIRST_CEILING_S: Final = 0.2
 LAST_CEILING_S: Final = 30.0
@@ -28,8 +28,12 @@ def worth_retrying(error: TransportError) -> bool:
 
 
 def is_final(error: TransportError) -> bool:
-    """Whether the gateway itself, under the session's keys, has said no: then another way to it says the same."""
-    return isinstance(error, PeerRefused) and error.reason in ("refused", "revoked")
+    """Whether the gateway itself, under the session's keys, has said no, or this device cannot sign: then another way
+    to it ends the same.
+    """
+    return isinstance(error, SignerFailed) or (
+        isinstance(error, PeerRefused) and error.reason in ("refused", "revoked")
+    )
 
 
 def pause(attempt: int, dice: float) -> float:

@@ -10,6 +10,7 @@ from transport.connection import (
     AckReceived,
     Connection,
     CredentialReceived,
+    EvidenceReceived,
     HeldReceived,
     Phase,
     PostureReceived,
@@ -25,6 +26,7 @@ from transport.handshake import (
     Credential,
     FrameType,
     Hint,
+    JoinCredential,
     ResponderHandshake,
     ResumedResponder,
     Verify,
@@ -32,7 +34,9 @@ from transport.handshake import (
 from transport.identity.verify import VerifiedPeer
 from transport.messages import (
     Ack,
+    Attest,
     Body,
+    Challenge,
     Close,
     Held,
     Issued,
@@ -41,6 +45,7 @@ from transport.messages import (
     Pace,
     Padding,
     Posture,
+    Proof,
     Resume,
     Revocations,
     Spans,
@@ -56,7 +61,8 @@ UNVERIFIED_MAX: Final = 16 * 1024  # bytes a gateway holds before record 0 has b
 
 
 class GatewayConnection(Connection):
-    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew.
+    """The responder. `chain` is the gateway's SVID, leaf first; `root` (DER) is shown to those who join or renew,
+    behind `joining`, which is another chain of the gateway's where `chain` leaves no room for it.
 
     `tickets` is shared by all connections of the gateway; it is asked, consumed and filled here. `take_full` is asked
     before the costly work of a full handshake: where it says no, the edge is told to come later. In its place
@@ -65,21 +71,24 @@ class GatewayConnection(Connection):
     """
 
     __slots__ = (
-        "_chain", "_early", "_ephemerals", "_handshake", "_not_after", "_paced", "_root", "_siblings", "_streams",
-        "_take_full", "_take_resumed", "_ticket_store", "_verify", "credential",
+        "_awaited", "_chain", "_early", "_ephemerals", "_handshake", "_joining", "_not_after", "_paced", "_root",
+        "_siblings",
+        "_streams", "_take_full", "_take_resumed", "_ticket_store", "_verify", "credential",
     )
 
     def __init__(
         self, chain: Sequence[bytes], not_after: float, root: bytes, verify_edge: Verify, ephemerals: Ephemerals,
         now: float, tickets: TicketStore, *, take_full: Callable[[], bool] = lambda: True,
-        take_resumed: Callable[[], bool] = lambda: True,
+        take_resumed: Callable[[], bool] = lambda: True, joining: Sequence[bytes] = (),
     ) -> None:
         super().__init__(now)
         self._chain, self._not_after, self._root = tuple(chain), not_after, root
+        self._joining = tuple(joining) or self._chain
         self._verify, self._ephemerals = verify_edge, ephemerals
         self._streams = GatewayMux()
         self._handshake: ResponderHandshake | None = None
         self.credential: Credential | None = None
+        self._awaited: type[Attest | Proof] | None = None  # of a device that joins
         self._ticket_store = tickets
         self._take_full, self._take_resumed = take_full, take_resumed
         self._early: list[bytes] = []
@@ -104,7 +113,8 @@ class GatewayConnection(Connection):
         if self.phase is not Phase.SIGNING or self._handshake is None:
             raise LocalMisuse("no signature is due")
         with_root = self._handshake.kind is FrameType.FULL_WITH_ROOT
-        self._out += self._handshake.second_frame([*self._chain, *([self._root] if with_root else [])], signature)
+        chain = [*self._joining, self._root] if with_root else self._chain
+        self._out += self._handshake.second_frame(chain, signature)
         self._start_records(self._handshake.split(), now)
         self.phase = Phase.HANDSHAKE
         self._deadline = now + STEP_DEADLINE_S
@@ -145,6 +155,14 @@ class GatewayConnection(Connection):
         if self._streams.incomplete:
             raise ProtocolViolation("early data holds a part of a request")
 
+    def challenge(self, challenge: Challenge, now: float) -> None:
+        """Answers `Attest`; a `Proof` is to follow."""
+        if self.phase is not Phase.ADMISSION or self._awaited is not None:
+            raise LocalMisuse("no evidence waits")
+        self._send_now(challenge, now)
+        self._awaited = Proof
+        self._deadline = now + STEP_DEADLINE_S
+
     def issue(self, issued: Issued, now: float) -> None:
         """Answers a join or renewal, and ends the session."""
         if self.phase is not Phase.ADMISSION or isinstance(self.credential, VerifiedPeer):
@@ -184,9 +202,10 @@ class GatewayConnection(Connection):
             self.refuse_unheard(Hint.OVERLOADED)
             raise Overloaded("too many full handshakes at once")
         self._handshake = ResponderHandshake(FrameType(kind), self._ephemerals, self._verify)
-        message = self._handshake.read_first(body, self._chain[0])
+        joining = self._handshake.kind is FrameType.FULL_WITH_ROOT
+        message = self._handshake.read_first(body, (self._joining if joining else self._chain)[0])
         self.phase = Phase.SIGNING
-        self._events.append(SignatureNeeded(message))
+        self._events.append(SignatureNeeded(message, joining))
 
     def _resume_input(self, now: float) -> None:
         taken = self._take_frame(0, RESUME_BODY_MAX)
@@ -235,7 +254,9 @@ class GatewayConnection(Connection):
                 self.phase = Phase.ADMISSION
                 self._deadline = now + STEP_DEADLINE_S
                 self._events.append(CredentialReceived(self.credential))
-        if self.phase is Phase.OPEN:
+                if isinstance(self.credential, JoinCredential) and self.credential.attests:
+                    self._awaited = Attest
+        if self.phase is Phase.OPEN or self._awaited is not None:
             super()._record_input(now)
         elif self._opener.buffered > UNVERIFIED_MAX:
             raise ProtocolViolation("too much was sent before the credential was accepted")
@@ -246,6 +267,12 @@ class GatewayConnection(Connection):
         self._on_record = None
 
     def _handle(self, message: Message, now: float) -> None:
+        if self.phase is Phase.ADMISSION:
+            if not isinstance(message, Attest | Proof) or type(message) is not self._awaited:
+                raise ProtocolViolation("the edge spoke out of turn")
+            self._awaited = None
+            self._events.append(EvidenceReceived(message))
+            return
         first, self._paced = not self._paced, True
         match message:
             case Pace() if first:

@@ -9,17 +9,18 @@ from transport.connection import (
     AckReceived,
     CredentialReceived,
     Event,
+    EvidenceReceived,
     HeldReceived,
     PeerClosed,
     PostureReceived,
     SpansReceived,
 )
 from transport.errors import LinkLost, StreamEnded
-from transport.handshake import Credential, Verify
+from transport.handshake import Credential, JoinCredential, Verify
 from transport.identity.svid import Svid
 from transport.identity.verify import VerifiedPeer
 from transport.links.base import Link
-from transport.messages import Issued, Posture, RequestHeader, SpanRecord, Welcome
+from transport.messages import Attest, Challenge, Issued, Posture, Proof, RequestHeader, SpanRecord, Welcome
 from transport.mux import RequestCancelled, RequestReceived, ResumeRequested, StreamWritable
 from transport.noise import SystemEphemerals
 from transport.responder import GatewayConnection
@@ -31,7 +32,11 @@ WRITE_HIGH_WATER: Final = 64 * 1024  # answer bytes of one stream that wait befo
 
 @dataclass(frozen=True)
 class Responder:
-    """What a gateway brings to every handshake: its SVID of the moment, root (DER), how edges are verified, tickets."""
+    """What a gateway brings to every handshake: its SVID of the moment, root (DER), how edges are verified, tickets.
+
+    `joining`: another SVID of its own for those who join or renew, where the path of the first leaves no room for the
+    root.
+    """
 
     svid: Callable[[], Svid]
     root: Callable[[], bytes]
@@ -40,6 +45,7 @@ class Responder:
     take_full: Callable[[], bool] = lambda: True  # asked once a link has begun a full handshake; see GatewayConnection
     take_resumed: Callable[[], bool] = lambda: True  # and once it has shown a ticket that is known
     clock: Callable[[], Clock] = session_clock  # makes one for each session
+    joining: Callable[[], Svid] | None = None
 
 
 class AnswerStream:
@@ -109,8 +115,8 @@ class GatewaySession:
     """An accepted session. First decide on `credential`: `admit`, `issue` or `refuse`; then serve `requests()`."""
 
     __slots__ = (
-        "_credential", "_driver", "_ended", "_news", "_open", "_requests", "connection", "credential", "on_ack",
-        "on_held", "on_posture", "on_spans",
+        "_credential", "_driver", "_ended", "_evidence", "_news", "_open", "_requests", "connection", "credential",
+        "on_ack", "on_held", "on_posture", "on_spans",
     )
 
     def __init__(self, driver: Driver, connection: GatewayConnection) -> None:
@@ -120,6 +126,7 @@ class GatewaySession:
         self.on_spans: Callable[[list[SpanRecord]], None] = lambda spans: None
         self.credential: Credential
         self._credential: asyncio.Future[Credential] = asyncio.get_running_loop().create_future()
+        self._evidence: asyncio.Queue[Attest | Proof | None] | None = None  # in it: None as the session has ended
         self.on_ack: Callable[[bytes, int], None] = lambda request_id, offset: None
         self.on_held: Callable[[int], None] = lambda sequence: None
         self._open: dict[int, AnswerStream] = {}
@@ -132,11 +139,13 @@ class GatewaySession:
         """Handshake over a fresh link, up to a verified `credential`. Raises TransportError, with the link closed."""
         clock = responder.clock()
         svid = responder.svid()
+        joining = svid if responder.joining is None else responder.joining()
         connection = GatewayConnection(
             svid.chain, svid.not_after, responder.root(), responder.verify_edge, SystemEphemerals(), clock(),
             responder.tickets, take_full=responder.take_full, take_resumed=responder.take_resumed,
+            joining=joining.chain,
         )
-        session = cls(Driver(link, connection, svid.key, clock), connection)
+        session = cls(Driver(link, connection, svid.key, clock, joining.key), connection)
         session._driver.on_event = session._on_event
         session._driver.start()
         try:
@@ -170,6 +179,18 @@ class GatewaySession:
             self.connection.admit(welcome, self._driver.clock())
         finally:
             self._driver.dispatch()
+
+    async def evidence(self) -> Attest | Proof:
+        """What a device that joins shows next, if its credential says that it attests. Raises why the session ended."""
+        found = None if self._evidence is None else await self._evidence.get()
+        if found is None:
+            raise self._driver.failure or LinkLost("the link ended while a device attested")
+        return found
+
+    def challenge(self, challenge: Challenge) -> None:
+        """Answers `Attest`."""
+        self.connection.challenge(challenge, self._driver.clock())
+        self._driver.wake()
 
     async def issue(self, issued: Issued) -> None:
         """Answers a join or renewal, and ends the session."""
@@ -217,8 +238,13 @@ class GatewaySession:
     def _on_event(self, event: Event) -> None:
         match event:
             case CredentialReceived():
+                if isinstance(event.credential, JoinCredential) and event.credential.attests:
+                    self._evidence = asyncio.Queue()
                 if not self._credential.done():
                     self._credential.set_result(event.credential)
+            case EvidenceReceived():
+                if self._evidence is not None:
+                    self._evidence.put_nowait(event.evidence)
             case RequestReceived():
                 self._open[event.stream] = incoming = Incoming(self, event)
                 self._arrived(incoming)
@@ -248,6 +274,8 @@ class GatewaySession:
                     stream.wake_writer()
                 self._open.clear()
                 self._ended = True
+                if self._evidence is not None:
+                    self._evidence.put_nowait(None)
                 self._tell()
 
     def _arrived(self, request: Incoming | Resumed) -> None:

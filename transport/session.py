@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from transport.connection import Event, PeerClosed, Phase, SignatureNeeded
 from transport.errors import LinkLost, TransportError
 from transport.initiator import EdgeConnection
 from transport.links.base import Link
-from transport.primitives import SigningKey
+from transport.primitives import Signer
 from transport.responder import GatewayConnection
 
 FLUSH_S: Final = 2.0  # for what a closing connection still has to say
@@ -39,19 +40,22 @@ class Driver:
     """
 
     __slots__ = (
-        "_alarm", "_error", "_flushed", "_key", "_link", "_muted", "_reader", "_rings_at", "_stopped", "_writer",
-        "clock", "connection", "failure", "on_event",
+        "_alarm", "_aside", "_error", "_flushed", "_joining_key", "_key", "_link", "_muted", "_reader", "_rings_at",
+        "_stopped",
+        "_writer", "clock", "connection", "failure", "on_event",
     )
 
     def __init__(
-        self, link: Link, connection: EdgeConnection | GatewayConnection, key: SigningKey | None, clock: Clock
+        self, link: Link, connection: EdgeConnection | GatewayConnection, key: Signer | None, clock: Clock,
+        joining_key: Signer | None = None,
     ) -> None:
-        self._link, self._key, self.clock = link, key, clock
+        self._link, self._key, self._joining_key, self.clock = link, key, joining_key or key, clock
         self.connection = connection
         self.failure: TransportError | None = None
         self.on_event: Callable[[Event], None] = lambda event: None
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._aside: asyncio.Task[None] | None = None
         self._flushed: asyncio.Event | None = None  # while a congested reader waits for the writer
         self._error: Exception | None = None
         self._stopped = False  # nothing more is read
@@ -118,9 +122,10 @@ class Driver:
             self._stopped = self._muted = True
             if self._alarm is not None:
                 self._alarm.cancel()
-            if self._writer is not None:
-                self._writer.cancel()
-                await asyncio.wait({self._writer})
+            for task in (self._writer, self._aside):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
             if isinstance(self._error, TransportError):
                 self.failure = self._error
             with contextlib.suppress(LinkLost):
@@ -163,11 +168,31 @@ class Driver:
 
     def dispatch(self) -> None:
         while (event := self.connection.next_event()) is not None:
-            if isinstance(event, SignatureNeeded) and self._key is not None:
-                self.connection.signed(self._key.sign(event.message), self.clock())
+            if isinstance(event, SignatureNeeded) and (key := self._joining_key if event.joining else self._key):
+                if key.slow:
+                    self.aside(partial(key.sign, event.message), self.connection.signed)
+                else:
+                    self.connection.signed(key.sign(event.message), self.clock())
             else:
                 self.on_event(event)
         self.wake()
+
+    def aside(self, work: Callable[[], bytes], then: Callable[[bytes, float], None]) -> None:
+        """Does slow work in a thread, one at a time; `then` has its result and the time, unless all is over by then.
+
+        A TransportError of the work is why the connection ends.
+        """
+        self._aside = asyncio.create_task(self._do_aside(work, then))
+
+    async def _do_aside(self, work: Callable[[], bytes], then: Callable[[bytes, float], None]) -> None:
+        try:
+            done = await asyncio.to_thread(work)
+        except Exception as error:
+            self._stop(error)
+            return
+        if self.connection.phase is not Phase.CLOSED:
+            then(done, self.clock())
+            self.dispatch()
 
     async def _write(self) -> None:
         try:

@@ -23,11 +23,15 @@ HOP: Final = typer.Option(
 )
 
 
+TPM: Final = typer.Option("--tpm", help="Make the device key in this machine's TPM, and show the gateway that.")
+
+
 def join(
     invitation_file: Annotated[
         Path | None, typer.Option("--invitation-file", help="Where the invitation is, - for stdin; else it is asked.")
     ] = None,
     hop: Annotated[str | None, HOP] = None,
+    in_tpm: Annotated[bool, TPM] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Join a gateway with an invitation, through any hop."""
@@ -41,11 +45,14 @@ def join(
         config = Config.load()
         ways = await find_ways(config, invitation, hop)
         async with App.open(config, store="create", tell=note) as app:
-            identity, through = await redeem(app, invitation, *ways)
+            identity, through = await redeem(app, invitation, *ways, in_tpm=in_tpm)
         if as_json:
-            show({"id": str(identity.id), "endpoints": list(identity.endpoints), "enrolment": identity.enrolment})
+            show({
+                "id": str(identity.id), "endpoints": list(identity.endpoints), "enrolment": identity.enrolment,
+                "tpm": in_tpm,
+            })
         else:
-            print(f"joined as {identity.id} through {through}")
+            print(f"joined as {identity.id} through {through}{', the device key is in the TPM' if in_tpm else ''}")
 
     run(work, as_json=as_json)
 
@@ -84,20 +91,27 @@ def _hints(invitation: "Invitation") -> "list[Endpoint]":
 
 
 async def redeem(
-    app: "App", invitation: "Invitation", endpoints: "list[Endpoint]", ways: "list[Endpoint]"
+    app: "App", invitation: "Invitation", endpoints: "list[Endpoint]", ways: "list[Endpoint]", *, in_tpm: bool = False
 ) -> "tuple[DeviceIdentity, Endpoint]":
     """The identity, which keeps `endpoints`, and the one of `ways` by which it came. Raises the last way's failure."""
+    import asyncio
+
     from edge_client.identity import join
+    from store.tpm import Tpm
     from transport.errors import LinkLost
+
+    tpm = Tpm(app.config.tpm.tcti) if in_tpm else None
+    if tpm is not None:
+        await asyncio.to_thread(tpm.check)  # before any way is dialed
 
     *others, last = ways
     kept = tuple(str(endpoint) for endpoint in endpoints)
     for endpoint in others:
         try:
-            return await join(app.settings, invitation, await app.dial(endpoint), kept), endpoint
+            return await join(app.settings, invitation, await app.dial(endpoint), kept, tpm=tpm), endpoint
         except LinkLost as lost:
             note(f"{lost}; the next way is tried")
-    return await join(app.settings, invitation, await app.dial(last), kept), last
+    return await join(app.settings, invitation, await app.dial(last), kept, tpm=tpm), last
 
 
 def read_invitation(file: Path | None) -> str:

@@ -12,6 +12,7 @@ from edge_client.commands.terminal import JSON, Exit, exit_code, note, run, show
 if TYPE_CHECKING:
     from edge_client.app import App
     from edge_client.config import Config
+    from edge_client.identity import DeviceIdentity
     from edge_client.key_agent import Serving
 
 _PATIENCE_S: Final = 20.0  # for all endpoints together
@@ -33,7 +34,8 @@ def status(
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.errors import NoKeyring, NoPassphrase
-        from edge_client.posture import posture
+        from edge_client.posture import posture, tpm
+        from store.errors import TpmError
 
         config = Config.load()
         disk, serving = posture(config.home), _serving(config)
@@ -42,7 +44,7 @@ def status(
             "pairing": serving is not None and serving.pairing > 0, "store": "none", "documents": 0, "chunks": 0,
             "models": models_there(config), "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
-            "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
+            "disk": {"state": disk.state, "how": disk.how}, "tpm": tpm(), "fault": None, "next": [],
         }
         fault = None
         try:
@@ -53,7 +55,7 @@ def status(
                     if check and result["identity"] is not None:
                         fault = await _check(app, result["link"])
                         await _fill(app, result)  # the identity may have been renewed
-        except (NoPassphrase, NoKeyring) as error:
+        except (NoPassphrase, NoKeyring, TpmError) as error:
             result["store"], fault = "locked", error.fault
         result["fault"] = fault or _fault(result)
         result["next"] = _next(result)
@@ -94,15 +96,14 @@ def models_there(config: "Config") -> dict[str, str | None]:
 
 
 async def _fill(app: "App", result: dict[str, Any]) -> None:
-    from edge_client.identity import DeviceIdentity
-
     result["documents"], result["chunks"] = await app.documents.count()
-    identity = await DeviceIdentity.load(app.settings)
+    identity = await _identity(app, result)
     if identity is not None:
         result["endpoints"] = list(app.config.relay.endpoints or identity.endpoints)
         result["identity"] = {
             "id": str(identity.id), "enrolment": identity.enrolment,
             "svid_expires": identity.svid.not_after, "svid_valid": identity.svid_valid(time.time()),
+            "key": "agent" if identity.device_key is None else "tpm" if identity.device_key.slow else "store",
         }
         if (revoked := identity.revoked).sequence:
             result["revocations"] = {"as_of": revoked.this_update, "stale": revoked.stale(time.time())}
@@ -111,6 +112,17 @@ async def _fill(app: "App", result: dict[str, Any]) -> None:
     await app.outbox.expire(now=int(time.time()))
     result["outbox"] = await app.outbox.counts()
     result["answers"] = len(await app.promises.answers())
+
+
+async def _identity(app: "App", result: dict[str, Any]) -> "DeviceIdentity | None":
+    """None before joining, and where the SPIFFE agent gives none: then `result` says why."""
+    from transport.errors import AgentLost, IdentityRefused
+
+    try:
+        return await app.identities.load()
+    except (AgentLost, IdentityRefused) as error:
+        result["identity_error"] = {"code": error.code, "message": str(error), "hint": error.hint}
+        return None
 
 
 async def _check(app: "App", link: dict[str, Any]) -> str | None:
@@ -176,13 +188,17 @@ def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
         if serving.pairing:
             print(f"phone      waited for where there is no hop, {until_when(serving.pairing)}")
     print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
+    print(f"tpm        {result['tpm']}")
     for kind, name in result["models"].items():
         print(f"{kind:<10} {name or 'not there'}")
     identity = result["identity"]
-    if identity is None:
+    if (error := result.get("identity_error")) is not None:
+        print(f"identity   none: {error['message']}")
+    elif identity is None:
         print("identity   " + ("unknown (locked)" if result["store"] == "locked" else "not joined"))
     else:
-        print(f"identity   {identity['id']}, {_expiry(identity)}")
+        where = ", device key in the TPM" if identity["key"] == "tpm" else ""
+        print(f"identity   {identity['id']}, {_expiry(identity)}{where}")
         print(f"endpoints  {', '.join(result['endpoints']) or 'none'}")
         print(f"link       {_link(result['link'])}")
         if (listed := result.get("revocations")) is not None:

@@ -55,13 +55,16 @@ class Admin:
         return await work(**arguments)
 
     async def invite(
-        self, path: str, hints: list[str] | None = None, ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False
+        self, path: str, hints: list[str] | None = None, ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False,
+        tpm: bool = False,
     ) -> dict[str, Any]:
         """`invitation` is the line to hand over; `replaces` the enrolment that joining with it would end; `url` the
         page that joins with it, the line in its fragment, which no browser sends to a server; None if there is none.
         """
         holder = self._enrolment.holder(path)
-        invitation = await self._enrolment.invite(path, hints=hints or [], ttl_s=ttl_s, allow_gateway=allow_gateway)
+        invitation = await self._enrolment.invite(
+            path, hints=hints or [], ttl_s=ttl_s, allow_gateway=allow_gateway, tpm=tpm
+        )
         return {
             "invitation": invitation.encode(), "id": str(invitation.id), "ttl_s": ttl_s,
             "replaces": None if holder is None else holder.enrolment,
@@ -74,6 +77,7 @@ class Admin:
             {
                 "id": one.id, "enrolment": one.enrolment, "status": one.status,
                 "device": "" if one.source else one.device_id.hex(), "source": one.source,
+                "tpm": one.tpm, "ek_sha256": one.ek_sha256,
                 "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
                 "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
                 "alert": self._enrolment.alerts.of(one.enrolment),

@@ -3,46 +3,39 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from relay.gateway.admin import Admin
+from relay.gateway.api import Api
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
-from relay.gateway.config import CONFIG_FILE, EXAMPLE, Config, Inference, Provider, parse
+from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
-from relay.gateway.errors import AuditUnavailable, ConfigError, SetupRefused
+from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import TUNNEL_ROLE, bind, listen_https, make_app, make_health_app
+from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app
+from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import (
-    INTERMEDIATE_FILE,
-    INTERMEDIATE_PURPOSE,
     SVID_LIFETIME_S,
     Authority,
-    OwnIdentity,
-    create_authority,
-    renew_intermediate,
-    seal,
-    serial_of,
-    unseal,
 )
-from relay.gateway.identity.enrolment import Enrolment
-from relay.gateway.identity.held import name_of
+from relay.gateway.identity.callers import Callers
+from relay.gateway.identity.custody import Custody
+from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
-from relay.gateway.identity.rotation import Rotated
-from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -52,7 +45,7 @@ from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
-from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
+from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
@@ -60,64 +53,17 @@ from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
 from store.database import Database
 from store.errors import StoreError
-from store.files import write_private
-from store.keys import Passphrase, Unlock, unlock
+from store.keys import Unlock
 from transport import telemetry
-from transport.identity.tls import load_svid, server_context
+from transport.identity.tls import server_context
 from transport.links.base import listen
-from transport.primitives import Secret, random_bytes
+from transport.primitives import Secret
 from transport.tickets import TicketStore
 
 SPANS_FILE: Final = "spans.jsonl"
-ROTATE_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
 SWEEP_S: Final = 300.0
 FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
-
-
-def create(
-    directory: Path, trust_domain: str, *, passphrase: Passphrase, root_passphrase: Passphrase | None, now: float,
-    keys: str = "",
-) -> None:
-    """Makes a gateway folder (mode 0700) whole or not at all. Takes about a second of key derivation.
-
-    `keys` is a section [keys] as text. Unless its keys are in software, the passphrase is for backups, and the folder
-    is opened by whoever holds the keys; `root_passphrase` is None unless the root's key is in software.
-    Raises SetupRefused if the folder exists and is not empty or both passphrases are the same, BadInput, StoreError,
-    KeysUnavailable: then keys that were made already stay where they are.
-    """
-    directory = directory.absolute()
-    try:
-        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    except OSError as error:
-        raise _cannot_make(directory, error) from None
-    if taken:
-        raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
-    text = (EXAMPLE.format(trust_domain=trust_domain) + keys).encode()
-    partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(mode=0o700)
-        config = parse(text, partial)  # also refuses a trust domain that is none, before anything is sealed
-        custody, state = custody_of(config.keys), create_state(partial, passphrase)
-        held = custody.hold(partial, partial / KEY_FILE, state) if custody.holds else None
-        create_authority(
-            partial, trust_domain, passphrase=held or passphrase, root_passphrase=root_passphrase or held or passphrase,
-            now=now, custody=custody,
-        )
-        write_private(partial / CONFIG_FILE, [text], replace=False)
-        partial.rename(directory)  # onto nothing or an empty folder, in one step
-    except OSError as error:
-        raise _cannot_make(directory, error) from None
-    finally:
-        if partial.exists():
-            for file in partial.iterdir():
-                file.unlink()
-            partial.rmdir()
-
-
-def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
-    return SetupRefused(f"cannot make {directory}: {(error.strerror or '').lower()}", hint="choose another folder")
 
 
 @asynccontextmanager
@@ -126,7 +72,8 @@ async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]
     with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            authority = Authority.open(config.directory, passphrase, custody=custody_of(config.keys))
+            custody = custody_of(config.keys)
+            authority = Authority.open(config.directory, passphrase, custody=custody)
             enrolment = Enrolment(database, authority, audit)
             await enrolment.load()
             revocation = Revocation(config.directory, database, authority, enrolment, audit)
@@ -135,83 +82,21 @@ async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]
                 enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
                 origin=config.public.origin if config.public else None,
             )
-            admin.offer("rotate_tokens", Rotation(await _token_keys(database, time.time), audit))
+            admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
             yield admin
         finally:
             await audit.close()
 
 
-async def _token_keys(database: Database, clock: Callable[[], float]) -> list[TokenKeys]:
+async def _token_keys(database: Database, custody: Custody, clock: Callable[[], float]) -> list[TokenKeys]:
     """Those for access tokens, then those for JWT-SVIDs."""
     made = [
-        TokenKeys(database, ACCESS, longest_s=ACCESS_S, clock=clock),
-        TokenKeys(database, JWT_SVID, longest_s=SVID_LIFETIME_S, clock=clock),
+        TokenKeys(database, ACCESS, longest_s=ACCESS_S, clock=clock, custody=custody),
+        TokenKeys(database, JWT_SVID, longest_s=SVID_LIFETIME_S, clock=clock, custody=custody),
     ]
     for keys in made:
         await keys.load()
     return made
-
-
-@dataclass(frozen=True)
-class Renewed:
-    """When the new intermediate ends (unix seconds), and what its holder calls the old one's key, if that is held."""
-
-    not_after: float
-    unused: str | None
-
-
-async def renew_ca(
-    config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float, compromised: bool = False
-) -> Renewed:
-    """Replaces the online intermediate of a gateway that is stopped.
-
-    SVIDs of the old one stay good until they run out, unless it is `compromised`: then the revocation list names it.
-    Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable.
-    """
-    custody = custody_of(config.keys)
-    with open_state(config.directory, passphrase) as database:
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            await audit.append("authority.renewal", compromised=compromised)
-            old = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
-            end = renew_intermediate(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody,
-            )
-            if compromised:
-                authority = Authority.open(config.directory, passphrase, custody=custody)
-                enrolment = Enrolment(database, authority, audit)
-                await enrolment.load()
-                revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                await revocation.end_certificate(*serial_of(old.certificate))
-            if custody.holds and isinstance(passphrase, Passphrase):  # [keys] is new: the holder takes the rest over
-                online = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
-                custody.hold(
-                    config.directory, config.directory / KEY_FILE, unlock(config.directory / KEY_FILE, passphrase),
-                    first=lambda held: seal(config.directory / INTERMEDIATE_FILE, online, held, INTERMEDIATE_PURPOSE),
-                )
-                (config.directory / INTERMEDIATE_FILE).unlink()
-            return Renewed(end, name_of(old.key))
-        finally:
-            await audit.close()
-
-
-async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float) -> Rotated:
-    """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
-    Busy, WrongKey, AuditUnavailable, AuthorityExpired.
-    """
-    with open_state(config.directory, passphrase):
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            await audit.append("authority.root_rotation")
-            rotated = take_step(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
-            )
-            await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
-            return rotated
-        finally:
-            await audit.close()
 
 
 @dataclass(frozen=True)
@@ -224,6 +109,7 @@ class Ready:
     health: str
     public: str  # HOST:PORT
     origin: str  # of the public listener, as browsers see it
+    workload_api: str = ""  # path of a Unix socket
 
 
 async def serve(
@@ -241,15 +127,17 @@ async def serve(
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
         stack.callback(tracing.close)
-        authority = Authority.open(
-            config.directory, passphrase, config.identity.lifetimes(), custody=custody_of(config.keys)
-        )
+        custody = custody_of(config.keys)
+        authority = Authority.open(config.directory, passphrase, config.identity.lifetimes(), custody=custody)
         if authority.trust_domain != config.trust_domain:
             raise ConfigError(f"trust_domain: this folder's authority is of {authority.trust_domain}",
                               hint="put that name back, or make another gateway with `relay gateway init`")
-        identity = OwnIdentity(authority, config.name, clock=clock)
+        own = await identity_of(config, authority, stack, clock)
+        identity = own.shown
         refusals = Refusals(audit, clock=clock)
-        enrolment = Enrolment(database, authority, audit, refusals=refusals, clock=clock)
+        enrolment = Enrolment(
+            database, authority, audit, refusals=refusals, elsewhere=own.elsewhere, clock=clock
+        )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
         upstream = OpenAiUpstream(
@@ -257,7 +145,7 @@ async def serve(
         )
         stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
-        policy = Policy(config.rules)
+        policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
@@ -277,7 +165,7 @@ async def serve(
             refusals=refusals, policy=policy,
         )
         await requests.forget_ended()
-        token_keys = await _token_keys(database, clock)
+        token_keys = await _token_keys(database, custody, clock)
         limits = config.limits
         probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
@@ -287,19 +175,35 @@ async def serve(
                 limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
                 full_per_second=limits.full_handshakes_per_s,
             ),
-            revocations=lambda: revocation.list, probes=probes,
+            revocations=lambda: revocation.list, probes=probes, joining=own.joining,
+            attestation=Attestation.load(config.ek_roots),
         )
-        revocation = Revocation(
-            config.directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock
-        )
-        await revocation.refresh()
-        own_context = server_context(identity.svid(), authority.bundle, (TUNNEL_ROLE,), require_client=False)
-        rotation = asyncio.create_task(_rotate(own_context, identity))
-        stack.push_async_callback(_ended, rotation)
         gate = Gate(HttpsLimits(), refusals)
+        api = Api(
+            callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+            traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
+        )
+        workloads = None if config.workload_socket is None else Workloads(
+            config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
+            keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
+        )
+
+        async def cut(ended: Sequence[Registration]) -> None:
+            if workloads is not None:
+                workloads.look_again()
+            await api.cut(ended)
+            await sessions.cut(ended)
+
+        revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
+        await revocation.refresh()
+        own_context = own.context(lambda: server_context(
+            identity.svid(), authority.bundle, ROLES, require_client=False
+        ))
+        stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, clock=clock,
+            revocation=revocation, api=api, clock=clock,
+            jwt_svid_keys=token_keys[1] if workloads is not None else None,
         )
         session = https = health = public = origin = ""
         if config.session is not None:
@@ -309,7 +213,9 @@ async def serve(
         if config.https is not None:
             https = await listen_https(stack, https_app, config.https, own_context, gate)
         if config.health is not None:
-            healthy = make_health_app(lambda: not stop.is_set() and clock() < authority.not_after)
+            healthy = make_health_app(
+                lambda: not stop.is_set() and clock() < min(authority.not_after, identity.svid().not_after)
+            )
             health = await listen_https(stack, healthy, config.health, None)
         if config.public is not None:
             context = None
@@ -332,18 +238,23 @@ async def serve(
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
             config, node=own_id, listening=(session, https), authority=authority, probes=probes, policy=policy,
-            asked=asked, clock=clock,
+            asked=asked, clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        if workloads is not None:
+            stack.push_async_callback(workloads.close)
+            await workloads.start()
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
         for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
-        ready(Ready(own_id, session, https, health, public, origin))
+        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or "")))
         await stop.wait()
-        await sessions.drain(limits.drain_s, hurry)
+        await asyncio.gather(
+            sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())
+        )
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
@@ -364,18 +275,6 @@ def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Aske
     return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
 
 
-async def _rotate(context: ssl.SSLContext, identity: OwnIdentity) -> None:
-    """Gives the TLS listener each new SVID; sessions take theirs at each handshake."""
-    loaded = identity.svid()
-    while True:
-        await asyncio.sleep(min(ROTATE_CHECK_S, identity.renew_in))
-        await identity.tend()
-        current = identity.svid()
-        if current is not loaded:
-            load_svid(context, current)
-            loaded = current
-
-
 async def _count_refusals(refusals: Refusals) -> None:
     while True:
         await asyncio.sleep(FLUSH_S)
@@ -392,6 +291,8 @@ async def _sweep(journal: Journal, revocation: Revocation, token_keys: Sequence[
                 await keys.tend()
         except StoreError as error:
             _log.error("what has expired in the journal stays for now: %s", error)
+        except KeysUnavailable as error:
+            _log.error("a key that is due is not made: %s", error)
         await asyncio.sleep(SWEEP_S)
 
 

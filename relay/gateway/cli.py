@@ -33,6 +33,7 @@ class AuthorityKey(enum.StrEnum):
     INTERMEDIATE = "intermediate"
     ROOT = "root"
     TOKEN = "token"
+    UPSTREAM = "upstream"
 
 
 ConfigOption = Annotated[
@@ -79,8 +80,8 @@ def init(
 
     With --keys private keys are made where that file says and stay there; the passphrase is then for backups.
     """
-    from relay.gateway.app import create
     from relay.gateway.config import EXAMPLE, parse
+    from relay.gateway.folder import create
     from relay.gateway.key_settings import keys_section, root_is_sealed
     from store.files import file_errors
 
@@ -119,6 +120,9 @@ def invite(
     qr: Annotated[
         bool, typer.Option("--qr", help="For a phone: a QR code of the page that makes it this hop.")
     ] = False,
+    tpm: Annotated[
+        bool, typer.Option("--tpm", help="Only for a device that shows that its key lies in a TPM (edge join --tpm).")
+    ] = False,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +131,7 @@ def invite(
         _check_hint(place)
     if qr:
         _check_page(path, config)
-    arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway}
+    arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway, "tpm": tpm}
     answer = _ask(config, passphrase_file, "invite", arguments)
     if answer["replaces"] is not None:
         typer.echo(f"relay: {path} has joined already; who joins with this invitation takes its place", err=True)
@@ -152,7 +156,7 @@ def devices(
         return
     _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "note"], [
         [
-            one["id"], str(one["enrolment"]), one["status"], one["source"] or "device key", one["last_seen"],
+            one["id"], str(one["enrolment"]), one["status"], _vouched_by(one), one["last_seen"],
             one["ends"], "; ".join(filter(None, (one["reason"], one["alert"]))),
         ]
         for one in answer["devices"]
@@ -238,25 +242,37 @@ def rotate_key(
     compromised: Annotated[
         bool, typer.Option("--compromised", help="The old one was stolen: nobody shall believe what it has signed.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For `upstream`: a new folder for what SPIRE needs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new intermediate, every 30 days, or take the next step to a new root: with the gateway stopped.
 
     A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
     after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
-    change every day by themselves; `token` changes them now, also while the gateway runs.
+    change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority
+    for a SPIRE server, which the root signs as it does the intermediate.
     """
-    from relay.gateway.app import renew_ca, rotate_root
     from relay.gateway.config import load
+    from relay.gateway.folder import make_upstream, renew_ca, rotate_root
 
     if key is AuthorityKey.TOKEN:
         keys = _ask(config, passphrase_file, "rotate_tokens", {"compromised": compromised})["keys"]
         lines = [f"{purpose} tokens are signed by the key {kid} from now on" for purpose, kid in keys.items()]
         typer.echo(json.dumps({"keys": keys}) if as_json else "\n".join(lines))
         return
+    _check_out(key, out)
     settings = load(config)
     passphrase = _unlock(settings, passphrase_file, "Gateway passphrase")
     root = _root_unlock(settings, passphrase, root_passphrase_file)
+    if out is not None:
+        end = _stamp(asyncio.run(make_upstream(
+            settings, out, passphrase=passphrase, root_passphrase=root, now=time.time()
+        )))
+        made = {"directory": str(out), "not_after": end}
+        typer.echo(json.dumps(made) if as_json else f"made {out} for SPIRE's UpstreamAuthority \"disk\"; it ends {end}")
+        return
     if key is AuthorityKey.INTERMEDIATE:
         renewed = asyncio.run(renew_ca(
             settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
@@ -286,6 +302,13 @@ def _say_unused(names: Sequence[str]) -> None:
     """Keys that others hold are not destroyed from here: a backup may still need them."""
     for name in names:
         typer.echo(f"not used any more: the key {name}; delete it once no backup of before is to be restored")
+
+
+def _check_out(key: AuthorityKey, out: Path | None) -> None:
+    from relay.gateway.errors import SetupRefused
+
+    if (key is AuthorityKey.UPSTREAM) != (out is not None):
+        raise SetupRefused("`upstream` and --out go together", hint="as in rotate-key upstream --out spire-upstream")
 
 
 def _stamp(seconds: float) -> str:
@@ -354,7 +377,8 @@ def restore(
 
 
 def _say_ready(ready: "Ready") -> None:
-    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public}
+    places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
+              "workload-api": ready.workload_api}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 
@@ -499,6 +523,11 @@ def _show_qr(url: str, seconds: int) -> None:
     typer.echo(url)
     good = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
     typer.echo(f"for one phone, within {good}; who scans it is this hop, so show it to nobody else")
+
+
+def _vouched_by(device: dict[str, str]) -> str:
+    in_tpm = {"any": "key in a TPM", "certified": "key in a certified TPM"}
+    return device["source"] or in_tpm.get(device["tpm"], "device key")
 
 
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:

@@ -7,18 +7,20 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
+from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.openai import checked_base_url
 from transport.errors import BadInput
+from transport.identity.source import socket_path
 from transport.identity.svid import SpiffeId, check_trust_domain
 from transport.links.base import Endpoint
 
@@ -92,7 +94,12 @@ class Limits(_Section, frozen=True, kw_only=True):
 
 
 class Identity(_Section, frozen=True, kw_only=True):
-    """How long certificates may live at most; the gateway does not start with one that lives longer."""
+    """Where the gateway's own SVID comes from: its own authority, or the SPIFFE agent at `socket`. And how long
+    certificates may live at most; the gateway does not start with one that lives longer.
+    """
+
+    source: Literal["embedded", "spire"] = "embedded"
+    socket: str | None = None
 
     svid_max_s: Annotated[int, Meta(ge=600, le=3_600)] = 3_600
     intermediate_max_days: Annotated[int, Meta(ge=1, le=30)] = 30
@@ -100,6 +107,18 @@ class Identity(_Section, frozen=True, kw_only=True):
 
     def lifetimes(self) -> Lifetimes:
         return Lifetimes(self.svid_max_s, self.intermediate_max_days * DAY_S, self.root_max_days * DAY_S)
+
+
+class WorkloadApi(_Section, frozen=True, kw_only=True):
+    """Where programs on this host get their identities: a Unix socket that all of them may reach."""
+
+    socket: Annotated[str, Meta(min_length=1)]
+
+
+class AttestationFile(_Section, frozen=True, kw_only=True):
+    """Whose TPMs are believed; see identity.attestation."""
+
+    ek_roots: list[str] = []
 
 
 class _File(_Section, frozen=True, kw_only=True):
@@ -111,7 +130,10 @@ class _File(_Section, frozen=True, kw_only=True):
     inference: Inference | None = None
     limits: Limits = Limits()
     identity: Identity = Identity()
+    workload_api: WorkloadApi | None = None
+    workload: list[Workload] = []
     keys: Keys = SOFTWARE_KEYS
+    attestation: AttestationFile = AttestationFile()
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
@@ -147,6 +169,9 @@ class Config:
     rules: Rules
     public: Public | None = None
     keys: Keys = SOFTWARE_KEYS
+    ek_roots: tuple[Path, ...] = ()
+    workload_socket: Path | None = None
+    workloads: tuple[Workload, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -204,6 +229,12 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
             checked_base_url(inference.base_url)
         if inference.key_file is not None and inference.key_env is not None:
             raise ConfigError("inference: set one of `key_file` and `key_env`, or neither")
+    with _At("identity.socket"):
+        if (file.identity.source == "spire") != (file.identity.socket is not None):
+            raise ConfigError('`source = "spire"` and `socket` go together',
+                              hint='as in socket = "unix:///run/spire/agent.sock"')
+        if file.identity.socket is not None:
+            socket_path(file.identity.socket)
     rules = checked(
         directory, file.group, file.allow, file.policy, file.provider.models,
         elsewhere=[] if inference is None else inference.models,
@@ -211,7 +242,22 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
+        tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
+        tuple(file.workload),
     )
+
+
+def _workload_socket(file: _File, directory: Path) -> Path | None:
+    if file.workload_api is None:
+        if file.workload:
+            raise ConfigError("workload: there is no socket for this",
+                              hint='add socket = "/run/causeway/workload.sock" to [workload_api]')
+        return None
+    with _At("workload"):
+        wrong = problem(file.workload, file.trust_domain)
+    if wrong:
+        raise ConfigError(wrong, hint="give each an ID of its own, as in /workload/reports")
+    return directory / file.workload_api.socket
 
 
 def _public(file: _File, directory: Path) -> Public | None:
@@ -328,16 +374,30 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 
-# [identity]                         # the longest that certificates may live; new ones are made for that
+# [identity]
+# source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)
+# socket = "unix:///run/spire/agent.sock"
+#                                    # the longest that certificates may live; new ones are made for that:
 # svid_max_s = 3600                  # of devices and of the gateway
 # intermediate_max_days = 30         # `relay gateway rotate-key` makes a new one
 # root_max_days = 3650               # `relay gateway rotate-key root`, three times in 91 days
+
+# [workload_api]                     # identities for programs on this host: the SPIFFE Workload API (docs/WORKLOADS.md)
+# socket = "/run/causeway/workload.sock"
+# [[workload]]                       # who gets which; all that is given must fit
+# id = "/workload/reports"
+# uid = 1001
+# path = "/usr/bin/reports"          # of the file itself, no link to it
+# sha256 = "..."                     # of that file's content
 
 # [keys]                             # who holds the gateway's own keys: docs/KEYS.md; set it by `init --keys`
 # source = "pkcs11"                  # a token (HSM); or "kms" with region = "..."; or "file", sealed here: the default
 # module = "/usr/lib/softhsm/libsofthsm2.so"
 # token = "causeway"
 # pin_file = "/etc/causeway/pin"     # left out: the systemd credential gateway-token-pin
+
+# [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
+# ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

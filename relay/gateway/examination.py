@@ -55,8 +55,12 @@ class Examination:
     def __init__(
         self, config: Config, *, node: str, listening: tuple[str, str], authority: Authority, probes: Probes,
         policy: Policy, asked: Sequence[Asked], clock: Callable[[], float] = time.time,
+        agent: Callable[[], Finding | None] = lambda: None,
     ) -> None:
-        """`listening`: where sessions and HTTPS really are, "" where they are not."""
+        """`listening`: where sessions and HTTPS really are, "" where they are not. `agent`: what is wrong with the
+        SPIFFE agent, where the gateway's own identity comes from one.
+        """
+        self._agent = agent
         self._config, self._node, self._listening = config, node, listening
         self._authority, self._probes, self._policy, self._asked = authority, probes, policy, asked
         self._clock = clock
@@ -67,7 +71,8 @@ class Examination:
         """Raises SetupRefused for a stage that is none, and what `Probes.issue` raises."""
         match stage:
             case "source":
-                return asdict(source_of(self._authority, self._clock())) | {"id": self._node}
+                found = self._agent() or source_of(self._authority, self._clock())
+                return asdict(found) | {"id": self._node}
             case "issuance":
                 return await self._issued(requests or {})
             case "authorisation":

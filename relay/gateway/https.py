@@ -1,4 +1,4 @@
-"""HTTPS: joining and renewal of hops and gateways, the trust bundle, tunnels that edges' links come through, and edges.
+"""HTTPS: joining and renewal, the trust bundle, tunnels that edges' links come through, edges; clients are `api`'s.
 
 TLS 1.3 with SVIDs (`transport.identity.tls`). Joining and renewal need no client certificate, since who joins has none
 and who renews may have an expired one; they are proven by an invitation and by the device key's signature over a nonce.
@@ -20,12 +20,15 @@ import msgspec
 from aiohttp import web
 
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
+from relay.gateway.api import Api
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
+from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
 from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.spiffe_bundle import spiffe_bundle
+from relay.gateway.identity.token_keys import TokenKeys
 from relay.gateway.listening import Connection, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
@@ -39,6 +42,7 @@ from transport.primitives import Secret, VerifyKey, sha256
 
 JOIN_ROLES: Final = ("hop", "gateway", "workload")
 TUNNEL_ROLE: Final = "hop"
+ROLES: Final = (TUNNEL_ROLE, *CLIENT_ROLES)  # whose SVIDs this listener takes; each door looks for its own
 _quiet = logging.getLogger(f"{__name__}.server")  # what the server would say about strangers' bytes, with tracebacks
 _quiet.disabled = True
 
@@ -68,14 +72,15 @@ class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
 
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, revocation: Revocation, clock: Callable[[], float] = time.time,
+    gate: Gate, revocation: Revocation, api: Api | None = None, jwt_svid_keys: TokenKeys | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The application behind the TLS listener, whose connections come through `gate`."""
     nonces = Nonces(clock)
     body_s = gate.limits.body_s
 
     async def bundle(_: web.Request) -> web.Response:
-        return json_answer(200, _bundle_of(authority) | spiffe_bundle(authority.bundle))
+        return json_answer(200, _bundle_of(authority) | spiffe_bundle(authority.bundle, jwt_svid_keys))
 
     async def nonce(_: web.Request) -> web.Response:
         return json_answer(200, {"nonce": pack(nonces.give())})
@@ -131,6 +136,7 @@ def make_app(
                 raise IdentityRefused("a tunnel needs a certificate", rule="certificate")
             if peer.id.role != TUNNEL_ROLE:
                 raise IdentityRefused("a tunnel needs the SVID of a hop", rule="role")
+            await enrolment.meet(peer)
             number = enrolment.enrolment_of(peer)
         except IdentityRefused as refusal:
             await refusals.append(
@@ -180,6 +186,8 @@ def make_app(
     app.router.add_post("/v1/revocations", revocations)
     app.router.add_get("/v1/tunnel", tunnel)
     app.router.add_get("/v1/edge", edge)
+    if api is not None:
+        api.offer(app)
     return app
 
 
@@ -196,9 +204,12 @@ def make_health_app(healthy: Callable[[], bool]) -> web.Application:
 
 async def listen_https(
     stack: AsyncExitStack, app: web.Application, address: tuple[str, int] | socket.socket,
-    context: ssl.SSLContext | None, gate: Gate | None = None,
+    context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None, gate: Gate | None = None,
 ) -> str:
-    """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost."""
+    """Serves `app` until `stack` closes, in the clear if `context` is None; returns HOST:PORT. Raises LinkLost.
+
+    A `context` that may be replaced is asked for at each connection.
+    """
     gate = gate or Gate(HttpsLimits())
     # The time for keep-alive runs from the start, so it is that for the head of the first request as well.
     runner = web.AppRunner(
@@ -212,7 +223,7 @@ async def listen_https(
     loop = asyncio.get_running_loop()
 
     def accepted() -> Connection:
-        return Connection(gate, make, context)
+        return Connection(gate, make, context() if callable(context) else context)
 
     if isinstance(address, socket.socket):
         server, host = await loop.create_server(accepted, sock=address), str(address.getsockname()[0])

@@ -62,6 +62,11 @@ class Gate:
         if (connection := self.connections.get(protocol)) is not None:
             connection.settle()
 
+    async def lost(self, protocol: object) -> None:
+        """Returns once the connection that `protocol` reads is gone."""
+        if (connection := self.connections.get(protocol)) is not None:
+            await connection.ended.wait()
+
     async def refused(self, source: str, error: OSError) -> None:
         """A handshake failed. Leaves a record if the client had a certificate or spoke an old TLS."""
         refusal = client_refusal(error)
@@ -87,6 +92,7 @@ class Connection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._early = bytearray()  # what came with the last message of the handshake
         self._lost = False
+        self.ended = asyncio.Event()
 
     def settle(self) -> None:
         """Frees the place and lifts the time limit."""
@@ -142,6 +148,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self.ended.set()
         self.settle()
         if self._inner is not None:
             self._gate.connections.pop(self._inner, None)

@@ -24,7 +24,7 @@ from relay.gateway.routes import Route, find
 from transport import telemetry as names
 from transport.errors import TransportError
 from transport.identity.verify import VerifiedPeer
-from transport.telemetry import Telemetry, context_from, trace_id_of
+from transport.telemetry import Telemetry, context_from, trace_id_of, traceparent_of
 
 DECISION_MAX: Final = 256  # characters of a reason on record
 _log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class RequestContext:
     link_id: str
 
     trace_id: str = ""
+    span: str = ""  # traceparent of the gateway's own span
     policy: str = ""  # version of the policy that decided, and in what words
     decision: str = ""
     model: str = ""
@@ -122,7 +123,7 @@ class Tap(Protocol):
 
 
 class Sink(Protocol):
-    """Where an answer goes: a call of the journal, later an HTTPS response.
+    """Where an answer goes: a call of the journal, or an HTTPS response.
 
     `calling` is told before anybody is called. `refuse` may also end a begun answer; it is `retryable` only if nobody
     can have accepted the request.
@@ -170,7 +171,7 @@ class Pipeline:
         with self._telemetry.span(
             "request", parent=context_from(context.traceparent), kind=SpanKind.SERVER, attributes=attributes
         ) as span:
-            context.trace_id = trace_id_of(span)
+            context.trace_id, context.span = trace_id_of(span), traceparent_of(span)
             try:
                 refusal = await self._admit(context) or await self._answer(context, sink)
             finally:

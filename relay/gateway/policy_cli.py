@@ -58,18 +58,22 @@ def explain(
     disk: Annotated[str, typer.Option("--disk", help="encrypted, 'not encrypted' or unknown.")] = "unknown",
     tpm: Annotated[str, typer.Option("--tpm", help="present, absent or unknown.")] = "unknown",
     device_version: Annotated[str, typer.Option("--device-version", help="Like 0.1.0.")] = "",
+    attested_tpm: Annotated[str, typer.Option("--attested-tpm", help="none, any or certified.")] = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Say which rule allows or denies this, by the files as they are. Exits with 0 if it is allowed, else 6."""
     from relay.gateway.config import load
-    from relay.gateway.policy.questions import Question, posture_of
+    from relay.gateway.policy.questions import ATTESTED, Question, posture_of
+    from transport.errors import BadInput
 
+    if attested_tpm not in ATTESTED:
+        raise BadInput("this is no attestation", hint=f"one of {', '.join(ATTESTED)}")
     settings = load(config)
     if _verb(verb) == "relay:use":
         resource = str(_id(settings, resource))
     question = Question(
         _id(settings, who), verb, resource, str(_id(settings, via)) if via else "",
-        posture_of(disk, tpm, device_version),
+        posture_of(disk, tpm, device_version), attested_tpm,
     )
     decision, groups, version = asyncio.run(_decide(settings, question))
     if as_json:

@@ -34,6 +34,9 @@ HTTPS_ROUTES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/v1/renew"): OPEN,
     ("POST", "/v1/revocations"): "relay:use",  # of hops, by their role; what they bring is believed for its signature
     ("GET", "/v1/tunnel"): "relay:use",  # decided for each request and the device that makes it, in `requests`
+    ("POST", "/v1/chat/completions"): "model:invoke",  # as in a session: decided in `checks.authorise`
+    ("GET", "/v1/models"): "model:invoke",
+    ("POST", "/v2/models/{name}/infer"): "model:invoke",
     ("GET", "/v1/edge"): OPEN,  # the session inside has the identity
     ("GET", "/healthz"): OPEN,
     ("GET", "/hop"): OPEN,  # the public listener, from here on

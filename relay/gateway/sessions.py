@@ -17,7 +17,9 @@ from relay.gateway.admission import Admission
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable, GatewayError
-from relay.gateway.identity.ca import Authority, OwnIdentity
+from relay.gateway.identity.agent import GatewayIdentity
+from relay.gateway.identity.attestation import Attestation, Attested
+from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.watch import Watch
@@ -74,15 +76,17 @@ class Sessions:
     """All live sessions of a gateway."""
 
     def __init__(
-        self, *, identity: OwnIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
+        self, *, identity: GatewayIdentity, authority: Authority, enrolment: Enrolment, requests: Requests,
         traces: TraceStore, audit: AuditLog, refusals: Refusals, tickets: TicketStore,
         limits: SessionLimits, clock: Callable[[], float] = time.time, ticking: Callable[[], float] = time.monotonic,
         session_clock: Callable[[], Clock] = session_clock,
         revocations: Callable[[], RevocationList] = RevocationList, probes: Probes | None = None,
+        joining: GatewayIdentity | None = None, attestation: Attestation | None = None,
     ) -> None:
         """`tickets`: of this process, since they die with it. `ticking`: seconds by a clock that nobody sets.
 
-        `session_clock` makes a clock for each session; `revocations` has the latest signed list.
+        `session_clock` makes a clock for each session; `revocations` has the latest signed list; `joining` is for
+        those who join or renew, as in `Responder`.
         """
         self._tickets = tickets
         self._authority = authority
@@ -94,6 +98,7 @@ class Sessions:
         self._revocations = revocations
         self._probes = probes
         self.watch = Watch(enrolment, ticking)
+        self._attestation = attestation or Attestation()
         self._limits = limits
         self._clock, self._ticking = clock, ticking
         self._admission = Admission(limits.full_per_second, ticking())
@@ -103,6 +108,7 @@ class Sessions:
             verify_edge=self._verify_edge,
             tickets=self._tickets,
             clock=session_clock,
+            joining=None if joining is None else joining.svid,
         )
         self._full_handshakes = self._direct_full = 0  # under way
         self._handshaking = Places(limits.handshakes, limits.handshakes_per_source)
@@ -235,9 +241,10 @@ class Sessions:
         roles = (SESSION_ROLE,)
         try:
             if isinstance(credential, JoinCredential):
+                attested = await self._attested(session, credential, via) if credential.attests else None
                 joined = await self._enrolment.join(
                     credential.token_id, credential.secret, credential.csr, credential.device_key.spki,
-                    roles=roles, via=via,
+                    roles=roles, via=via, attested=attested,
                 )
                 await self._forget_ended()
             else:
@@ -255,6 +262,19 @@ class Sessions:
             await session.refuse()
             return
         await session.issue(self._message(joined))
+
+    async def _attested(self, session: GatewaySession, credential: JoinCredential, via: str) -> Attested:
+        """What a device shows of its TPM before it may use its invitation. Raises EnrolmentRefused, TransportError."""
+        token_id, key = credential.token_id, credential.device_key
+        identity = await self._enrolment.check_invitation(
+            token_id, credential.secret, key, roles=(SESSION_ROLE,), via=via
+        )
+        try:
+            pending = self._attestation.begin(await session.evidence(), key, self._clock())
+            session.challenge(pending.challenge)
+            return pending.check(await session.evidence())
+        except IdentityRefused as refusal:
+            raise await self._enrolment.refused_join(refusal.rule, token_id, identity, key, via) from None
 
     async def _forget_ended(self) -> None:
         """A new holder of a name, or a device with a new one, has nothing of the old one's.
@@ -287,6 +307,7 @@ class Sessions:
             session.admit(self._welcome(0, via))
             return  # that it is told so is all: whoever asks for anything finds the session closed
         try:
+            await self._enrolment.meet(peer)
             enrolment = self._enrolment.enrolment_of(peer)
             await self._audit.append(
                 "session.opened", id=str(peer.id), enrolment=enrolment, via=via, link=session.link_id

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from relay.hop.counters import Counters
 from relay.hop.errors import HopError
 from relay.hop.gateways import Gateways
-from relay.hop.identity import HopHome, HopIdentity, exchange_list, renew
+from relay.hop.identity import HopHome, HopIdentity, exchange_list, of_agent, renew
 from relay.hop.pipe import Pipe, PipeLimits
 from relay.hop.quotas import Flight, Patience
 from relay.places import Places, source_of_link
 from relay.rates import Rate, TokenBucket
 from store.errors import StoreError
-from transport.errors import LinkLost, TransportError
+from transport.errors import AgentLost, LinkLost, TransportError
 from transport.identity.revocation import read_list
+from transport.identity.source import AgentSource
 from transport.identity.tls import client_context
 from transport.links.base import Endpoint, Link, Listener, Radio, listen
 from transport.links.websocket import WebSocketLink, connect_websocket
@@ -61,10 +62,14 @@ class Hop:
 
     def __init__(
         self, home: HopHome, identity: HopIdentity, gateways: Sequence[str], *, limits: HopLimits,
-        report: Callable[[str], None], clock: Callable[[], float] = time.time,
+        report: Callable[[str], None], clock: Callable[[], float] = time.time, source: AgentSource | None = None,
     ) -> None:
-        """`gateways` are base URLs, https://HOST:PORT, best first."""
-        self._home, self._identity = home, identity
+        """`gateways` are base URLs, https://HOST:PORT, best first. `source`: the agent that has `identity`, if one has,
+        and that gives the next.
+        """
+        self._home, self._identity, self._source = home, identity, source
+        if source is not None:
+            source.on_change.append(self._take_given)
         self._gateways = Gateways(gateways)
         self._limits, self._report, self._clock = limits, report, clock
         self._revoked = home.carried()
@@ -169,6 +174,11 @@ class Hop:
         raise failure
 
     async def _renew(self, seen: HopIdentity) -> None:
+        if self._source is not None:
+            raise self._source.failure or AgentLost(
+                "this hop's identity has run out, and the SPIFFE agent has given no other", reason="no identity",
+                hint="is the SPIRE server in reach of the agent?",
+            )
         async with self._renewing:  # many links may see the same old identity; one renewal serves them all
             if self._identity is not seen:
                 return
@@ -181,6 +191,12 @@ class Hop:
                     if url == urls[-1]:
                         raise
             self._tls = client_context(self._identity.bundle, self._identity.svid, revoked=self._revoked)
+
+    def _take_given(self) -> None:
+        """New tunnels use what the agent has pushed; those that stand go on."""
+        assert self._source is not None
+        self._identity = of_agent(self._source, self._identity.gateway)
+        self._tls = client_context(self._identity.bundle, self._identity.svid, revoked=self._revoked)
 
     async def _carry(self) -> None:
         """Takes the revocation list from gateway to gateway, so that an older memory learns, and goes by it."""
@@ -201,7 +217,12 @@ class Hop:
             await asyncio.sleep(CARRY_S)
 
     async def _stay_fresh(self) -> None:
-        """Renews at half-life; after a failure again and again, ever more slowly, and the hop goes on."""
+        """Renews at half-life; after a failure again and again, ever more slowly, and the hop goes on.
+
+        What an agent has given is not renewed here.
+        """
+        if self._source is not None:
+            return
         wait = 0.0
         pause = RETRY_S[0]
         while True:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +71,10 @@ def serve(
     ] = None,
     home: Annotated[Path, _HOME] = _DEFAULT_HOME,
     passphrase_file: Annotated[Path | None, _PASSPHRASE] = None,
+    spire: Annotated[
+        str | None,
+        typer.Option("--spire", metavar="unix:///PATH", help="Identity from this SPIRE agent, without joining."),
+    ] = None,
     radio: Annotated[
         str, typer.Option("--radio", help="For ble: system, system:hci1, hci:TRANSPORT (a dongle) or virtual:PATH.")
     ] = "system",
@@ -89,25 +94,37 @@ def serve(
     from relay.hop.app import Hop, HopLimits
     from relay.hop.control import StatusServer
     from relay.hop.pipe import PipeLimits
+    from transport.identity.source import AgentSource
     from transport.links.base import Endpoint
 
     endpoints = [Endpoint.parse(f"{text}:" if text in ("ble", "rfcomm") else text) for text in map(str.strip, listen)]
     folder = home.expanduser()
-    hop_home = identity.HopHome(folder, _passphrase(passphrase_file, confirm=False))
-    me = hop_home.load()
-    urls = [identity.base_url(url) for url in (gateway or me.gateway).split(",")]
+    source = None if spire is None else AgentSource(spire, identity.ROLE, report=_report)
+    if source is None:
+        hop_home = identity.HopHome(folder, _passphrase(passphrase_file, confirm=False))
+        me = hop_home.load()
+        gateway = gateway or me.gateway
+    elif gateway is None:
+        raise HopMisuse("a hop that has not joined must be told where the gateway is", hint="add --gateway wss://HOST:PORT")
+    urls = [identity.base_url(url) for url in gateway.split(",")]
     limits = HopLimits(
         max_links=max_links, pipe=PipeLimits(max_bytes=max_bytes, max_rate=max_rate, max_s=max_seconds, idle_s=idle)
     )
 
     async def run() -> None:
-        hop = Hop(hop_home, me, urls, limits=limits, report=_report)
-        control = StatusServer(folder, hop.status)
-        await control.start()
-        try:
+        async with AsyncExitStack() as stack:
+            if source is None:
+                hop = Hop(hop_home, me, urls, limits=limits, report=_report)
+            else:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.push_async_callback(source.close)
+                await source.start()
+                given = identity.of_agent(source, urls[0])
+                hop = Hop(identity.HopHome(folder, None), given, urls, limits=limits, report=_report, source=source)
+            control = StatusServer(folder, hop.status)
+            await control.start()
+            stack.push_async_callback(control.close)
             await _until_signal(hop, endpoints, radio, announce=announce)
-        finally:
-            await control.close()
 
     asyncio.run(run())
 

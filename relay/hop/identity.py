@@ -34,6 +34,7 @@ from transport.identity.join import (
     signed_input,
 )
 from transport.identity.revocation import RevocationList, stored_list
+from transport.identity.source import AgentSource
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, peer_of, refusal_in, unverified_context
 from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
@@ -110,9 +111,9 @@ class _Sealed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class HopIdentity:
-    """Who this hop is. `gateway` is the base URL it joined at."""
+    """Who this hop is. `gateway` is the base URL it joined at. Without a device key an agent renews."""
 
-    device_key: SigningKey
+    device_key: SigningKey | None
     svid: Svid
     bundle: TrustBundle
     enrolment: int
@@ -124,9 +125,9 @@ class HopIdentity:
 
 
 class HopHome:
-    """The folder that keeps a hop's sealed identity."""
+    """The folder that keeps a hop's sealed identity; without a passphrase only the revocation list that it carries."""
 
-    def __init__(self, folder: Path, passphrase: Passphrase) -> None:
+    def __init__(self, folder: Path, passphrase: Passphrase | None) -> None:
         self._folder = folder
         self._path = folder / FILE
         self._passphrase = passphrase
@@ -158,6 +159,7 @@ class HopHome:
 
     def save(self, identity: HopIdentity) -> None:
         """Seals the identity (0.2 s of key derivation). Raises StoreError."""
+        assert identity.device_key is not None
         self._write(_Sealed(
             1, identity.gateway, identity.device_key.to_pkcs8().expose(), identity.enrolment,
             identity.svid.key.to_pkcs8().expose(), list(identity.svid.chain),
@@ -173,9 +175,11 @@ class HopHome:
 
     def carry(self, revoked: RevocationList) -> None:
         """Keeps a list for the next run. It is signed, so it is not sealed. Raises StoreError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(self._folder / LIST_FILE, [revoked.data], replace=True)
 
     def _read(self) -> _Sealed | None:
+        assert self._passphrase is not None
         try:
             sealed = msgspec.msgpack.decode(open_file(self._path, self._passphrase, purpose=PURPOSE), type=_Sealed)
         except StoreMissing:
@@ -187,7 +191,13 @@ class HopHome:
         return sealed
 
     def _write(self, sealed: _Sealed) -> None:
+        assert self._passphrase is not None
         seal_file(self._path, msgspec.msgpack.encode(sealed), self._passphrase, purpose=PURPOSE)
+
+
+def of_agent(source: AgentSource, gateway: str) -> HopIdentity:
+    """The identity that a SPIFFE agent has for this hop just now. Raises AgentLost."""
+    return HopIdentity(None, source.svid, source.bundle, 0, gateway)
 
 
 def base_url(text: str) -> str:
@@ -235,6 +245,7 @@ async def renew(
     home: HopHome, identity: HopIdentity, gateway: str, *, clock: Callable[[], float] = time.time
 ) -> HopIdentity:
     """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`."""
+    assert identity.device_key is not None
     check_floor(identity.svid.not_before, clock())
     key = SigningKey.generate()
     device_id = sha256(identity.device_key.public.spki)

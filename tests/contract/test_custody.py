@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.gateway import app
+from relay.gateway import folder
 from relay.gateway.backup import restore, write_backup
 from relay.gateway.config import Config, load
 from relay.gateway.errors import GatewayError, KeysUnavailable
@@ -26,6 +26,9 @@ from relay.gateway.identity.ca import (
     unseal,
 )
 from relay.gateway.identity.held import HELD_FILE, Held, name_of
+from relay.gateway.identity.jose import TokenRefused
+from relay.gateway.identity.rotation import Rotated
+from relay.gateway.identity.token_keys import ACCESS, TokenKeys
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import KEY_FILE, open_state
 from relay.hop.identity import HopHome
@@ -34,7 +37,7 @@ from store.errors import StoreError, WrongKey
 from store.keys import HeldKey, Passphrase, Unlock, unlock_key
 from tests.integration.test_gateway_serve import CONFIG, Device, Running, ask, joined, serving
 from tests.support.custodies import KINDS, Kind, keys, kind_of
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, Clock, chat
 from tests.support.mock_provider import WHOLE, MockProvider
 from transport.errors import IdentityRefused, PeerRefused, TransportError
 from transport.identity.revocation import RevocationList, read_list
@@ -54,7 +57,7 @@ class Lab:
     def __init__(self, kind: Kind, directory: Path) -> None:
         self.kind, self.directory = kind, directory
         self.sealed = not kind.section
-        app.create(
+        folder.create(
             directory, DOMAIN, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE if self.sealed else None,
             now=time.time(), keys="\n" + kind.section,
         )
@@ -210,7 +213,7 @@ async def test_a_new_intermediate_has_a_new_key_and_the_old_one_stays_where_it_i
     old = lab.authority()
     issued = old.issue(EDGE, DEVICE.public, now=time.time())
     _, before = lab.kept()
-    renewed = await app.renew_ca(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=time.time())
+    renewed = await folder.renew_ca(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=time.time())
     authority, (_, after) = lab.authority(), lab.kept()
     assert authority.serial != old.serial and before != after
     assert renewed.unused == name_of(before)
@@ -224,14 +227,14 @@ async def test_a_new_intermediate_has_a_new_key_and_the_old_one_stays_where_it_i
 async def test_a_new_root_in_three_steps(lab: Lab) -> None:
     now, first = time.time(), lab.authority()
 
-    async def step() -> app.Rotated:
-        return await app.rotate_root(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=now)
+    async def step() -> Rotated:
+        return await folder.rotate_root(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=now)
 
     root, intermediate = lab.kept()
     published = await step()
     assert published.step == "published" and published.unused == () and published.next_at is not None
     now = published.next_at + 60
-    await app.renew_ca(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=now)
+    await folder.renew_ca(lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=now)
     used = await step()
     assert used.step == "used" and used.next_at is not None
     if not lab.sealed:
@@ -243,6 +246,48 @@ async def test_a_new_root_in_three_steps(lab: Lab) -> None:
     issued = authority.issue(EDGE, DEVICE.public, now=now)
     verify_svid(issued.chain, authority.bundle, role="edge", now=now)
     assert now < time.time() + 100 * DAY_S
+
+
+# --- keys that sign tokens ------------------------------------------------------------------------------------------
+
+
+async def test_keys_of_tokens_are_where_the_others_are_and_do_not_pile_up(lab: Lab) -> None:
+    clock = Clock()
+    with open_state(lab.directory, lab.by) as database:
+        tokens = TokenKeys(database, ACCESS, longest_s=600, clock=clock, custody=lab.custody)
+        await tokens.load()
+        text = await tokens.sign({"exp": int(clock()) + 600}, "at+jwt")
+        tokens = TokenKeys(database, ACCESS, longest_s=600, clock=clock, custody=lab.custody)
+        await tokens.load()  # as after a restart
+        assert tokens.verify(text, "at+jwt", dict) == {"exp": int(clock()) + 600}
+        rows = await database.run(lambda connection: connection.execute("SELECT private FROM token_keys").fetchall())
+        assert [PKCS8_HEAD in bytes(row[0]) for row in rows] == [lab.sealed] * 2
+        first = {name_of(bytes(row[0])) for row in rows}
+        for _ in range(3):
+            await tokens.rotate()
+            clock.now += 3_600
+            await tokens.tend()
+        assert len(tokens.jwks()) == 2
+        if not lab.sealed:
+            assert first.isdisjoint(lab.kind.names())
+            assert len([name for name in lab.kind.names() if "-token-access-" in name]) == 2
+
+
+async def test_tokens_of_a_key_that_is_gone_are_over_and_new_ones_are_signed(held: Lab) -> None:
+    clock = Clock()
+    with open_state(held.directory, held.by) as database:
+        tokens = TokenKeys(database, ACCESS, longest_s=600, clock=clock, custody=held.custody)
+        await tokens.load()
+        old = await tokens.sign({"exp": int(clock()) + 600}, "at+jwt")
+        for name in held.kind.names():
+            if "-token-" in name:
+                held.kind.delete(name)
+        tokens = TokenKeys(database, ACCESS, longest_s=600, clock=clock, custody=held.custody)
+        await tokens.load()
+        with pytest.raises(TokenRefused):
+            tokens.verify(old, "at+jwt", dict)
+        new = await tokens.sign({"exp": int(clock()) + 600}, "at+jwt")
+        assert tokens.verify(new, "at+jwt", dict)
 
 
 # --- the whole gateway ----------------------------------------------------------------------------------------------
@@ -280,7 +325,7 @@ async def test_what_a_compromised_intermediate_has_signed_is_over(lab: Lab) -> N
         async with lab.serving(provider) as gateway:
             device = await joined(gateway)
         stolen = lab.authority()
-        await app.renew_ca(
+        await folder.renew_ca(
             lab.config, passphrase=lab.by, root_passphrase=lab.root_by, now=time.time(), compromised=True
         )
         assert device.bundle is not None
@@ -313,17 +358,17 @@ async def test_while_the_holder_fails_nobody_joins_and_everything_else_goes_on(h
 
 async def test_a_gateway_that_was_made_without_moves_by_rotating_its_key(holder: Kind, tmp_path: Path) -> None:
     directory = tmp_path / "gateway"
-    app.create(directory, DOMAIN, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time())
+    folder.create(directory, DOMAIN, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time())
     config = directory / "gateway.toml"
     config.write_text(config.read_text() + "\n" + holder.section)
     settings = load(config)
     old = Authority.open(directory, PASSPHRASE, custody=custody_of(settings.keys))
-    await app.renew_ca(settings, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time())
+    await folder.renew_ca(settings, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time())
     by = custody_of(settings.keys).unlock(directory, directory / KEY_FILE)
     assert by is not None and not (directory / INTERMEDIATE_FILE).exists()
     authority = Authority.open(directory, by, custody=custody_of(settings.keys))
     assert authority.bundle == old.bundle and authority.serial != old.serial and authority.is_slow
-    later = await app.renew_ca(settings, passphrase=by, root_passphrase=ROOT_PASSPHRASE, now=time.time())
+    later = await folder.renew_ca(settings, passphrase=by, root_passphrase=ROOT_PASSPHRASE, now=time.time())
     assert later.unused in holder.names()
 
 

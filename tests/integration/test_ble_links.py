@@ -708,7 +708,7 @@ async def test_hundreds_of_connects_leave_nothing_behind() -> None:
         listener = made.hop._peripheral._listener
         assert made.centrals == 1 and len(listener._chores) <= 1
         made.over.set()
-        await until(lambda: len(listener._running) == 0)
+        await until(lambda: len(listener._links._running) == 0)
         assert len(asyncio.all_tasks()) <= tasks
         del near, far
 

@@ -14,7 +14,7 @@ from bleak.backends.device import BLEDevice
 
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import BadInput, LinkLost
-from transport.links import gatt_bluez, gatt_link
+from transport.links import bluez_bus, gatt_bluez, gatt_link
 from transport.links.base import Link
 from transport.links.ble_central import BleCentral
 from transport.links.gatt import INFO, RX, SERVICE, TX, GattPipe, Info
@@ -72,7 +72,7 @@ class Lab:
 @pytest.fixture
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
-    monkeypatch.setattr(gatt_bluez, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(bluez_bus, "RETRY_S", (0.01, 0.02))
     monkeypatch.setattr(gatt_link, "CLOSE_TIMEOUT_S", 0.05)  # nobody answers at the end of most tests
     says(monkeypatch, "bluetoothctl: 5.66\n")
     async with fake_bluez() as fake:

@@ -14,7 +14,7 @@ from dbus_fast import MessageType, Variant
 from tests.integration.test_bluez_listener import NOTIFY, Edge
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import LinkLost
-from transport.links import gatt_bluez, gatt_link, radio
+from transport.links import bluez_bus, gatt_link, radio
 from transport.links.base import Endpoint, Link, connect
 from transport.links.gatt import SERVICE, WAITING, Info
 from transport.links.radio import OpenRadio, open_radio
@@ -43,7 +43,7 @@ class Lab:
 @pytest.fixture
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
-    monkeypatch.setattr(gatt_bluez, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(bluez_bus, "RETRY_S", (0.01, 0.02))
     monkeypatch.setattr(gatt_link, "CLOSE_TIMEOUT_S", 0.05)  # nobody answers at the end of most tests
     async with fake_bluez() as fake:
         made = Lab(fake, await open_radio("system:hci0"))

@@ -9,8 +9,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway import app
 from relay.gateway.admin import Admin
 from relay.gateway.config import parse
@@ -20,14 +18,12 @@ from relay.gateway.identity.alerts import WORDS
 from relay.gateway.identity.clones import OVERLAP_S, RACE_S
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines, make_folder
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession
 from transport.identity.svid import Svid, make_csr
 from transport.identity.tls import client_context
 from transport.messages import RequestHeader, encode_header
 from transport.primitives import SigningKey, random_bytes, sha256
 
-CACHED = CachedStretch()
 CONFIG = """
 trust_domain = "field.example"
 [listen]
@@ -37,12 +33,6 @@ base_url = "http://127.0.0.1:1/v1"
 key_file = "provider.key"
 """
 A, B = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, DeviceIdentity, join
 from edge_client.outbox import Outbox
@@ -26,7 +24,6 @@ from tests.support.ca import DAY
 from tests.support.edge_lab import ENDPOINT
 from tests.support.gateway_lab import PASSPHRASE, ROOT_PASSPHRASE, make_folder
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from tests.support.virtually import in_virtual_time
 from transport import telemetry
 from transport.errors import PeerRefused
@@ -34,14 +31,7 @@ from transport.links.base import Endpoint, Link
 from transport.links.virtual_time import UNIX_START_S, wall
 from transport.session import Clock as SessionClock
 
-CACHED = CachedStretch()
 HOUR = 3600.0
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
 
 
 @pytest.fixture(scope="module")

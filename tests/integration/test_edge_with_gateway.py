@@ -32,7 +32,7 @@ from tests.support.edge_lab import ENDPOINT, read, until
 from tests.support.fake_engine import FakeChat
 from tests.support.fake_gateway import CuttingLink, FakeClock
 from tests.support.fake_triton import FakeTriton, tensors
-from tests.support.gateway_lab import chat, make_folder
+from tests.support.gateway_lab import chat
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider, chunk
 from tests.support.session_lab import Lab, gateway
@@ -42,11 +42,6 @@ from transport.links.base import Endpoint, Link
 
 STREAM = [chunk(f"{number} " + "x" * 400) for number in range(40)] + [b"data: [DONE]\n\n"]
 WHOLE = b"".join(STREAM)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("both") / "gateway")
 
 
 @dataclass

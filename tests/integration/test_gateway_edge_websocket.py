@@ -29,7 +29,7 @@ from store.settings import Settings
 from tests.support import session_lab
 from tests.support.ca import Ca
 from tests.support.edge_lab import read, until
-from tests.support.gateway_lab import chat, make_folder
+from tests.support.gateway_lab import chat
 from tests.support.joining_gateway import JoiningGateway
 from tests.support.mock_provider import STREAM, MockProvider
 from transport import telemetry
@@ -38,11 +38,6 @@ from transport.identity.tls import server_context, unverified_context
 from transport.links.base import Endpoint, Link, connect
 
 LIMIT = 60.0
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("wss") / "gateway")
 
 
 @dataclass

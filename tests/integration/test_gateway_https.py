@@ -30,7 +30,7 @@ from relay.gateway.trace import TraceStore
 from relay.hop.identity import HopHome, pack, unpack
 from relay.hop.identity import join as join_hop
 from store.keys import Passphrase
-from tests.support.gateway_lab import PASSPHRASE, Clock, allowing, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock, allowing, audit_lines
 from transport import telemetry
 from transport.errors import LinkLost
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
@@ -43,11 +43,6 @@ from transport.tickets import TicketStore
 
 JOIN, RENEW = HttpsOperation.JOIN, HttpsOperation.RENEW
 LIMIT = 60.0
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("https") / "gateway")
 
 
 @dataclass

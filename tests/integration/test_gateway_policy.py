@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.config import load
 from relay.gateway.errors import ConfigError
@@ -22,33 +20,20 @@ from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.policy.settings import Group, Policies, Rules, checked
 from tests.support.fake_opa import FakeOpa
 from tests.support.fake_triton import FakeTriton, tensors
-from tests.support.gateway_lab import DOMAIN, audit_lines, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, audit_lines, chat
 from tests.support.mock_provider import MockProvider
 from tests.support.policy_questions import EXAMPLE
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession, RemoteAnswer
 from transport.errors import RequestRefused
 from transport.identity.svid import SpiffeId
 from transport.messages import Posture, RequestHeader, encode_header
 from transport.primitives import random_bytes
 
-CACHED = CachedStretch()
 INFER = "/v2/models/defect-detection/infer"
 HOP = f"spiffe://{DOMAIN}/hop/pi-1"
 GOOD = Posture("encrypted", "present", "0.1.0")
 Start = Callable[..., AbstractAsyncContextManager[Lab]]
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("policy") / "gateway")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from relay.hop.identity import HopHome, renew
 from relay.hop.identity import join as join_hop
 from store.keys import Passphrase, Unlock
 from tests.support.fake_triton import FakeTriton, tensors
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines, chat
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider
 from transport import telemetry
 from transport.edge_session import EdgeSession, obtain
@@ -57,11 +57,6 @@ drain_s = 5.0
 id = "/edge/*"
 models = ["small"]
 """
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("made") / "gateway")
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 from relay.gateway.audit.refusals import PER_MINUTE
 from relay.gateway.sessions import SessionLimits
 from tests.support.connection_pair import make_pair
-from tests.support.gateway_lab import DOMAIN, Clock, make_folder
+from tests.support.gateway_lab import DOMAIN, Clock
 from tests.support.memory_link import MemoryLink
 from tests.support.session_lab import Lab, gateway
 from transport.edge_session import EdgeSession
@@ -29,11 +29,6 @@ LIMITS = SessionLimits(sessions=20, handshakes=8, per_device=2)
 OVERLOADED = b"\0\2"
 FIRST_FRAME = make_pair().edge.data_to_send(0.0)  # of somebody who means to go no further
 HOP, OTHER = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("sessions") / "gateway")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from relay.gateway.trace import TraceStore
 from store.database import Database
 from tests.support.dpop_page import LEFT_OUT, DpopPage
 from tests.support.fake_sessions import LINK_ID, FakeSessions
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines
 from transport.links.websocket import NOTE_MAX
 from transport.primitives import SigningKey, sha256
 
@@ -37,11 +37,6 @@ ORIGIN = "https://gw.example"
 HOP = f"spiffe://{DOMAIN}/hop/phone-1"
 LIMIT = 60.0
 PATIENT = {"idle_s": 600.0, "life_s": 600.0, "body_s": 600.0}  # how slow the machine is ends no connection
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("public") / "gateway")
 
 
 @dataclass

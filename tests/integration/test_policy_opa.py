@@ -61,7 +61,7 @@ def test_the_input_document_is_what_the_pages_say() -> None:
     assert document == {
         "principal": {
             "id": "spiffe://factory.example/edge/office/ann", "trust_domain": "factory.example", "role": "edge",
-            "posture": {
+            "attested_tpm": "none", "posture": {
                 "source": "self-reported", "disk": "encrypted", "tpm": "present", "version": "0.1.0",
                 "version_number": 1_000,
             },

@@ -110,7 +110,7 @@ CASES: list[tuple[str, Make, str, str]] = [
      "key usage keyCertSign", "key usage keyCertSign"),
     ("foreign trust domain", lambda ca, path: ca.issue(path, uris=[f"spiffe://other.example/{path}"]),
      "trust domain", "trust domain"),
-    ("wrong role", lambda ca, path: ca.issue("workload" + path[path.index("/"):]), "role", "role"),
+    ("wrong role", lambda ca, path: ca.issue("gateway" + path[path.index("/"):]), "role", "role"),
     ("a role that begins like it", lambda ca, path: ca.issue(path.replace("/", "s/")), "role", "role"),
     ("no SPIFFE ID", lambda ca, path: ca.issue(path, uris=[f"https://{DOMAIN}/{path}"]), "ID scheme", "ID scheme"),
 ]
@@ -204,7 +204,10 @@ async def test_tls_refuses_for_each_reason_and_says_none(made: Path) -> None:
 async def test_a_tunnel_needs_a_certificate_that_is_on_record(made: Path) -> None:
     async with serving(made) as gateway:
         answers = []
-        for svid, reason in ((None, "certificate"), (gateway.ca.issue("hop/pi"), "serial")):
+        for svid, reason in (
+            (None, "certificate"), (gateway.ca.issue("hop/pi"), "serial"), (gateway.ca.issue("workload/pi"), "role"),
+            (gateway.ca.issue("edge/pi"), "role"),
+        ):
             connector = aiohttp.TCPConnector(ssl=tls_client(gateway, svid))
             async with aiohttp.ClientSession(connector=connector) as client, client.get(
                 f"https://{gateway.ready.https}/v1/tunnel"

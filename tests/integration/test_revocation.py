@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 
-import store.keys
-import store.sealed
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, NotFound, SetupRefused
-from tests.integration.test_gateway_resume import HELD, STREAM, Edge, until
-from tests.support.gateway_lab import DOMAIN, make_folder
+from tests.support.gateway_lab import DOMAIN
 from tests.support.memory_link import MemoryLink
 from tests.support.mock_provider import MockProvider
+from tests.support.resuming_edge import HELD, STREAM, Edge, until
 from tests.support.session_lab import Lab, gateway
-from tests.support.stores import CachedStretch
 from transport.edge_session import EdgeSession
 from transport.errors import IdentityRefused, LinkLost, PeerRefused, TicketRefused
 from transport.identity.revocation import RevocationList, read_list
@@ -29,19 +26,7 @@ from transport.messages import Message
 from transport.primitives import SigningKey, random_bytes, sha256
 from transport.responder import GatewayConnection
 
-CACHED = CachedStretch()
 HOP = f"spiffe://{DOMAIN}/hop/a"
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("revocation") / "gateway")
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import store.keys
-import store.sealed
-from relay.gateway import app
+from relay.gateway import folder
 from relay.gateway.backup import ENROLMENT_STEP, restore, write_backup
 from relay.gateway.errors import SetupRefused
 from relay.gateway.identity.ca import Authority
@@ -23,25 +21,11 @@ from relay.hop.identity import join as join_hop
 from store.errors import StoreCorrupt, WrongKey
 from store.keys import Passphrase
 from tests.integration.test_gateway_serve import Device, Running, ask, joined, serving, until
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat
 from tests.support.mock_provider import KEY, WHOLE, MockProvider
-from tests.support.stores import CachedStretch
 from transport.errors import IdentityRefused, PeerRefused, TransportError
 from transport.identity.revocation import RevocationList, read_list
 from transport.links.base import Endpoint
-
-CACHED = CachedStretch()
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store.keys, store.sealed):
-        monkeypatch.setattr(module, "stretch", CACHED)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("carried") / "gateway")
 
 
 @pytest.fixture
@@ -194,7 +178,7 @@ async def test_nothing_that_a_stolen_intermediate_has_signed_is_believed_any_mor
         await gateway.ask_admin("revoke", who="edge/lost", reason="lost")
         before = (directory / "revocations.list").read_bytes()
     stolen = Authority.open(directory, PASSPHRASE)
-    await app.renew_ca(
+    await folder.renew_ca(
         gateway.config, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time(), compromised=True
     )
     assert device.bundle is not None

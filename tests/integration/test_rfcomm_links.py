@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_bluez import FakeBluez, device, fake_bluez
 from transport.errors import BadInput, LinkLost, ProtocolViolation
-from transport.links import rfcomm, rfcomm_bluez, sdp
+from transport.links import bluez_bus, rfcomm, sdp
 from transport.links.base import RECEIVE_MAX, Endpoint, Link, connect, listen
 from transport.links.rfcomm import REDIAL_S, SERVICE, RfcommDialer, RfcommLink
 from transport.links.virtual_time import run
@@ -25,7 +25,7 @@ HOP = Endpoint.parse("rfcomm:00:11:22:33:44:55")
 @pytest.fixture
 async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeBluez]:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
-    monkeypatch.setattr(rfcomm_bluez, "RETRY_S", (0.01, 0.1))
+    monkeypatch.setattr(bluez_bus, "RETRY_S", (0.01, 0.1))
     async with fake_bluez() as made:
         yield made
 

@@ -44,7 +44,7 @@ async def test_a_slice_decides_as_all_rules_do(question: Question) -> None:
         {"principal": node, "action": {"type": "Action", "id": question.verb}, "resource": document["resource"],
          "context": document["context"]},
         policy_set(RULES.cedar),
-        [{"uid": node, "attrs": principal(question.id, question.posture),
+        [{"uid": node, "attrs": principal(question.id, question.posture, question.attested_tpm),
           "parents": [{"type": "Group", "id": group} for group in groups]}],
         SCHEMA,
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from relay.gateway.config import load
-from relay.gateway.policy.questions import VERBS, Question, version_number
+from relay.gateway.policy.questions import ATTESTED, VERBS, Question, version_number
 from relay.gateway.policy.settings import Rules
 from transport.identity.svid import SpiffeId
 from transport.messages import Posture
@@ -54,4 +54,6 @@ def questions(count: int, seed: int) -> Iterator[Question]:
         resource = dice.choice(MODELS if verb == "model:invoke" else ("spiffe://factory.example/hop/pi-1", "manuals"))
         via = dice.choice(["", "spiffe://factory.example/hop/pi-1"])
         path = dice.choice([*PATHS, *GRANTED * 5])
-        yield Question(SpiffeId("factory.example", path), verb, resource, via, dice.choice(POSTURES))
+        yield Question(
+            SpiffeId("factory.example", path), verb, resource, via, dice.choice(POSTURES), dice.choice(ATTESTED)
+        )

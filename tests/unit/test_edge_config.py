@@ -33,7 +33,8 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
     file.write_text("[store]\nlock_after_s = 0\n")
     assert Config.load({"CAUSEWAY_HOME": str(tmp_path)}).store.lock_after_s == 0
     for text in ("[model]\ncontext = 5\n", "[modle]\n", "[model]\npaht = 1\n", "= broken", "[model]\ncontext = '1'\n",
-                 "[relay]\npadding = 'loud'\n", "[store]\nlock_after_s = -1\n"):
+                 "[relay]\npadding = 'loud'\n", "[store]\nlock_after_s = -1\n",
+                 "[identity]\nsource = 'spire'\n", "[identity]\nsocket = '/a'\n"):
         file.write_text(text)
         with pytest.raises(BadUse, match=r"config\.toml"):
             Config.load({"CAUSEWAY_HOME": str(tmp_path)})
@@ -42,8 +43,8 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
          "[relay] may hold: model, endpoints, early_data, give_up_s, padding, discover, wss_trust"),
         ("[bluetooth]\nradios = 'x'\n", "[bluetooth] may hold: radio"),
         ("[model]\ncontext = 5\n", "[model] may hold: path, context, threads, rest_after_s"),
-        ("[modle]\n", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store]"),
-        ("= broken", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store]"),
+        ("[modle]\n", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity], [tpm]"),
+        ("= broken", "its tables are [model], [embedder], [relay], [router], [bluetooth], [store], [identity], [tpm]"),
     ):
         file.write_text(text)
         with pytest.raises(BadUse) as caught:

@@ -17,7 +17,7 @@ from relay.gateway.identity.revocation import Revocation
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import TraceStore
 from store.database import Database
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines
 from transport.errors import IdentityRefused
 from transport.identity.svid import SpiffeId, make_csr
 from transport.identity.verify import VerifiedPeer, verify_svid
@@ -26,11 +26,6 @@ from transport.primitives import SigningKey, sha256
 EDGE = ("edge",)
 SOURCE = "spire"
 OURS, THEIRS = 10, 1 << 100  # serials; of the second kind none is on record here
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("attested") / "gateway")
 
 
 def from_spire(peer: VerifiedPeer) -> str:

@@ -17,7 +17,7 @@ from relay.gateway.identity.serials import LIVE_MAX, PRUNE_EVERY_S
 from relay.gateway.state.sqlcipher import DATABASE_FILE, open_state
 from store.database import Database
 from store.errors import DiskFull
-from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines
 from transport.errors import BadInput, IdentityRefused
 from transport.identity.join import Invitation
 from transport.identity.svid import make_csr
@@ -25,11 +25,6 @@ from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.primitives import Secret, SigningKey, sha256
 
 EDGE = ("edge",)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("enrolment") / "gateway")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from relay.gateway import trace
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import HopNote, TraceStore, parse_note
 from relay.gateway.tunnels import TunnelNotes
-from tests.support.gateway_lab import PASSPHRASE, Clock, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock
 from transport.messages import SpanRecord
 
 TRACE, LINK = "a" * 32, "b" * 16
@@ -21,11 +21,6 @@ EDGE, OTHER, HOP = "spiffe://field.example/edge/a", "spiffe://field.example/edge
 
 def span(name: str, number: int = 1, *, role: str = "gateway", trace_id: str = TRACE, **attributes: str) -> SpanRecord:
     return SpanRecord(trace_id, f"{number:016x}", "", name, role, 1000.0 + number, 1001.0 + number, attributes)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("trace") / "gateway")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ expiry and role are checked each time, and the cache key covers the bundle, so a
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.x509 import verification
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from transport.errors import IdentityExpired, IdentityRefused
 from transport.identity.rules import check_authority_rules, check_leaf_rules
@@ -39,6 +39,7 @@ class VerifiedPeer:
     not_before: float
     not_after: float
     issuers: tuple[int, ...] = ()  # serial numbers of the other certificates of the path, where that was built here
+    leaf: bytes = field(default=b"", repr=False)  # DER; empty where nobody was verified
 
 
 class SvidVerifier:
@@ -88,7 +89,7 @@ def check_leaf(der: bytes, trust_domain: str, roles: Collection[str]) -> Verifie
         identity = check_leaf_rules(leaf, trust_domain)
         peer = VerifiedPeer(
             identity, key_of(leaf), sha256(der), leaf.serial_number,
-            leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(),
+            leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(), leaf=der,
         )
     except IdentityRefused:
         raise
@@ -122,6 +123,15 @@ def _check_times(peer: VerifiedPeer, now: float) -> None:
         raise clock_error(peer.id.role, late=False, when=peer.not_before, now=now)
     if now > peer.not_after + LEEWAY_S:
         raise clock_error(peer.id.role, late=True, when=peer.not_after, now=now)
+
+
+def issuer_of(leaf: x509.Certificate) -> str:
+    """The organisation that a leaf's issuer is named after, "" if none: whose authority has signed it.
+
+    A verified path holds a leaf's issuer to the subject of the certificate above, so the leaf cannot lie about it.
+    """
+    named = leaf.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(named[0].value) if named else ""
 
 
 def clock_error(role: str, *, late: bool, when: float | None = None, now: float | None = None) -> IdentityExpired:
@@ -208,7 +218,7 @@ def _checked(
         identity, key, sha256(chain[0]), leaf.serial_number,
         max(one.not_valid_before_utc for one in path).timestamp(),
         min(one.not_valid_after_utc for one in path).timestamp(),
-        tuple(one.serial_number for one in path[1:]),
+        tuple(one.serial_number for one in path[1:]), chain[0],
     )
 
 

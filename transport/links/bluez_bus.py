@@ -7,7 +7,7 @@ one table. https://github.com/bluez/bluez/tree/master/doc describes the interfac
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from dbus_fast import BusType, DBusError, Message, MessageType, Variant
@@ -19,6 +19,7 @@ BLUEZ: Final = "org.bluez"
 ADAPTER: Final = "org.bluez.Adapter1"
 DEVICE: Final = "org.bluez.Device1"
 CALL_S: Final = 10.0
+RETRY_S: Final = (1.0, 30.0)  # first and longest wait before BlueZ is asked again
 _OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _RULES: Final = (
@@ -154,6 +155,23 @@ class BluezBus:
             self._changed(None)
         elif interface == DEVICE and "Connected" in changes and not changes["Connected"].value:
             self._changed(message.path)
+
+
+async def keep(stale: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
+    """Has BlueZ looked at again whenever something is `stale`, and after a pause where that fails with LinkLost: BlueZ
+    without an adapter is waited for, and one that fails is asked again. Never returns.
+    """
+    pause = RETRY_S[0]
+    while True:
+        await stale.wait()
+        stale.clear()
+        try:
+            await look()
+            pause = RETRY_S[0]
+        except LinkLost:
+            stale.set()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_S[1])
 
 
 async def mtu_of(characteristic: str) -> int:

@@ -16,14 +16,13 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from dbus_fast import Variant
 
 from transport.errors import BadInput, LinkLost
-from transport.links.base import Endpoint, Link
-from transport.links.bluez_bus import ADAPTER, DEVICE, BluezBus, Properties, Refused
+from transport.links.base import Endpoint
+from transport.links.bluez_bus import ADAPTER, DEVICE, BluezBus, Properties, Refused, keep
 from transport.links.gatt import (
     ADVERTISED,
     FIRST_CREDIT,
@@ -38,10 +37,10 @@ from transport.links.gatt import (
     Role,
 )
 from transport.links.gatt_link import GattLink
+from transport.links.served import OnLink, ServedLinks
 
 CENTRALS_MAX: Final = 8  # pipes at once; while there are as many, the hop does not advertise
 SUBSCRIBE_S: Final = 10.0  # for an edge to begin another pipe after its last one ended
-RETRY_S: Final = (1.0, 30.0)  # first and longest wait before BlueZ is asked again
 GENERIC_NAME: Final = "Causeway"
 _SEPARATE_SINCE: Final = (5, 77)
 _GATT: Final = "org.bluez.GattManager1"
@@ -51,7 +50,6 @@ _SERVICE, _RX, _TX, _INFO = f"{_ROOT}/service", f"{_ROOT}/service/rx", f"{_ROOT}
 _ADVERTISEMENT: Final = "/causeway_advertisement"
 _ADDRESS: Final = re.compile(r".*/dev_((?:[0-9A-F]{2}_){5}[0-9A-F]{2})")
 
-OnLink = Callable[[Link], Awaitable[None]]
 
 
 class BluezPeripheral:
@@ -100,7 +98,7 @@ class BluezListener:
         self.closed = False
         self._role: Role = role
         self._wanted = role == "hop"  # that it advertises while it has room
-        self._adapter, self._on_link = adapter, on_link
+        self._adapter = adapter
         self._bus = BluezBus(self._changed)
         self._centrals_max = 1
         self._registered = ""  # path of the adapter that knows the service
@@ -109,7 +107,7 @@ class BluezListener:
         self._pipes: dict[str, _Pipe] = {}  # by path of the device
         self._inputs: dict[socket.socket, str] = {}  # sockets that devices write to, with the path of each
         self._alarms: dict[str, asyncio.TimerHandle] = {}
-        self._running: dict[asyncio.Task[None], GattLink] = {}
+        self._links = ServedLinks(on_link)
         self._chores: set[asyncio.Task[None]] = set()
         self._registering = asyncio.Lock()
         self._stale = asyncio.Event()  # something has changed since BlueZ was looked at
@@ -120,7 +118,7 @@ class BluezListener:
         if _version(await _bluez_says()) >= _SEPARATE_SINCE:
             self._centrals_max = CENTRALS_MAX
         await self._open()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper = asyncio.get_running_loop().create_task(keep(self._stale, self._look_again))
 
     async def advertise(self, on: bool) -> None:
         """Begins or stops to be found; who is connected stays. Raises LinkLost."""
@@ -134,11 +132,7 @@ class BluezListener:
         self.closed = True
         if self._keeper is not None:
             self._keeper.cancel()
-        running = dict(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in running.values()))
+        await self._links.close()
         for alarm in self._alarms.values():
             alarm.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -161,24 +155,13 @@ class BluezListener:
         })
         await self._register()
 
-    async def _keep(self) -> None:
-        """Looks again at every change. BlueZ without an adapter is waited for; one that fails is asked again."""
-        pause = RETRY_S[0]
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                if self._bus.lost:
-                    self._forget()
-                    self._bus = BluezBus(self._changed)
-                    await self._open()
-                else:
-                    await self._register()
-                pause = RETRY_S[0]
-            except LinkLost:
-                self._stale.set()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_S[1])
+    async def _look_again(self) -> None:
+        if self._bus.lost:
+            self._forget()
+            self._bus = BluezBus(self._changed)
+            await self._open()
+        else:
+            await self._register()
 
     async def _register(self) -> None:
         """Has BlueZ know what it should. Raises LinkLost."""
@@ -297,15 +280,7 @@ class BluezListener:
         loop.add_reader(pipe.tx, self._hung_up, pipe)
         self._stale.set()
         pipe.link.start()
-        task = loop.create_task(self._run(pipe.link))
-        self._running[task] = pipe.link
-        task.add_done_callback(self._running.pop)
-
-    async def _run(self, link: GattLink) -> None:
-        try:
-            await self._on_link(link)
-        finally:
-            await link.close()
+        self._links.serve(pipe.link)
 
     def _hung_up(self, pipe: _Pipe) -> None:
         """BlueZ's end of a notifying socket says nothing but its end."""

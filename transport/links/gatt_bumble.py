@@ -8,7 +8,7 @@ not subscribe, or lets its pipe end and begins no other, is disconnected.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from bumble import hci
@@ -19,7 +19,7 @@ from bumble.gatt import Characteristic, CharacteristicValue, Service
 from bumble.smp import SMP_CID
 
 from transport.errors import BadInput, LinkLost
-from transport.links.base import Endpoint, Link
+from transport.links.base import Endpoint
 from transport.links.gatt import (
     ADVERTISED,
     INFO,
@@ -35,6 +35,7 @@ from transport.links.gatt import (
     Role,
 )
 from transport.links.gatt_link import GattLink
+from transport.links.served import OnLink, ServedLinks
 
 CENTRALS_MAX: Final = 8  # connections at once; while there are as many, nothing is advertised
 SUBSCRIBE_S: Final = 10.0  # for a central to begin a pipe: after connecting, and after its last one ended
@@ -48,7 +49,6 @@ _SCAN_NAME_MAX: Final = 29  # bytes: a scan response of 31
 _PAIRING_REQUEST: Final = b"\x01"  # Core 5.4, vol 3, part H, section 3.5
 _PAIRING_NOT_SUPPORTED: Final = b"\x05\x05"
 
-OnLink = Callable[[Link], Awaitable[None]]
 
 
 class BumblePeripheral:
@@ -135,9 +135,9 @@ class BumbleListener:
         self.role = role
         self.closed = False
         self._wanted = role == "hop"  # that it advertises while it has room
-        self._device, self._tx, self._on_link = device, tx, on_link
+        self._device, self._tx = device, tx
         self._centrals: dict[int, _Central] = {}  # by connection handle
-        self._running: dict[asyncio.Task[None], GattLink] = {}
+        self._links = ServedLinks(on_link)
         self._chores: set[asyncio.Task[None]] = set()
         self._advertising = asyncio.Lock()
         self._look: asyncio.TimerHandle | None = None
@@ -160,11 +160,7 @@ class BumbleListener:
             return
         self.closed = True
         self._device.remove_listener(self._device.EVENT_CONNECTION, self._connected)
-        running = dict(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in running.values()))
+        await self._links.close()
         await asyncio.gather(*(self._disconnect(central) for central in list(self._centrals.values())))
         if self._look is not None:
             self._look.cancel()
@@ -286,15 +282,7 @@ class BumbleListener:
         link = GattLink(pipe, f"ble:{connection.peer_address.to_string(with_type_qualifier=False)}", write, let_go)
         central.link = link
         link.start()
-        task = asyncio.get_running_loop().create_task(self._run(link))
-        self._running[task] = link
-        task.add_done_callback(self._running.pop)
-
-    async def _run(self, link: GattLink) -> None:
-        try:
-            await self._on_link(link)
-        finally:
-            await link.close()
+        self._links.serve(link)
 
     async def _room(self, central: _Central) -> None:
         """Waits until the controller has room for a value, of which nobody takes more than a fair share: the packets

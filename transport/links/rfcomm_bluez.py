@@ -7,24 +7,22 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from dbus_fast import Variant
 
 from transport.errors import BadInput, LinkLost
-from transport.links.base import Endpoint, Link
-from transport.links.bluez_bus import ADAPTER, PROPERTIES, BluezBus, Properties, Refused
+from transport.links.base import Endpoint
+from transport.links.bluez_bus import ADAPTER, PROPERTIES, BluezBus, Properties, Refused, keep
 from transport.links.rfcomm import SERVICE, RfcommLink, address_of
+from transport.links.served import OnLink, ServedLinks
 
 NAME: Final = "Causeway"  # in the record, the same for all hops
-RETRY_S: Final = (1.0, 30.0)  # first and longest wait before BlueZ is asked again
 _PROFILE: Final = "/causeway_rfcomm"
 _MANAGER: Final = "org.bluez.ProfileManager1"
 _DEVICE: Final = re.compile(r".*/dev_((?:[0-9A-F]{2}_){5}[0-9A-F]{2})")
 _DISCOVERABLE: Final = {"DiscoverableTimeout": Variant("u", 0), "Discoverable": Variant("b", True)}
 
-OnLink = Callable[[Link], Awaitable[None]]
 
 
 class RfcommListener:
@@ -38,11 +36,10 @@ class RfcommListener:
     def __init__(self, endpoint: Endpoint, on_link: OnLink) -> None:
         self.endpoint = endpoint
         self._channel = address_of(endpoint)[1]
-        self._on_link = on_link
         self._bus = BluezBus(self._changed)
         self._epoch: int | None = None  # of the bus, when the service was registered
         self._before: dict[tuple[str, str], Variant] = {}  # properties of adapters, by path and name
-        self._running: dict[asyncio.Task[None], RfcommLink] = {}
+        self._links = ServedLinks(on_link)
         self._stale = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -50,7 +47,7 @@ class RfcommListener:
     async def start(self) -> None:
         """Raises LinkLost."""
         await self._open()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper = asyncio.get_running_loop().create_task(keep(self._stale, self._look_again))
 
     async def close(self) -> None:
         if self._closed:
@@ -58,11 +55,7 @@ class RfcommListener:
         self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
-        running = dict(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in running.values()))
+        await self._links.close()
         if self._epoch is not None and not self._bus.lost:
             await self._unregister()
             for (path, name), value in reversed(self._before.items()):
@@ -80,24 +73,14 @@ class RfcommListener:
         await self._register()
         await self._let_in()
 
-    async def _keep(self) -> None:
-        pause = RETRY_S[0]
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                if self._bus.lost:
-                    self._bus, self._epoch = BluezBus(self._changed), None
-                    await self._open()
-                else:
-                    if self._epoch != self._bus.epoch:
-                        await self._register()
-                    await self._let_in()
-                pause = RETRY_S[0]
-            except LinkLost:
-                self._stale.set()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_S[1])
+    async def _look_again(self) -> None:
+        if self._bus.lost:
+            self._bus, self._epoch = BluezBus(self._changed), None
+            await self._open()
+            return
+        if self._epoch != self._bus.epoch:
+            await self._register()
+        await self._let_in()
 
     async def _register(self) -> None:
         """Nothing is paired or asked of a person: what protects the bytes is inside them. BlueZ makes the record."""
@@ -139,17 +122,8 @@ class RfcommListener:
             sock.close()
             raise Refused("Rejected")
         device = _DEVICE.fullmatch(str(options["device"].value))
-        link = RfcommLink(sock, f"rfcomm:{device[1].replace('_', ':') if device else 'unknown'}")
-        task = asyncio.get_running_loop().create_task(self._run(link))
-        self._running[task] = link
-        task.add_done_callback(self._running.pop)
+        self._links.serve(RfcommLink(sock, f"rfcomm:{device[1].replace('_', ':') if device else 'unknown'}"))
         return "", [], None
-
-    async def _run(self, link: RfcommLink) -> None:
-        try:
-            await self._on_link(link)
-        finally:
-            await link.close()
 
 
 async def listen_rfcomm(endpoint: Endpoint, on_link: OnLink) -> RfcommListener:

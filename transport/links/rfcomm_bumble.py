@@ -7,7 +7,7 @@ disconnected.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from bumble import hci, sdp
@@ -21,6 +21,7 @@ from transport.errors import BadInput, CloseReason, LinkLost, ProtocolViolation
 from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, Endpoint, Link
 from transport.links.rfcomm import SERVICE, RfcommDialer, SerialLink, address_of
 from transport.links.sdp import PSM, channel, question
+from transport.links.served import OnLink, ServedLinks
 
 EDGES_MAX: Final = 7  # a piconet has no room for more
 SILENT_S: Final = 10.0  # for an edge that has connected to open its channel
@@ -33,7 +34,6 @@ _RECORD: Final = 0x00010001  # of the services here
 
 _spawn: Final[Callable[[Coroutine[Any, Any, None]], None]] = AsyncRunner.spawn
 
-OnLink = Callable[[Link], Awaitable[None]]
 
 
 class DlcLink(SerialLink):
@@ -208,10 +208,10 @@ class BumbleRfcommListener:
     def __init__(self, device: Device, server: Server, endpoint: Endpoint, on_link: OnLink) -> None:
         self.endpoint = endpoint
         self.closed = False
-        self._device, self._server, self._on_link = device, server, on_link
+        self._device, self._server = device, server
         self._channel = 0
         self._edges: dict[Connection, asyncio.TimerHandle | None] = {}  # the alarm of who is silent
-        self._running: dict[asyncio.Task[None], DlcLink] = {}
+        self._links = ServedLinks(on_link)
 
     async def start(self, number: int) -> None:
         """Raises LinkLost."""
@@ -231,11 +231,7 @@ class BumbleRfcommListener:
         self._device.sdp_service_records.pop(_RECORD, None)
         self._server.acceptors.pop(self._channel, None)
         self._server.dlc_configs.pop(self._channel, None)
-        running = dict(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in running.values()))
+        await self._links.close()
         await asyncio.gather(*map(hang_up, list(self._edges)))
         with contextlib.suppress(BaseBumbleError, TimeoutError):
             await self._device.set_connectable(False)
@@ -262,16 +258,8 @@ class BumbleRfcommListener:
             return
         alarm.cancel()
         self._edges[connection] = None
-        link = DlcLink(dlc, connection, f"rfcomm:{connection.peer_address.to_string(with_type_qualifier=False)}")
-        task = asyncio.get_running_loop().create_task(self._run(link))
-        self._running[task] = link
-        task.add_done_callback(self._running.pop)
-
-    async def _run(self, link: DlcLink) -> None:
-        try:
-            await self._on_link(link)
-        finally:
-            await link.close()
+        peer = f"rfcomm:{connection.peer_address.to_string(with_type_qualifier=False)}"
+        self._links.serve(DlcLink(dlc, connection, peer))
 
 
 async def hang_up(connection: Connection) -> None:

@@ -7,12 +7,12 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from transport.errors import CloseReason, LinkLost
-from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, SEND_HIGH_WATER, Endpoint, Link
+from transport.links.base import CLOSE_TIMEOUT_S, RECEIVE_MAX, SEND_HIGH_WATER, Endpoint
+from transport.links.served import OnLink, ServedLinks
 
 _SOCKET_MODE: Final = 0o600  # who may use a unix endpoint: the user who made it (and root)
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # a vanished peer: 60 s
@@ -77,11 +77,10 @@ class StreamLink:
 class StreamListener:
     """Accepts stream sockets and runs a handler for each."""
 
-    def __init__(self, endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]]) -> None:
+    def __init__(self, endpoint: Endpoint, on_link: OnLink) -> None:
         self.endpoint = endpoint
-        self._on_link = on_link
         self._server: asyncio.Server | None = None
-        self._running: dict[asyncio.Task[None], StreamLink] = {}
+        self._links = ServedLinks(on_link)
         self._closing = False
 
     async def start(self) -> None:
@@ -102,11 +101,7 @@ class StreamListener:
             return
         self._closing = True
         self._server.close()
-        running = dict(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in running.values()))  # of handlers that never got to run, too
+        await self._links.close()
         await self._server.wait_closed()
         if self.endpoint.scheme == "unix":
             with contextlib.suppress(OSError):
@@ -127,16 +122,8 @@ class StreamListener:
             writer.transport.abort()
             return
         peer = writer.get_extra_info("peername")
-        link = StreamLink(reader, writer, f"tcp:{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(self.endpoint))
-        task = asyncio.get_running_loop().create_task(self._run(link))
-        self._running[task] = link
-        task.add_done_callback(self._running.pop)
-
-    async def _run(self, link: StreamLink) -> None:
-        try:
-            await self._on_link(link)
-        finally:
-            await link.close()
+        name = f"tcp:{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(self.endpoint)
+        self._links.serve(StreamLink(reader, writer, name))
 
 
 async def connect_stream(endpoint: Endpoint, *, timeout_s: float) -> StreamLink:
@@ -154,7 +141,7 @@ async def connect_stream(endpoint: Endpoint, *, timeout_s: float) -> StreamLink:
     return StreamLink(reader, writer, str(endpoint))
 
 
-async def listen_stream(endpoint: Endpoint, on_link: Callable[[Link], Awaitable[None]]) -> StreamListener:
+async def listen_stream(endpoint: Endpoint, on_link: OnLink) -> StreamListener:
     """See `transport.links.base.listen`."""
     listener = StreamListener(endpoint, on_link)
     await listener.start()

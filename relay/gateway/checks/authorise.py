@@ -45,7 +45,8 @@ class Authorise:
             return _UNKNOWN_ROUTE
         context.policy = self._policy.version
         question = Question(
-            context.peer.id, target.verb, target.model, context.via, self._policy.posture(context.enrolment)
+            context.peer.id, target.verb, target.model, context.via, self._policy.posture(context.enrolment),
+            self._policy.attested_tpm(context.enrolment),
         )
         try:
             return await (self._model(context, target, question) if target.bodied else self._list(context, question))

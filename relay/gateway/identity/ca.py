@@ -38,6 +38,8 @@ INTERMEDIATE_LIFETIME_S: Final = 30 * 86_400
 SVID_LIFETIME_S: Final = 3_600  # notBefore to notAfter, so 55 minutes from issue
 DAY_S: Final = 86_400
 BACKDATE_S: Final = 300  # for clocks that are behind
+ROOT_DEPTH: Final = 2  # intermediates below a root: what SPIRE has, and its own; roots of before had 1
+ORGANISATION: Final = "Causeway"  # in the names of authorities that are made here, and of no others
 
 ROOT_PURPOSE: Final = "causeway gateway root"
 INTERMEDIATE_PURPOSE: Final = "causeway gateway intermediate"
@@ -136,7 +138,9 @@ def make_root(
 ) -> tuple[bytes, bytes]:
     """A new key, as its custody keeps it, and its certificate (DER)."""
     (key, kept), name = custody.make("root"), _name(trust_domain, "root")
-    certificate = _authority(trust_domain, name, name, key.public, key, depth=1, now=now, lifetime=lifetimes.root_s)
+    certificate = _authority(
+        trust_domain, name, name, key.public, key, depth=ROOT_DEPTH, now=now, lifetime=lifetimes.root_s
+    )
     return kept, _der(certificate)
 
 
@@ -145,17 +149,26 @@ def sign_intermediate(
     custody: Custody = SOFTWARE,
 ) -> SealedAuthority:
     """A new intermediate of `root`, with a bundle. Raises AuthorityExpired if the root has run out."""
-    signer = custody.open(root.key)
+    key, kept = custody.make("intermediate")
+    made = certify(root, key.public, "intermediate", 0, now=now, lifetimes=lifetimes, custody=custody)
+    return SealedAuthority(root.trust_domain, kept, made, roots, sequence)
+
+
+def certify(
+    root: SealedAuthority, key: VerifyKey, kind: str, depth: int, *, now: float, lifetimes: Lifetimes,
+    custody: Custody = SOFTWARE,
+) -> bytes:
+    """A certificate (DER) of an authority under `root`, with at most `depth` more below it, as long as intermediates
+    live. Raises AuthorityExpired if the root has run out.
+    """
     certificate = x509.load_der_x509_certificate(root.certificate)
     end = certificate.not_valid_after_utc.timestamp()
     if now > end:
         raise AuthorityExpired("the root certificate has expired", hint="make a new trust domain, or set the clock")
-    key, kept = custody.make("intermediate")
-    made = _authority(
-        root.trust_domain, _name(root.trust_domain, "intermediate"), certificate.subject, key.public, signer,
-        depth=0, now=now, lifetime=min(lifetimes.intermediate_s, int(end - now) + BACKDATE_S),
-    )
-    return SealedAuthority(root.trust_domain, kept, _der(made), roots, sequence)
+    return _der(_authority(
+        root.trust_domain, _name(root.trust_domain, kind), certificate.subject, key, custody.open(root.key),
+        depth=depth, now=now, lifetime=min(lifetimes.intermediate_s, int(end - now) + BACKDATE_S),
+    ))
 
 
 class Authority:
@@ -173,7 +186,7 @@ class Authority:
         self.bundle = TrustBundle(held.trust_domain, tuple(held.roots), held.sequence)
         self.serial = self._certificate.serial_number
         self.not_after = self._certificate.not_valid_after_utc.timestamp()
-        self.root = next(der for der in held.roots if _issued_by(self._certificate, der))  # what invitations name
+        self.root = self._root_in(self.bundle)  # what invitations name
 
     @classmethod
     def open(
@@ -185,6 +198,22 @@ class Authority:
         for root in held.roots:
             _check_lifetime("root", root, lifetimes.root_s)
         return cls(held, lifetimes, custody)
+
+    def trust(self, bundle: TrustBundle) -> None:
+        """Takes another bundle of this trust domain. Raises ConfigError if no root of it has signed the intermediate:
+        what is issued here would be believed by nobody.
+        """
+        self.root = self._root_in(bundle)
+        self.bundle = bundle
+
+    def _root_in(self, bundle: TrustBundle) -> bytes:
+        for der in bundle.roots:
+            if bundle.trust_domain == self.trust_domain and _issued_by(self._certificate, der):
+                return der
+        raise ConfigError(
+            "identity: no root of the trust bundle has signed this gateway's intermediate",
+            hint="one root signs it and what SPIRE has: `relay gateway rotate-key upstream` makes that (docs/SPIRE.md)",
+        )
 
     @property
     def is_slow(self) -> bool:
@@ -331,7 +360,7 @@ def unseal(path: Path, passphrase: Unlock, purpose: str) -> SealedAuthority:
 def _name(trust_domain: str, kind: str) -> x509.Name:
     # The random part keeps two authorities of one trust domain apart; names of theirs are at most 64 characters.
     return x509.Name([
-        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Causeway"),
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, ORGANISATION),
         x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain[:36]} {kind} {random_bytes(4).hex()}"),
     ])
 

@@ -43,6 +43,9 @@ class Custody(Protocol):
     def open(self, kept: bytes) -> Signer:
         """Raises KeysUnavailable, BadInput for what was kept of no key."""
 
+    def forget(self, kept: bytes) -> None:
+        """Destroys a key that nobody will ever use again, where somebody else holds it. Raises KeysUnavailable."""
+
 
 class Software:
     """Keys in this process, kept whole: unencrypted PKCS#8 (RFC 5958), for a sealed file."""
@@ -53,6 +56,9 @@ class Software:
 
     def open(self, kept: bytes) -> Signer:
         return SigningKey.from_pkcs8(Secret(kept))
+
+    def forget(self, kept: bytes) -> None:
+        """It is gone with what was kept of it."""
 
 
 SOFTWARE: Final = Software()

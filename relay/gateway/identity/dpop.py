@@ -5,7 +5,6 @@ minute, and only with a nonce of ours, so that none can be made beforehand. A to
 was given to: who issues it is who verifies it, and with another key it is another token. Pure but for the nonces.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -18,7 +17,7 @@ from jwt.utils import base64url_decode, base64url_encode
 from msgspec import Meta, Struct
 
 from relay.gateway.identity.nonces import NONCE_S, Nonces
-from relay.places import Places
+from relay.gateway.identity.once import UsedOnce
 from transport.primitives import VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
 
 ALGORITHM: Final = "ES256"
@@ -79,10 +78,15 @@ class Proof:
 class Proofs:
     """Checks the proofs that one origin is shown. `clock`: unix seconds."""
 
-    def __init__(self, origin: str, nonces: Nonces, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, origin: str, nonces: Nonces, clock: Callable[[], float], *, used_max: int | None = None,
+        used_by_key_max: int | None = None,
+    ) -> None:
+        """`used_max`, `used_by_key_max`: proofs in a minute, of all keys and of one; else those of a page."""
         self._origin, self._nonces, self._clock = origin, nonces, clock
-        self._used: OrderedDict[tuple[bytes, str], float] = OrderedDict()
-        self._places = Places(USED_MAX, USED_BY_KEY_MAX)
+        self._used = UsedOnce(
+            clock, kept_s=_KEPT_S, total=used_max or USED_MAX, by_holder=used_by_key_max or USED_BY_KEY_MAX
+        )
 
     def nonce(self) -> str:
         """A fresh one, base64url."""
@@ -111,7 +115,7 @@ class Proofs:
         if claims.ath != (None if token is None else hash_of(token)):
             raise ProofRefused("token hash")
         proof = Proof(key, sha256(key.spki), claims.jti)
-        if (proof.device_id, proof.jti) in self._used:
+        if self._used.used(proof.device_id.hex(), proof.jti):
             raise ProofRefused("replayed")
         return proof
 
@@ -121,15 +125,8 @@ class Proofs:
         Raises ProofRefused("replayed") if it was used since `check`, ProofRefused("overloaded") for too many by one key
         or by all.
         """
-        now, entry, holder = self._clock(), (proof.device_id, proof.jti), proof.device_id.hex()
-        while self._used and next(iter(self._used.values())) < now - _KEPT_S:
-            (oldest, _), _ = self._used.popitem(last=False)
-            self._places.leave(oldest.hex())
-        if entry in self._used:
-            raise ProofRefused("replayed")
-        if not self._places.take(holder):
-            raise ProofRefused("overloaded")
-        self._used[entry] = now
+        if refused := self._used.use(proof.device_id.hex(), proof.jti):
+            raise ProofRefused(refused)
 
 
 class Tokens:

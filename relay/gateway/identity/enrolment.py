@@ -18,6 +18,7 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.alerts import Alerts
+from relay.gateway.identity.attestation import Attested
 from relay.gateway.identity.ca import Authority, Issued
 from relay.gateway.identity.serials import Serials
 from relay.gateway.state.writer import Writer
@@ -53,6 +54,8 @@ class Registration:
     ended: int = 0
     reason: str = ""
     source: str = ""  # "" for a device that has joined by its key
+    tpm: str = ""  # whether that key was shown to lie in a TPM: "", "any" or "certified"
+    ek_sha256: str = ""  # and which; see Attested
 
     def ends(self) -> int:
         """When it ends by itself unless the device shows up."""
@@ -107,7 +110,7 @@ class Enrolment:
             return (
                 connection.execute(
                     "SELECT enrolment, spiffe_id, device_id, device_spki, status, created, last_seen, ended, reason,"
-                    " source FROM registrations ORDER BY enrolment"
+                    " source, tpm, ek_sha256 FROM registrations ORDER BY enrolment"
                 ).fetchall(),
                 connection.execute("SELECT serial, enrolment, not_after FROM serials ORDER BY rowid").fetchall(),
             )
@@ -117,12 +120,12 @@ class Enrolment:
         self._by_device.clear()
         self._by_source.clear()
         self._by_id.clear()
-        for enrolment, spiffe_id, device_id, spki, status, created, last_seen, ended, reason, source in rows:
+        for enrolment, spiffe_id, device_id, spki, status, created, last_seen, ended, reason, source, tpm, ek in rows:
             assert isinstance(spki, bytes)
             self._keep(Registration(
                 int(str(enrolment)), str(spiffe_id), bytes(device_id),  # type: ignore[call-overload]
                 None if source else VerifyKey.from_spki(spki), str(status), int(str(created)), int(str(last_seen)),
-                int(str(ended)), str(reason), str(source),
+                int(str(ended)), str(reason), str(source), str(tpm), str(ek),
             ))
         self._serials.clear()
         for text, enrolment, end in serials:
@@ -138,12 +141,15 @@ class Enrolment:
     # --- inviting ---------------------------------------------------------------------------------------------------
 
     async def invite(
-        self, role_path: str, *, hints: Sequence[str] = (), ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False
+        self, role_path: str, *, hints: Sequence[str] = (), ttl_s: int = INVITATION_MAX_S, allow_gateway: bool = False,
+        tpm: bool = False,
     ) -> Invitation:
-        """A new invitation for one ID, `role/name`. Only a hash of its secret is kept.
+        """A new invitation for one ID, `role/name`. Only a hash of its secret is kept. `tpm`: a device may use it only
+        if it shows that its key lies in a TPM.
 
         Raises BadInput for an ID or hint that is none, SetupRefused for a lifetime outside 1..3,600 s, an unknown role
-        or, without `allow_gateway`, a privileged one, and for an ID that is attested elsewhere; AuditUnavailable.
+        or, without `allow_gateway`, a privileged one, for one that cannot show a TPM, and for an ID that is attested
+        elsewhere; AuditUnavailable.
         """
         if not 1 <= ttl_s <= INVITATION_MAX_S:
             raise SetupRefused("an invitation is good for 1 second to 1 hour", hint="as in --ttl 600")
@@ -160,6 +166,8 @@ class Enrolment:
                 "an invitation for a gateway or an administrator has to be asked for explicitly",
                 hint="add --allow-gateway if that is what you mean; whoever holds it can pose as the gateway",
             )
+        if tpm and identity.role != "edge":
+            raise SetupRefused("only an edge can show its TPM", hint="as in: relay gateway invite edge/lap-1 --tpm")
         holder = self.holder(role_path)
         if holder is not None and holder.source and self._clock() <= holder.ends():
             raise SetupRefused(
@@ -172,10 +180,13 @@ class Enrolment:
             tuple(hints),
         )
         now = int(self._clock())
-        await self._audit.append("invitation.made", id=str(identity), token=invitation.token_id.hex(), ttl_s=ttl_s)
+        await self._audit.append(
+            "invitation.made", id=str(identity), token=invitation.token_id.hex(), ttl_s=ttl_s, tpm=tpm
+        )
         await self._database.run(lambda connection: connection.execute(
-            "INSERT INTO invitations (token_id, secret_sha256, spiffe_id, created, expires) VALUES (?, ?, ?, ?, ?)",
-            (invitation.token_id, sha256(secret.expose()), str(identity), now, now + ttl_s),
+            "INSERT INTO invitations (token_id, secret_sha256, spiffe_id, created, expires, tpm)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (invitation.token_id, sha256(secret.expose()), str(identity), now, now + ttl_s, int(tpm)),
         ) and None)
         return invitation
 
@@ -186,13 +197,15 @@ class Enrolment:
     # --- joining and renewing ---------------------------------------------------------------------------------------
 
     async def join(
-        self, token_id: bytes, secret: Secret, csr: bytes, device_spki: bytes, *, roles: Collection[str], via: str = ""
+        self, token_id: bytes, secret: Secret, csr: bytes, device_spki: bytes, *, roles: Collection[str], via: str = "",
+        attested: Attested | None = None,
     ) -> Joined:
         """Redeems an invitation for the device whose key's signature the caller has verified.
 
         First use binds the invitation to that key. The same key may come again while the invitation lasts and gets the
         same registration, so that a lost link strands nobody; any other key is refused and audited. An earlier holder
-        of the ID, or an earlier ID of the device, is replaced. `roles` are those that may join by this way.
+        of the ID, or an earlier ID of the device, is replaced. `roles` are those that may join by this way; `attested`
+        is what the device has shown of its TPM, to be kept with a new registration.
         Raises EnrolmentRefused, AuditUnavailable, AuthorityExpired.
         """
         token = token_id.hex()
@@ -203,11 +216,33 @@ class Enrolment:
             raise await self._refused("join", str(error), token=token, via=via) from None
         if svid_key.spki == device_key.spki:
             raise await self._refused("join", "device key used as SVID key", token=token, via=via)
-        registration = await self.register(token_id, secret, device_key, roles=roles, via=via)
+        registration = await self.register(token_id, secret, device_key, roles=roles, via=via, attested=attested)
         return await self._issue("join", registration.enrolment, svid_key, via)
 
-    async def register(
+    async def check_invitation(
         self, token_id: bytes, secret: Secret, device_key: VerifyKey, *, roles: Collection[str], via: str = ""
+    ) -> str:
+        """The ID that a device which is about to show its TPM could join as. Binds nothing. Raises as `register`."""
+        now, device_id = int(self._clock()), sha256(device_key.spki)
+        reason, enrolment, identity = await self._database.run(
+            lambda connection: _look(connection, token_id, secret, device_id, roles, now, in_tpm=True), read_only=True
+        )
+        if reason:
+            raise await self.refused_join(reason, token_id, identity, device_key, via, enrolment)
+        return identity
+
+    async def refused_join(
+        self, reason: str, token_id: bytes, identity: str, device_key: VerifyKey, via: str, whose: int = 0
+    ) -> EnrolmentRefused:
+        """Records a refusal, and alerts if the invitation is bound to `whose`; the error is the caller's to raise."""
+        device = sha256(device_key.spki).hex()
+        if whose:
+            await self.alerts.give("invitation", identity, whose, token=token_id.hex(), device=device, via=via)
+        return await self._refused("join", reason, token=token_id.hex(), id=identity, device=device, via=via)
+
+    async def register(
+        self, token_id: bytes, secret: Secret, device_key: VerifyKey, *, roles: Collection[str], via: str = "",
+        attested: Attested | None = None,
     ) -> Registration:
         """The part of `join` that has no certificate in it: redeems an invitation for a key that was proven to be held.
 
@@ -215,38 +250,10 @@ class Enrolment:
         """
         now, token = int(self._clock()), token_id.hex()
         device_id = sha256(device_key.spki)
+        tpm, ek_sha256 = (attested.tpm, attested.ek_sha256) if attested is not None else ("", "")
 
         def look(connection: Connection) -> tuple[str, int, str]:
-            """(reason, whose or 0, id) if it is refused, ("", enrolment, id) if bound already, else ("", 0, id)."""
-            row = connection.execute(
-                "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment, voided FROM invitations"
-                " WHERE token_id = ?",
-                (token_id,),
-            ).fetchone()
-            if row is None or not same_bytes(row[0], sha256(secret.expose())):
-                return "unknown invitation or wrong secret", 0, ""
-            identity = str(row[1])
-            if SpiffeId.parse(identity).role not in roles:
-                return "this role does not join this way", 0, identity
-            if row[5]:
-                return "invitation ended by a revocation", 0, identity
-            if now >= row[2]:
-                return "invitation expired", 0, identity
-            if row[3] is not None:
-                if not same_bytes(row[3], device_id):
-                    return "invitation used with another device key", int(row[4]), identity
-                current = connection.execute(
-                    "SELECT status FROM registrations WHERE enrolment = ?", (row[4],)
-                ).fetchone()
-                if current is None or current[0] != "active":
-                    return "registration has ended", 0, identity
-                return "", int(row[4]), identity
-            other = connection.execute(
-                "SELECT source FROM registrations"
-                " WHERE spiffe_id = ? AND status = 'active' AND source <> '' AND last_seen >= ?",
-                (identity, now - IDLE_MAX_S),
-            ).fetchone()
-            return "" if other is None else f"the ID is attested by {other[0]}", 0, identity
+            return _look(connection, token_id, secret, device_id, roles, now, in_tpm=attested is not None)
 
         def work(connection: Connection) -> tuple[str, int, str]:
             reason, enrolment, identity = look(connection)
@@ -257,7 +264,7 @@ class Enrolment:
                 " WHERE status = 'active' AND (spiffe_id = ? OR device_id = ?)",
                 (now, identity, device_id),
             )
-            made = _insert(connection, identity, device_key, now, "")
+            made = _insert(connection, identity, device_key, now, "", tpm, ek_sha256)
             connection.execute(
                 "UPDATE invitations SET device_id = ?, enrolment = ? WHERE token_id = ?",
                 (device_id, made, token_id),
@@ -268,15 +275,17 @@ class Enrolment:
         reason, enrolment, identity = await self._database.run(look, read_only=True)
         if not reason and not enrolment:  # nor does whoever comes again: nothing will be bound
             # Intent before effect: were the audit full, nothing may be bound.
-            await self._audit.append("join.attempt", token=token, device=device_id.hex(), via=via)
+            await self._audit.append(
+                "join.attempt", token=token, device=device_id.hex(), via=via, tpm=tpm, ek_sha256=ek_sha256
+            )
             reason, enrolment, identity = await self._writer.run(work)
         if reason:
-            if enrolment:
-                await self.alerts.give("invitation", identity, enrolment, token=token, device=device_id.hex(), via=via)
-            raise await self._refused("join", reason, token=token, id=identity, device=device_id.hex(), via=via)
+            raise await self.refused_join(reason, token_id, identity, device_key, via, enrolment)
         if enrolment not in self._by_enrolment:
             self._replace_in_memory(identity, device_id, now)
-            self._keep(Registration(enrolment, identity, device_id, device_key, "active", now, now))
+            self._keep(Registration(
+                enrolment, identity, device_id, device_key, "active", now, now, tpm=tpm, ek_sha256=ek_sha256
+            ))
         return self._by_enrolment[enrolment]
 
     async def renew(self, device_id: bytes, csr: bytes, *, roles: Collection[str], via: str = "") -> Joined:
@@ -295,6 +304,11 @@ class Enrolment:
         if SpiffeId.parse(registration.id).role not in roles:
             raise await self._refused("renew", "this role does not renew this way", id=registration.id, via=via)
         return await self._issue("renew", registration.enrolment, svid_key, via)
+
+    def attested_tpm(self, enrolment: int) -> str:
+        """What a device has shown of its TPM: "none", "any" or "certified"."""
+        registration = self._by_enrolment.get(enrolment)
+        return (registration.tpm if registration is not None else "") or "none"
 
     def device_key(self, device_id: bytes) -> VerifyKey:
         """The key that must have signed a renewal. Raises IdentityRefused as `registration` does."""
@@ -320,8 +334,8 @@ class Enrolment:
         administrator's word stands against every source. AuditUnavailable, StoreError.
         """
         name, now = str(identity), int(self._clock())
-        held = self._by_enrolment.get(self._by_source.get((source, name), 0))
-        if held is not None and now <= held.ends():
+        held = self.vouched(identity, source)
+        if held is not None:
             await self.seen(held.enrolment)
             return held
         if identity.trust_domain != self._authority.trust_domain or not _known(identity) or _privileged(identity):
@@ -365,6 +379,22 @@ class Enrolment:
             self._replace_in_memory(name, device_id, now)
             self._keep(Registration(enrolment, name, device_id, None, "active", now, now, source=source))
         return self._by_enrolment[enrolment]
+
+    async def meet(self, peer: VerifiedPeer) -> None:
+        """Registers who comes with a verified certificate of a source elsewhere; others are known or not.
+
+        Raises IdentityRefused, AuditUnavailable, StoreError.
+        """
+        if not self._serials.holder(peer.serial) and (source := self._elsewhere(peer)):
+            try:
+                await self.attested(peer.id, source)
+            except EnrolmentRefused as refusal:
+                raise IdentityRefused(f"not admitted: {refusal.reason}", rule="registration") from None
+
+    def vouched(self, identity: SpiffeId, source: str) -> Registration | None:
+        """The registration in force of an ID that `source` has vouched for."""
+        held = self._by_enrolment.get(self._by_source.get((source, str(identity)), 0))
+        return None if held is None or self._clock() > held.ends() else held
 
     async def issue_attested(self, registration: Registration, key: VerifyKey) -> Joined:
         """An SVID of ours for `key`, whose holder was attested just now, on record as any other.
@@ -437,11 +467,12 @@ class Enrolment:
         """A new registration for the same device and ID. Raises SetupRefused as `check_gone` does, StoreError."""
         self.check_gone(ended)
         now = int(self._clock())
-        enrolment = await self._database.run(
-            lambda connection: _insert(connection, ended.id, ended.device_key, now, ended.source)
-        )
+        enrolment = await self._database.run(lambda connection: _insert(
+            connection, ended.id, ended.device_key, now, ended.source, ended.tpm, ended.ek_sha256
+        ))
         made = Registration(
-            enrolment, ended.id, ended.device_id, ended.device_key, "active", now, now, source=ended.source
+            enrolment, ended.id, ended.device_id, ended.device_key, "active", now, now, source=ended.source,
+            tpm=ended.tpm, ek_sha256=ended.ek_sha256,
         )
         self._keep(made)
         return made
@@ -566,12 +597,54 @@ class Enrolment:
         return EnrolmentRefused("the gateway does not issue an identity for this", reason=reason)
 
 
-def _insert(connection: Connection, identity: str, key: VerifyKey | None, now: int, source: str) -> int:
+def _look(
+    connection: Connection, token_id: bytes, secret: Secret, device_id: bytes, roles: Collection[str], now: int,
+    *, in_tpm: bool,
+) -> tuple[str, int, str]:
+    """What an invitation allows a device: (reason, whose or 0, id) if it is refused, ("", enrolment, id) if it is bound
+    to it already, ("", 0, id) if not yet.
+    """
+    row = connection.execute(
+        "SELECT secret_sha256, spiffe_id, expires, device_id, enrolment, voided, tpm FROM invitations"
+        " WHERE token_id = ?",
+        (token_id,),
+    ).fetchone()
+    if row is None or not same_bytes(row[0], sha256(secret.expose())):
+        return "unknown invitation or wrong secret", 0, ""
+    identity = str(row[1])
+    if SpiffeId.parse(identity).role not in roles:
+        return "this role does not join this way", 0, identity
+    if row[5]:
+        return "invitation ended by a revocation", 0, identity
+    if now >= row[2]:
+        return "invitation expired", 0, identity
+    if row[6] and not in_tpm:
+        return "invitation is for a device whose key lies in a TPM", 0, identity
+    if row[3] is not None:
+        if not same_bytes(row[3], device_id):
+            return "invitation used with another device key", int(row[4]), identity
+        current = connection.execute("SELECT status FROM registrations WHERE enrolment = ?", (row[4],)).fetchone()
+        if current is None or current[0] != "active":
+            return "registration has ended", 0, identity
+        return "", int(row[4]), identity
+    other = connection.execute(
+        "SELECT source FROM registrations"
+        " WHERE spiffe_id = ? AND status = 'active' AND source <> '' AND last_seen >= ?",
+        (identity, now - IDLE_MAX_S),
+    ).fetchone()
+    return "" if other is None else f"the ID is attested by {other[0]}", 0, identity
+
+
+def _insert(
+    connection: Connection, identity: str, key: VerifyKey | None, now: int, source: str, tpm: str = "", ek: str = ""
+) -> int:
     """A new registration; its enrolment number."""
+    device_id, spki = (sha256(key.spki), key.spki) if key else (_stand_in(identity), b"")
     made = connection.execute(
-        "INSERT INTO registrations (spiffe_id, device_id, device_spki, status, created, last_seen, source)"
-        " VALUES (?, ?, ?, 'active', ?, ?, ?)",
-        (identity, sha256(key.spki) if key else _stand_in(identity), key.spki if key else b"", now, now, source),
+        "INSERT INTO registrations"
+        " (spiffe_id, device_id, device_spki, status, created, last_seen, source, tpm, ek_sha256)"
+        " VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?)",
+        (identity, device_id, spki, now, now, source, tpm, ek),
     ).lastrowid
     assert made is not None
     return made

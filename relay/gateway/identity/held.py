@@ -39,6 +39,9 @@ class Holder(Protocol):
     def sign(self, name: str, message: bytes) -> bytes:
         """64 bytes r || s over SHA-256 of the message."""
 
+    def destroy(self, name: str) -> None:
+        """For keys that sign; done as well if there is none of that name."""
+
     def make_wrapping(self, name: str) -> None:
         """A new AES-256 key, that cannot be extracted."""
 
@@ -105,6 +108,12 @@ class Held:
                                   "name", hint=_OTHER_HINT)
         holder.find(named.name)
         return HeldSigner(holder, named.name, VerifyKey.from_spki(named.spki))
+
+    def forget(self, kept: bytes) -> None:
+        named = _named(kept)
+        holder = None if named is None else self._holder(named.role)
+        if named is not None and holder is not None and holder.source == named.source:
+            holder.destroy(named.name)
 
     def _holder(self, role: str) -> Holder | None:
         return self._root if role == "root" else self._main

@@ -75,6 +75,15 @@ class Hsm:
 
         return self._use(work)
 
+    def destroy(self, name: str) -> None:
+        def work(session: pkcs11.Session) -> None:
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+                self._found.pop((name, kind), None)
+                for found in list(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: name})):
+                    found.destroy()
+
+        self._use(work)
+
     def make_wrapping(self, name: str) -> None:
         self._use(lambda session: session.generate_key(
             KeyType.AES, 256, store=True, label=name, id=random_bytes(16), template=dict(_HIDDEN)

@@ -4,6 +4,7 @@ The library verifies. What it is lenient about is refused before: base64url that
 member twice, headers that change what a signature means. No key is ever taken from a token, nor fetched for one.
 """
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from jwt import PyJWS, PyJWTError
 from jwt.utils import base64url_decode, base64url_encode
 
-from transport.primitives import SigningKey, VerifyKey, sha256
+from relay.gateway.identity.custody import Signer
+from transport.primitives import VerifyKey, sha256
 
 ALGORITHM: Final = "ES256"
 TOKEN_MAX: Final = 4_096  # characters
-HEADER_MAX: Final = 1_024
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})", re.ASCII)
 _jws = PyJWS(algorithms=[ALGORITHM])
 T = TypeVar("T")
@@ -36,12 +37,12 @@ class TokenRefused(Exception):
 class Unverified:
     """What claims to be a token: nothing of it is believed until `verified`."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, longest: int = TOKEN_MAX) -> None:
         """Raises TokenRefused: "size", "form", "duplicate member", "algorithm", "header"."""
-        if len(text) > TOKEN_MAX:
+        if len(text) > longest:
             raise TokenRefused("size")
         match = _COMPACT.fullmatch(text)
-        if match is None or len(match[1]) > HEADER_MAX:
+        if match is None:
             raise TokenRefused("form")
         self._text = text
         header, self._payload, _ = (_decoded(part) for part in match.groups())
@@ -51,9 +52,9 @@ class Unverified:
         if not {"crit", "b64"}.isdisjoint(self._header):
             raise TokenRefused("header")
 
-    def of(self, typ: str | None) -> "Unverified":
-        """Itself, if it says that it is of this type (RFC 8725 3.11). Raises TokenRefused("type")."""
-        if self._header.get("typ") != typ:
+    def of(self, *types: str | None) -> "Unverified":
+        """Itself, if it says that it is of one of these types (RFC 8725 3.11). Raises TokenRefused("type")."""
+        if self._header.get("typ") not in types:
             raise TokenRefused("type")
         return self
 
@@ -62,6 +63,17 @@ class Unverified:
         """The key that it names, "" if none. A name, to be looked up among those that are known."""
         kid = self._header.get("kid", "")
         return kid if isinstance(kid, str) else ""
+
+    def chain(self) -> list[bytes]:
+        """The certificates that it shows (RFC 7515 4.1.6), DER, to be verified before anything; empty if it has none.
+
+        Raises TokenRefused("chain").
+        """
+        shown = self._header.get("x5c", [])
+        try:
+            return [base64.b64decode(one, validate=True) for one in msgspec.convert(shown, list[str])]
+        except (msgspec.ValidationError, ValueError):
+            raise TokenRefused("chain") from None
 
     def unproven(self, claims: type[T]) -> T:
         """What it claims, to find out whose key must have signed it.
@@ -89,7 +101,7 @@ class Unverified:
         return self.unproven(claims)
 
 
-def signed(key: SigningKey, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
+def signed(key: Signer, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
     """A token; `alg` is added to its header."""
     stem = ".".join(
         base64url_encode(msgspec.json.encode(part)).decode() for part in ({"alg": ALGORITHM, **header}, claims)

@@ -4,6 +4,7 @@ Credentials are looked for where every program of AWS's looks for them. Of the s
 goes into messages, never its words, and nothing of what was asked.
 """
 
+import contextlib
 import re
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from transport.primitives import VerifyKey, sha256
 CONNECT_S: Final = 3.0
 READ_S: Final = 5.0
 ATTEMPTS: Final = 3  # all in all
+DELETED_AFTER_DAYS: Final = 7
 RAW_MAX: Final = 4_096  # bytes of a message that the service hashes itself
 
 _NO_KEY: Final = ("NotFoundException", "InvalidAliasNameException")
@@ -35,6 +37,10 @@ _NOT_US: Final = (
     "InvalidSignatureException", "SignatureDoesNotMatch", "MissingAuthenticationToken", "IncompleteSignature",
 )
 _AGAIN: Final = ("ThrottlingException", "LimitExceededException", "DependencyTimeoutException", "KMSInternalException")
+
+
+class NoSuchKey(KeysUnavailable):
+    """The service has none under the alias."""
 
 
 class Kms:
@@ -66,6 +72,12 @@ class Kms:
         except (ValueError, OverflowError):
             raise KeysUnavailable("AWS KMS answered with a signature that is none", again=True) from None
 
+    def destroy(self, name: str) -> None:
+        """After as short a time as the service offers; the alias is free at once."""
+        with contextlib.suppress(NoSuchKey):
+            self._call("schedule_key_deletion", KeyId=self._id(name), PendingWindowInDays=DELETED_AFTER_DAYS)
+            self._call("delete_alias", AliasName=_alias(name))
+
     def make_wrapping(self, name: str) -> None:
         self._create(name, KeySpec="SYMMETRIC_DEFAULT", KeyUsage="ENCRYPT_DECRYPT")
 
@@ -84,6 +96,10 @@ class Kms:
     def _create(self, name: str, **settings: str) -> None:
         made = self._call("create_key", Description="Causeway gateway", **settings)
         self._call("create_alias", AliasName=_alias(name), TargetKeyId=made["KeyMetadata"]["KeyId"])
+
+    def _id(self, name: str) -> str:
+        """For what takes no alias."""
+        return str(self._call("describe_key", KeyId=_alias(name))["KeyMetadata"]["KeyId"])
 
     def _public(self, name: str) -> VerifyKey:
         answer = self._call("get_public_key", KeyId=_alias(name))
@@ -128,7 +144,7 @@ def _explained(code: str, operation: str, arguments: dict[str, Any]) -> KeysUnav
     name = arguments.get("KeyId") or arguments.get("AliasName")
     key = f"the key {name}" if isinstance(name, str) else "a key"
     if code in _NO_KEY:
-        return KeysUnavailable(f"AWS KMS does not have {key}", hint="keys.region and the account: are they right?")
+        return NoSuchKey(f"AWS KMS does not have {key}", hint="keys.region and the account: are they right?")
     if code in _NOT_US:
         return KeysUnavailable(f"AWS KMS refuses {operation} with {key}: {code}",
                                hint="credentials and their policy; docs/KEYS.md lists what a gateway needs")

@@ -1,8 +1,9 @@
 """Keys that sign tokens, of which there are always two: one that signs, and one that is published and will sign next.
 
-A key signs for a day, so its successor has been published for a day when it takes over, and whoever keeps our key set
-for less knows it. Once a key has ended it stays published until what it signed last has run out. By hand the same
-happens at once; keys that may be in other hands are forgotten, and with them all that they have signed.
+A key signs for a day (30 days where another holds it), so its successor has been published for as long when it takes
+over, and whoever keeps our key set for less knows it. Once a key has ended it stays published until what it signed last
+has run out. By hand the same happens at once; keys that may be in other hands are forgotten, and with them all that
+they have signed.
 """
 
 import asyncio
@@ -10,16 +11,19 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.errors import KeysUnavailable
+from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside, is_slow
 from relay.gateway.identity.jose import ALGORITHM, TokenRefused, Unverified, jwk_of, signed, thumbprint
 from store.database import Connection, Database
 from transport.errors import LocalMisuse
 from transport.identity.verify import LEEWAY_S
-from transport.primitives import Secret, SigningKey
 
 SIGNS_S: Final = 86_400
+HELD_SIGNS_S: Final = 30 * SIGNS_S  # in a token or a service each new key has its price
 ACCESS: Final = "access"
 JWT_SVID: Final = "jwt-svid"
 ACCESS_S: Final = 600  # the longest that an access token is good for
@@ -32,7 +36,8 @@ class TokenKey:
     """Unix seconds: `begins` 0 if it has not signed yet, `ended` 0 if it may sign still."""
 
     kid: str
-    signer: SigningKey
+    signer: Signer
+    kept: bytes
     created: int
     begins: int = 0
     ended: int = 0
@@ -42,9 +47,11 @@ class TokenKeys:
     """Owns the rows of one purpose in 0005_token_keys.sql. Await `load` before anything else."""
 
     def __init__(
-        self, database: Database, purpose: str, *, longest_s: int, clock: Callable[[], float] = time.time
+        self, database: Database, purpose: str, *, longest_s: int, custody: Custody = SOFTWARE,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`longest_s`: no token signed here is good for longer."""
+        """`longest_s`: no token signed here is good for longer. `custody` holds the private keys."""
+        self._custody = custody
         self.purpose = purpose
         self._database, self._longest_s, self._clock = database, longest_s, clock
         self._keys: dict[str, TokenKey] = {}
@@ -52,7 +59,7 @@ class TokenKeys:
         self.changed: list[Callable[[], None]] = []  # called whenever other keys are published than before
 
     async def load(self) -> None:
-        """Reads the keys, and makes those that are missing. Raises StoreError."""
+        """Reads the keys, and makes those that are missing. Raises StoreError, KeysUnavailable."""
 
         def work(connection: Connection) -> list[tuple[Any, ...]]:
             return connection.execute(
@@ -60,14 +67,23 @@ class TokenKeys:
                 (self.purpose,),
             ).fetchall()
 
-        self._keys = {
-            row[0]: TokenKey(row[0], _opened(row[1]), *row[2:])
-            for row in await self._database.run(work, read_only=True)
-        }
+        self._keys = {}
+        for kid, kept, *times in await self._database.run(work, read_only=True):
+            try:
+                signer = self._custody.open(kept)
+            except KeysUnavailable as error:
+                if error.again:
+                    raise
+                _log.error("tokens that were signed by the key %s are over: %s", kid, error)
+            else:
+                self._keys[kid] = TokenKey(kid, signer, kept, *times)
         await self.tend()
 
     async def tend(self) -> None:
-        """Takes the next key if it is time, and forgets those whose tokens have all run out. Raises StoreError."""
+        """Takes the next key if it is time, and forgets those whose tokens have all run out.
+
+        Raises StoreError, KeysUnavailable.
+        """
         async with self._turning:
             now = int(self._clock())
             if self._due(now):
@@ -90,16 +106,22 @@ class TokenKeys:
     async def sign(self, claims: Mapping[str, Any], typ: str) -> str:
         """A token of that type (its header's `typ`), by the key whose turn it is. `claims` have `exp`, unix seconds.
 
-        Raises LocalMisuse for one that would outlive its key's publication, StoreError.
+        Raises LocalMisuse for one that would outlive its key's publication, StoreError, KeysUnavailable.
         """
         now = int(self._clock())
         if not now <= claims["exp"] <= now + self._longest_s:
             raise LocalMisuse("a token ends within the time that its key is published for")
         if self._due(now):
-            await self.tend()
+            try:
+                await self.tend()
+            except KeysUnavailable as error:
+                if self._current() is None:
+                    raise
+                _log.error("there is no new key for %s tokens yet: %s", self.purpose, error)
         current = self._current()
         assert current is not None
-        return signed(current.signer, {"typ": typ, "kid": current.kid}, claims)
+        signer, header = current.signer, {"typ": typ, "kid": current.kid}
+        return await aside(signer, lambda: signed(signer, header, claims))
 
     def verify(self, text: str, typ: str, claims: type[T]) -> T:
         """What a token says that was signed here. Its times, and for whom it is, are the caller's to compare.
@@ -108,10 +130,14 @@ class TokenKeys:
         "claims".
         """
         unverified = Unverified(text).of(typ)
-        key = self._keys.get(unverified.kid)
-        if key is None or not key.begins or not self._published(key, self._clock()):
+        if not self.believes(unverified.kid):
             raise TokenRefused("key")
-        return unverified.verified(key.signer.public, claims)
+        return unverified.verified(self._keys[unverified.kid].signer.public, claims)
+
+    def believes(self, kid: str) -> bool:
+        """Whether what that key has signed is good."""
+        key = self._keys.get(kid)
+        return key is not None and bool(key.begins) and self._published(key, self._clock())
 
     def jwks(self) -> list[dict[str, str]]:
         """The public keys, each as a JWK (RFC 7517), the one that is to sign next among them."""
@@ -120,6 +146,11 @@ class TokenKeys:
             {**jwk_of(key.signer.public), "kid": key.kid, "alg": ALGORITHM, "use": "sig"}
             for key in self._keys.values() if self._published(key, now)
         ]
+
+    @property
+    def newest(self) -> int:
+        """When the latest of them was made, unix seconds; 0 if there is none."""
+        return max((key.created for key in self._keys.values()), default=0)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -132,7 +163,10 @@ class TokenKeys:
     def _due(self, now: int) -> bool:
         """Also where the clock was far ahead when a key began: it would sign for too long."""
         current = self._current()
-        return current is None or self._next() is None or not -LEEWAY_S <= now - current.begins < SIGNS_S
+        if current is None or self._next() is None:
+            return True
+        signs_s = HELD_SIGNS_S if is_slow(current.signer) else SIGNS_S
+        return not -LEEWAY_S <= now - current.begins < signs_s
 
     def _published(self, key: TokenKey, now: float) -> bool:
         return not key.ended or now < key.ended + self._longest_s + LEEWAY_S
@@ -142,19 +176,17 @@ class TokenKeys:
         current, coming = (None, None) if forget else (self._current(), self._next())
         if current is not None:
             kept[current.kid] = replace(current, ended=now)
-        coming = coming or self._made(now)
+        coming = coming or await self._made(now)
         kept[coming.kid] = replace(coming, begins=now)
-        following = self._made(now)
+        following = await self._made(now)
         kept[following.kid] = following
         await self._write(kept)
         _log.info("%s tokens are signed by the key %s from now on", self.purpose, coming.kid)
 
     async def _write(self, keys: dict[str, TokenKey]) -> None:
         """On stable storage first, so that no token is given out whose key a restart has forgotten."""
-        rows = [
-            (key.kid, self.purpose, key.signer.to_pkcs8().expose(), key.created, key.begins, key.ended)
-            for key in keys.values()
-        ]
+        rows = [(key.kid, self.purpose, key.kept, key.created, key.begins, key.ended) for key in keys.values()]
+        gone = [key for kid, key in self._keys.items() if kid not in keys]
 
         def work(connection: Connection) -> None:
             connection.execute("DELETE FROM token_keys WHERE purpose = ?", (self.purpose,))
@@ -164,10 +196,15 @@ class TokenKeys:
         self._keys = keys
         for tell in self.changed:
             tell()
+        for key in gone:
+            try:
+                await aside(key.signer, partial(self._custody.forget, key.kept))
+            except KeysUnavailable as error:  # a person may delete it; nothing is signed by it
+                _log.warning("the key %s is not used any more and could not be deleted: %s", key.kid, error)
 
-    def _made(self, now: int) -> TokenKey:
-        key = SigningKey.generate()
-        return TokenKey(thumbprint(key.public), key, now)
+    async def _made(self, now: int) -> TokenKey:
+        signer, kept = await asyncio.to_thread(self._custody.make, f"token-{self.purpose}")
+        return TokenKey(thumbprint(signer.public), signer, kept, now)
 
 
 class Rotation:
@@ -180,7 +217,3 @@ class Rotation:
         """The ids of the keys that sign from now on, by purpose. Raises AuditUnavailable, StoreError."""
         await self._audit.append("token_keys.rotation", compromised=compromised)
         return {"keys": {one.purpose: await one.rotate(compromised=compromised) for one in self._keys}}
-
-
-def _opened(private: bytes) -> SigningKey:
-    return SigningKey.from_pkcs8(Secret(private))

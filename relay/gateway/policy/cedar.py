@@ -59,7 +59,7 @@ class Cedar:
         self._schema = Schema.from_str(SCHEMA)
         policy_set(rules)
         self._slices: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
-        self._nodes: dict[tuple[SpiffeId, Posture, tuple[str, ...]], Entities] = {}
+        self._nodes: dict[tuple[SpiffeId, Posture, str, tuple[str, ...]], Entities] = {}
 
     async def decide(self, question: Question, groups: tuple[str, ...]) -> Decision:
         """See `Engine`."""
@@ -106,13 +106,13 @@ class Cedar:
 
     def _node(self, question: Question, groups: tuple[str, ...]) -> Entities:
         """Raises ValueError for what the schema does not know; so the question needs no looking at it again."""
-        key = (question.id, question.posture, groups)
+        key = (question.id, question.posture, question.attested_tpm, groups)
         if (found := self._nodes.get(key)) is None:
             if len(self._nodes) >= KEPT_MAX:
                 self._nodes.clear()
             found = self._nodes[key] = Entities.from_json_str(json.dumps([{
                 "uid": {"type": "Node", "id": str(question.id)},
-                "attrs": principal(question.id, question.posture),
+                "attrs": principal(question.id, question.posture, question.attested_tpm),
                 "parents": [{"type": "Group", "id": group} for group in groups],
             }]), self._schema)
         return found

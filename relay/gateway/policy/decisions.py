@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -23,8 +24,10 @@ POSTURES_MAX: Final = 100_000  # devices of which what they said of themselves i
 class Policy:
     """Decides for every door of the gateway. `version` changes with everything that decisions depend on."""
 
-    def __init__(self, rules: Rules) -> None:
-        """Raises ConfigError if OPA's token cannot be read."""
+    def __init__(self, rules: Rules, attested_tpm: Callable[[int], str] = lambda enrolment: "none") -> None:
+        """`attested_tpm`: what a device has shown of its TPM. Raises ConfigError if OPA's token cannot be read."""
+        self.attested_tpm = attested_tpm
+        self.changed: list[Callable[[], None]] = []  # called when other rules have come into force
         self._take(rules)
         self._postures: OrderedDict[int, Posture] = OrderedDict()
 
@@ -54,13 +57,17 @@ class Policy:
         """Why a device may not come by the hop `via`; None if it may, or if it comes straight."""
         if not via:
             return None
-        decision = await self.decide(Question(identity, "relay:use", via, via, self.posture(enrolment)))
+        decision = await self.decide(
+            Question(identity, "relay:use", via, via, self.posture(enrolment), self.attested_tpm(enrolment))
+        )
         return None if decision.allowed else decision
 
     async def replace(self, rules: Rules) -> None:
         """From the next decision on. Raises ConfigError like the constructor, and then nothing has changed."""
         old = self._engine
         self._take(rules)
+        for tell in self.changed:
+            tell()
         await old.close()
 
     def groups(self, identity: SpiffeId) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ VERBS: Final[dict[str, str]] = {  # and the type of resource that each is about
     "model:invoke": "Model", "package:fetch": "Package", "package:publish": "Package", "data:read": "Data",
     "relay:use": "Relay", **dict.fromkeys(ADMIN_VERBS, "Gateway"),
 }
+ATTESTED: Final = ("none", "any", "certified")  # identity.attestation says what of a TPM each has shown
 UNKNOWN: Final = Posture("unknown", "unknown", "")  # of a device that has said nothing, and never better than any
 _VERSION = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})", re.ASCII)
 
@@ -33,7 +34,8 @@ def posture_of(disk: str, tpm: str, version: str) -> Posture:
 class Question:
     """May `id` do `verb` to the resource of this name? `via`: SPIFFE ID of the hop it comes through, "" if none.
 
-    `verb` is one of VERBS. `posture` is what the device says of itself.
+    `verb` is one of VERBS. `posture` is what the device says of itself; `attested_tpm`, one of ATTESTED, what it has
+    shown as it joined.
     """
 
     id: SpiffeId
@@ -41,6 +43,7 @@ class Question:
     resource: str
     via: str = ""
     posture: Posture = UNKNOWN
+    attested_tpm: str = "none"
 
     def about(self, resource: str) -> "Question":
         """The same of another resource."""
@@ -49,7 +52,9 @@ class Question:
     def document(self, groups: tuple[str, ...]) -> dict[str, Any]:
         """The input document. `groups`: those that the ID's patterns give it."""
         return {
-            "principal": {"id": str(self.id), **principal(self.id, self.posture), "groups": list(groups)},
+            "principal": {
+                "id": str(self.id), **principal(self.id, self.posture, self.attested_tpm), "groups": list(groups),
+            },
             "action": self.verb,
             "resource": self.entity(),
             "context": {"via": self.via},
@@ -59,10 +64,10 @@ class Question:
         return {"type": VERBS[self.verb], "id": self.resource}
 
 
-def principal(identity: SpiffeId, posture: Posture) -> dict[str, Any]:
+def principal(identity: SpiffeId, posture: Posture, attested_tpm: str) -> dict[str, Any]:
     """What policy sees of who asks, beside its ID and groups."""
     return {
-        "trust_domain": identity.trust_domain, "role": identity.role,
+        "trust_domain": identity.trust_domain, "role": identity.role, "attested_tpm": attested_tpm,
         "posture": {
             "source": "unknown" if posture == UNKNOWN else "self-reported", "disk": posture.disk, "tpm": posture.tpm,
             "version": posture.version, "version_number": version_number(posture.version),

@@ -3,7 +3,7 @@
 CREATE TABLE token_keys (
     kid     TEXT PRIMARY KEY,   -- RFC 7638
     purpose TEXT NOT NULL,      -- what they sign: access, jwt-svid
-    private BLOB NOT NULL,      -- PKCS#8
+    private BLOB NOT NULL,      -- what its custody keeps of it: PKCS#8, or the name of a key that is elsewhere
     created INTEGER NOT NULL,
     begins  INTEGER NOT NULL,   -- signs from then on; 0: published, and signs nothing yet
     ended   INTEGER NOT NULL    -- signs no longer since then; 0: it has not ended

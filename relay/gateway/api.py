@@ -1,0 +1,230 @@
+"""The pipeline by plain HTTPS, for clients that are connected and need no session: OpenAI's API, and inference.
+
+Who asks is known before a body is read; how much may be asked at once, in all and by one identity, is bounded before
+that. A request lives as long as its connection: when the client goes away, its registration ends, or policy allows it
+no longer, the call to the provider is cancelled at once, and nobody can fetch the answer later.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from relay.gateway.audit.refusals import Refusals
+from relay.gateway.checks.schema import BODY_MAX
+from relay.gateway.errors import AuditUnavailable
+from relay.gateway.identity.callers import Caller, Callers, Unknown
+from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.listening import Gate
+from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
+from relay.gateway.policy.decisions import Policy
+from relay.gateway.response import HttpSink
+from relay.gateway.trace import TraceStore
+from relay.places import Places
+from transport.errors import TransportError
+from transport.primitives import random_bytes
+from transport.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_UNKNOWN: Final = Refusal(401, "identity_unknown", "the gateway does not know who asks")
+_NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
+_BUSY: Final = Refusal(429, "too_many_requests", "too many requests at once", retryable=True)
+_FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
+_STOPPING: Final = Refusal(503, "shutting_down", "the gateway is shutting down", retryable=True)
+_TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
+_ENCODED: Final = Refusal(415, "unsupported_encoding", "this gateway takes bodies as they are, not compressed")
+_SLOW: Final = Refusal(408, "request_timeout", "the request came too slowly")
+_CUT: Final = Refusal(400, "bad_request", "the request is not whole")
+
+
+@dataclass(frozen=True)
+class ApiLimits:
+    """Requests under way, in all and of one identity; seconds for a body."""
+
+    requests: int = 1_024
+    per_identity: int = 32
+    body_s: float = 30.0
+
+
+class _Running:
+    """A request under way."""
+
+    def __init__(self, caller: Caller, context: RequestContext, work: asyncio.Task[None]) -> None:
+        self.caller, self.context, self.work = caller, context, work
+        self.why: Refusal | None = None  # it was cut
+
+    def cut(self, why: Refusal) -> None:
+        self.why = self.why or why
+        self.work.cancel()
+
+
+class Api:
+    """All requests by HTTPS of a gateway."""
+
+    def __init__(
+        self, *, callers: Callers, pipeline: Pipeline, enrolment: Enrolment, policy: Policy,
+        still: Callable[[RequestContext], Awaitable[Refusal | None]], traces: TraceStore, telemetry: Telemetry,
+        refusals: Refusals, gate: Gate, limits: ApiLimits | None = None, clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`still` says whether policy, which has just changed, allows a request that is under way."""
+        self._callers, self._pipeline, self._enrolment, self._still = callers, pipeline, enrolment, still
+        self._traces, self._telemetry, self._refusals, self._gate = traces, telemetry, refusals, gate
+        self._limits, self._clock = limits or ApiLimits(), clock
+        self._places = Places(self._limits.requests, self._limits.per_identity)
+        self._running: set[_Running] = set()
+        self._looking: set[asyncio.Task[None]] = set()
+        self._draining = False
+        policy.changed.append(self._policy_changed)
+
+    def offer(self, app: web.Application) -> None:
+        """Adds the routes."""
+        app.router.add_post("/v1/chat/completions", self._serve)
+        app.router.add_get("/v1/models", self._serve, allow_head=False)
+        app.router.add_post("/v2/models/{name}/infer", self._serve)
+
+    async def cut(self, ended: Sequence[Registration]) -> None:
+        """Ends what runs of registrations that have ended. No word from the provider goes to them after this."""
+        enrolments = {one.enrolment for one in ended}
+        for one in list(self._running):
+            if one.caller.enrolment in enrolments:
+                one.cut(_NOT_ADMITTED)
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Takes nothing new, and lets what runs finish for up to `seconds`, or until `hurry` is set."""
+        self._draining = True
+        if works := [one.work for one in self._running]:
+            hurried = asyncio.create_task(hurry.wait())
+            finished = asyncio.create_task(_all_of(works))
+            await asyncio.wait({finished, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            finished.cancel()
+        for one in list(self._running):
+            one.cut(_STOPPING)
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        traceparent = request.headers.get("Traceparent", "")
+        try:
+            caller = await self._callers.of(request)
+        except Unknown as unknown:
+            return await self._unknown(request, unknown)
+        place = str(caller.enrolment)
+        refusal = _STOPPING if self._draining else None
+        if refusal is None and not self._places.take(place):
+            refusal = _FULL if self._places.taken >= self._places.total else _BUSY
+        if refusal is not None:
+            return _refused(refusal, _trace_id(traceparent))
+        try:
+            self._gate.settled(request.protocol)
+            await self._enrolment.seen(caller.enrolment)
+            body = await self._body(request)
+            if isinstance(body, Refusal):
+                answer = _refused(body, _trace_id(traceparent))
+                answer.force_close()  # what else comes is not looked at
+                return answer
+            return await self._answered(request, caller, RequestContext(
+                request_id=random_bytes(16), method=request.method, route=request.path,
+                content_type=request.headers.get("Content-Type", ""), body=body, traceparent=traceparent,
+                expires_at=int(self._clock()) + 600, peer=caller.peer, enrolment=caller.enrolment, via="",
+                link_id=random_bytes(8).hex(),
+            ))
+        finally:
+            self._places.leave(place)
+
+    async def _body(self, request: web.Request) -> bytes | Refusal:
+        if (request.content_length or 0) > BODY_MAX:
+            return _TOO_LARGE
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            return _ENCODED
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                async for part in request.content.iter_any():
+                    data += part
+                    if len(data) > BODY_MAX:
+                        return _TOO_LARGE
+        except TimeoutError:
+            return _SLOW
+        except (OSError, web.RequestPayloadError):
+            return _CUT
+        return bytes(data)
+
+    async def _answered(self, request: web.Request, caller: Caller, context: RequestContext) -> web.StreamResponse:
+        sink = HttpSink(request, context)
+        work = asyncio.create_task(self._carry_out(context, sink))
+        running = _Running(caller, context, work)
+        lost = asyncio.create_task(self._gate.lost(request.protocol))
+        self._running.add(running)
+        try:
+            await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, lost):
+                task.cancel()
+            await asyncio.gather(work, lost, return_exceptions=True)
+            self._running.discard(running)
+        if running.why is not None:
+            await sink.refuse(running.why.status, running.why.code, running.why.message,
+                              retryable=running.why.retryable)
+        return sink.response or _refused(_CUT, context.trace_id)  # the latter to nobody: the client has gone
+
+    async def _carry_out(self, context: RequestContext, sink: HttpSink) -> None:
+        try:
+            await self._pipeline.handle(context, sink)
+        except TransportError:
+            pass  # on record as undelivered
+        finally:
+            if context.trace_id:
+                await self._traces.save(
+                    context.trace_id, str(context.peer.id), context.link_id,
+                    self._telemetry.finished(context.trace_id),
+                )
+
+    async def _unknown(self, request: web.Request, unknown: Unknown) -> web.Response:
+        trace_id = _trace_id(request.headers.get("Traceparent", ""))
+        try:
+            await self._refusals.append(
+                "https.unknown", reason=unknown.rule, id=unknown.id, peer=request.remote, route=request.path[:64],
+                trace=trace_id,
+            )
+        except AuditUnavailable:
+            _log.error("a refusal could not be audited")
+        answer = _refused(_NOT_ADMITTED if unknown.id else _UNKNOWN, trace_id)
+        answer.force_close()
+        return answer
+
+    # --- what runs and may no longer --------------------------------------------------------------------------------
+
+    def _policy_changed(self) -> None:
+        task = asyncio.create_task(self._look_again())
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look_again(self) -> None:
+        """A provider that is silent gives no chunk at which the pipeline would see it."""
+        for one in list(self._running):
+            if one.context.policy and (refusal := await self._still(one.context)) is not None:
+                one.cut(Refusal(403, "policy_changed", refusal.message))
+
+
+async def _all_of(works: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.wait(works)
+
+
+def _refused(refusal: Refusal, trace_id: str) -> web.Response:
+    return web.json_response(
+        refusal.as_openai(trace_id), status=refusal.status,
+        headers={"Cache-Control": "no-store", "X-Should-Retry": "true" if refusal.retryable else "false"},
+    )
+
+
+def _trace_id(traceparent: str) -> str:
+    """The client's, else one that the audit and the answer have in common."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return match[1] if match else random_bytes(16).hex()

@@ -1,0 +1,87 @@
+"""An answer of the pipeline as an HTTP response: JSON whole, or events as they come, as fast as the client reads."""
+
+import asyncio
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from relay.gateway.pipeline import Refusal, RequestContext
+from transport.errors import LinkLost
+
+STALL_S: Final = 60.0  # how long a client may read nothing of what waits for it
+RETRY: Final = "X-Should-Retry"  # what OpenAI's clients go by
+_PARTING_S: Final = 0.5  # for the last words to a client whose answer is cut
+
+
+class HttpSink:
+    """One response. `response` is there once a part of it may have been sent, or it is a refusal to be sent whole."""
+
+    def __init__(self, request: web.Request, context: RequestContext, *, stall_s: float = STALL_S) -> None:
+        self._request, self._context, self._stall_s = request, context, stall_s
+        self._head: tuple[int, str, bool] = (200, "application/json", False)
+        self.response: web.StreamResponse | None = None
+
+    async def calling(self) -> None:
+        """Nothing: nobody asks again for the answer of a request that came by HTTPS."""
+
+    async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
+        """A whole answer's head goes with its first part, so that it can be a refusal until then."""
+        self._head = status, content_type, streamed
+        if streamed:
+            await self._begun()
+
+    async def write(self, data: bytes) -> None:
+        """Returns when little waits to be sent. Raises LinkLost, also for a client that reads nothing for too long."""
+        await self._sent(data)
+
+    async def end(self) -> None:
+        await self._sent(b"", last=True)
+
+    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
+        """Also ends a begun answer: by an event that says why, if it has events; it is not whole in any case."""
+        error = msgspec.json.encode(Refusal(status, code, message, retryable).as_openai(self._context.trace_id))
+        if self.response is None:
+            self.response = web.Response(
+                status=status, body=error, content_type="application/json",
+                headers={**self._headers(), RETRY: "true" if retryable else "false"},
+            )
+            return
+        transport = self._request.transport
+        if transport is None:
+            return
+        if self._head[2]:
+            try:
+                async with asyncio.timeout(_PARTING_S):
+                    await self.response.write(b"\n\ndata: " + error + b"\n\n")
+            except (TimeoutError, OSError):
+                transport.abort()
+        transport.close()  # without the last chunk, by which every client sees that something is missing
+
+    async def _begun(self) -> web.StreamResponse:
+        if self.response is None:
+            status, content_type, _ = self._head
+            self.response = web.StreamResponse(status=status, headers=self._headers())
+            self.response.headers["Content-Type"] = content_type
+            try:
+                await self.response.prepare(self._request)
+            except OSError:
+                raise LinkLost("the client has gone") from None
+        return self.response
+
+    async def _sent(self, data: bytes, *, last: bool = False) -> None:
+        response = await self._begun()
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await (response.write_eof() if last else response.write(data))
+        except (TimeoutError, OSError) as error:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            why = "the client does not read its answer" if isinstance(error, TimeoutError) else "the client has gone"
+            raise LinkLost(why) from None
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
+        }
+        return {**headers, "Traceparent": self._context.span} if self._context.span else headers
