@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tests.support.workload_lab import ME, PYTHON, Lab, spiffe_id, workload, wor
 from transport.identity.svid import SpiffeId
 from transport.primitives import SigningKey
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 LIMIT_S = 60  # for hanging alone
 
 

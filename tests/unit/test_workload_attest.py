@@ -20,6 +20,7 @@ from relay.gateway.identity.workloads.attest import SO_PEERPIDFD, Caller, Digest
 from relay.gateway.identity.workloads.entries import Workload, matching, problem, wants_file
 from transport.primitives import sha256
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 PYTHON = Path(os.path.realpath(sys.executable))
 THING = Workload(id="/workload/thing", uid=1_000, path="/usr/bin/thing", sha256="00" * 32)
 
@@ -54,7 +55,9 @@ class Program:
         text = textwrap.dedent(self.HEAD) + textwrap.dedent(code)
         self.child = subprocess.Popen(
             [executable, "-I", "-c", text, door.getsockname()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env={"PYTHONHOME": sys.base_prefix, "PATH": "/usr/bin:/bin"}, **options,
+            text=True, env={
+                "PYTHONHOME": sys.base_prefix, "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib", "PATH": "/usr/bin:/bin"
+            }, **options,
         )
 
     def hear(self) -> str:
