@@ -15,7 +15,7 @@ class SpireCa(Ca):
     """`upstream`: the folder that `relay gateway rotate-key upstream` makes. Chains are leaf, SPIRE's, upstream."""
 
     def __init__(self, upstream: Path, *, lower: bool = False) -> None:
-        """With `lower` there is one authority more, whose chain leaves out the upstream's."""
+        """With `lower` there is one authority more, and the upstream takes the root's place, for chains have three."""
         super().__init__()
         key = serialization.load_pem_private_key((upstream / KEY_FILE).read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -27,7 +27,7 @@ class SpireCa(Ca):
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "SPIRE"),
         ])
         self.signer = self._authority(
-            name, above.subject, self.signer_key, key, start=-10.0, lifetime=86_400.0, depth=0
+            name, above.subject, self.signer_key, key, start=-10.0, lifetime=86_400.0, depth=None
         )
         self.intermediates = (der(self.signer), der(above))
         if lower:
@@ -36,4 +36,4 @@ class SpireCa(Ca):
             self.signer = self._authority(
                 self._name("lower"), middle.subject, self.signer_key, signer, start=-10.0, lifetime=86_400.0, depth=0
             )
-            self.intermediates = (der(self.signer), der(middle))
+            self.intermediates, self.root = (der(self.signer), der(middle)), above
