@@ -118,10 +118,14 @@ async def gateway(folder: Path, edges: int, hops: int) -> AsyncIterator[tuple[Ga
     )
     try:
         assert process.stdout is not None
-        told: dict[str, Any] = json.loads(await process.stdout.readline())
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError("the gateway did not start")
+        told: dict[str, Any] = json.loads(line)
         yield Gateway(process, told["session"], told["https"], authority.bundle), newcomers[:edges], newcomers[edges:]
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 

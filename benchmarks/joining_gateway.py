@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from relay.gateway.app import CONFIG_FILE, Ready, serve
-from relay.gateway.config import parse
+from relay.gateway.app import Ready, serve
+from relay.gateway.config import CONFIG_FILE, load
 from tests.support.gateway_lab import PASSPHRASE
 
 
@@ -49,8 +49,7 @@ async def run(folder: Path) -> None:
         }), flush=True)
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), answer)
-    config = parse((folder / CONFIG_FILE).read_bytes(), folder)
-    await serve(config, PASSPHRASE, ready=tell, stop=stop)
+    await serve(load(folder / CONFIG_FILE), PASSPHRASE, ready=tell, stop=stop)
 
 
 def main() -> int:

@@ -30,12 +30,12 @@ from edge_client.retrieval import Retrieval
 from edge_client.while_open import AssistantWhileOpen, WhileOpen, store_is_locked
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
-from store.errors import StoreError, WrongKey
-from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_held, unlock_key
+from store.errors import StoreError, TpmError, WrongKey
+from store.keys import DatabaseKey, Passphrase, create_key, held_for, unlock_by_tpm, unlock_held, unlock_key, ways_in
 from store.queue import Queue
 from store.search import Search
 from store.settings import Settings
-from store.tpm import Tpm
+from store.tpm import Blob, Tpm
 from transport import telemetry
 from transport.identity.source import AgentSource
 from transport.links.base import Endpoint
@@ -87,7 +87,7 @@ class App:
                 key = (None if serving or given() else key_from_serve(config.home)) or unlocked_key(config, ask)
             elif store == "create":
                 key = _new_key(config, ask)
-        except (NoPassphrase, NoKeyring) as error:
+        except (NoPassphrase, NoKeyring, TpmError) as error:
             if not serving:
                 raise
             tell(f"the store is locked ({error}); `edge store unlock` opens it")
@@ -314,17 +314,34 @@ def _new_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
 
 
 def unlocked_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
-    """By the login keyring if that was switched on and no passphrase is given; the passphrase opens it in any case."""
-    path, store_id = config.key_path, None
+    """By the TPM or the login keyring if that was switched on and no passphrase is given; else by the passphrase, which
+    opens it in any case, unless that was switched off.
+    """
+    path, ways, failure = config.key_path, list[str](), None
     if not given():
         with contextlib.suppress(StoreError):  # a damaged key file is told by who is to open it
-            store_id = held_for(path)
-    if store_id is None:
-        return unlock_key(path, ask(new=False))
+            ways = ways_in(path)
+    for way, opened in (("tpm", _by_tpm), ("held", _by_keyring)):
+        if way in ways:
+            try:
+                return opened(config)
+            except (NoKeyring, WrongKey, TpmError) as error:
+                failure = failure or error
+    if failure is not None and "passphrase" not in ways:
+        raise failure
     try:
-        return unlock_held(path, login_keyring.get(store_id))
-    except (NoKeyring, WrongKey) as error:
-        try:
-            return unlock_key(path, ask(new=False))
-        except NoPassphrase:
-            raise error from None
+        return unlock_key(path, ask(new=False))
+    except NoPassphrase as error:
+        raise failure or error from None
+
+
+def _by_tpm(config: Config) -> DatabaseKey:
+    tpm = Tpm(config.tpm.tcti)
+    return unlock_by_tpm(config.key_path, lambda sealed: tpm.unseal(Blob.decode(sealed)))
+
+
+def _by_keyring(config: Config) -> DatabaseKey:
+    store_id = held_for(config.key_path)
+    if store_id is None:
+        raise NoKeyring("the login keyring does not unlock this store", hint="`edge store keyring on`")
+    return unlock_held(config.key_path, login_keyring.get(store_id))

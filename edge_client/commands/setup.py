@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from edge_client.commands.device import HOP, find_ways, read_invitation, redeem
+from edge_client.commands.device import HOP, TPM, find_ways, read_invitation, redeem
 from edge_client.commands.documents import take_in
 from edge_client.commands.status import models_there
 from edge_client.commands.terminal import JSON, Exit, exit_code, note, run, show, tell
@@ -34,8 +34,8 @@ _FOLDER: Final = (
 )
 _UNLOCK: Final = (
     "3 of 3: what unlocks the store? A passphrase does in any case; the login "
-    "keyring can do it as well, so that you are not asked while you are logged in.",
-    "passphrase or keyring [passphrase]: ",
+    "keyring or this machine's TPM can do it as well, so that you are not asked.",
+    "passphrase, keyring or tpm [passphrase]: ",
 )
 _INGEST: Final = ("edge ingest FOLDER", "adds documents")
 _NEXT: Final = (
@@ -49,6 +49,7 @@ _Parsed = TypeVar("_Parsed")
 class Unlock(StrEnum):
     PASSPHRASE = "passphrase"
     KEYRING = "keyring"
+    TPM = "tpm"
 
 
 def setup(
@@ -60,6 +61,7 @@ def setup(
     unlock: Annotated[
         Unlock | None, typer.Option(help="What unlocks the store, a passphrase in any case; else it is asked.")
     ] = None,
+    in_tpm: Annotated[bool, TPM] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: what no option gives is left out.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -101,7 +103,7 @@ def setup(
                 invitation = _ask("--invitation-file", *_INVITATION, _invitation, needed=True, yes=yes, hide=True)
             if chosen is None:
                 chosen = _ask("--folder", *_FOLDER, _folder, needed=not before.get("documents"), yes=yes)
-            if unlock is None and before.get("unlock") != Unlock.KEYRING:
+            if unlock is None and before.get("unlock") in (None, Unlock.PASSPHRASE):
                 wanted = _ask("--unlock", *_UNLOCK, _unlock, needed=new, yes=yes)
             else:
                 wanted = unlock
@@ -119,7 +121,7 @@ def setup(
 
             async def join() -> None:
                 assert invitation is not None
-                identity, through = await redeem(app, invitation, *ways)
+                identity, through = await redeem(app, invitation, *ways, in_tpm=in_tpm)
                 note(f"joined as {identity.id} through {through}")
 
             async def ingest() -> None:
@@ -129,8 +131,8 @@ def setup(
                 note(f"{chosen}: {ingested}")
 
             try:
-                if wanted is Unlock.KEYRING and before.get("unlock") != Unlock.KEYRING:
-                    await step(_keyring_on(config, secrets[-1] if secrets else None))
+                if wanted not in (None, Unlock.PASSPHRASE) and before.get("unlock") != wanted:
+                    await step(_also(wanted, config, secrets[-1] if secrets else None))
                 if invitation is not None:
                     await step(join())
                 if None in models_there(config).values():
@@ -208,16 +210,22 @@ def _unlock(text: str) -> Unlock:
     for way in Unlock:
         if way.startswith(text.lower()):
             return way
-    raise BadUse("that is neither", hint="answer passphrase or keyring")
+    raise BadUse("that is neither", hint="answer passphrase, keyring or tpm")
 
 
-async def _keyring_on(config: "Config", secret: "Passphrase | None") -> None:
+async def _also(way: Unlock, config: "Config", secret: "Passphrase | None") -> None:
     from edge_client import login_keyring
     from edge_client.passphrase import passphrase
-    from store.keys import add_held, unlock_key
+    from store.keys import add_held, add_tpm, unlock_key
+    from store.tpm import Tpm
 
-    add_held(config.key_path, unlock_key(config.key_path, secret or passphrase(new=False)), login_keyring.put)
-    note("the login keyring unlocks the store")
+    key = unlock_key(config.key_path, secret or passphrase(new=False))
+    if way is Unlock.TPM:
+        device = Tpm(config.tpm.tcti)
+        add_tpm(config.key_path, key, lambda held: device.seal(held).encode())
+    else:
+        add_held(config.key_path, key, login_keyring.put)
+    note(f"the {'TPM' if way is Unlock.TPM else 'login keyring'} unlocks the store")
 
 
 async def _no_models() -> None:
@@ -228,9 +236,10 @@ async def _no_models() -> None:
 
 
 async def _state(config: "Config", app: "App") -> dict[str, Any]:
-    from store.keys import held_for
+    from store.keys import ways_in
     from transport.errors import AgentLost, IdentityRefused
 
+    ways = ways_in(config.key_path)
     try:
         identity = await app.identities.load()
     except (AgentLost, IdentityRefused) as error:  # a SPIRE agent may come later
@@ -240,7 +249,7 @@ async def _state(config: "Config", app: "App") -> dict[str, Any]:
     return {
         "home": str(config.home), "identity": str(identity.id) if identity is not None else None,
         "documents": documents, "chunks": chunks,
-        "unlock": str(Unlock.PASSPHRASE if held_for(config.key_path) is None else Unlock.KEYRING),
+        "unlock": str(Unlock.TPM if "tpm" in ways else Unlock.KEYRING if "held" in ways else Unlock.PASSPHRASE),
     }
 
 

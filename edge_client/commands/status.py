@@ -34,7 +34,8 @@ def status(
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.errors import NoKeyring, NoPassphrase
-        from edge_client.posture import posture
+        from edge_client.posture import posture, tpm
+        from store.errors import TpmError
 
         config = Config.load()
         disk, serving = posture(config.home), _serving(config)
@@ -43,7 +44,7 @@ def status(
             "pairing": serving is not None and serving.pairing > 0, "store": "none", "documents": 0, "chunks": 0,
             "models": models_there(config), "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
-            "disk": {"state": disk.state, "how": disk.how}, "fault": None, "next": [],
+            "disk": {"state": disk.state, "how": disk.how}, "tpm": tpm(), "fault": None, "next": [],
         }
         fault = None
         try:
@@ -54,7 +55,7 @@ def status(
                     if check and result["identity"] is not None:
                         fault = await _check(app, result["link"])
                         await _fill(app, result)  # the identity may have been renewed
-        except (NoPassphrase, NoKeyring) as error:
+        except (NoPassphrase, NoKeyring, TpmError) as error:
             result["store"], fault = "locked", error.fault
         result["fault"] = fault or _fault(result)
         result["next"] = _next(result)
@@ -187,6 +188,7 @@ def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
         if serving.pairing:
             print(f"phone      waited for where there is no hop, {until_when(serving.pairing)}")
     print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
+    print(f"tpm        {result['tpm']}")
     for kind, name in result["models"].items():
         print(f"{kind:<10} {name or 'not there'}")
     identity = result["identity"]

@@ -1,11 +1,18 @@
 """`edge store`: how the store is unlocked, and by a running `edge serve` whether."""
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from edge_client.commands.terminal import JSON, run, show
+from edge_client.commands.terminal import JSON, note, run, show
+
+if TYPE_CHECKING:
+    from edge_client.config import Config
+    from store.keys import DatabaseKey
+
+_WORDS: Final = {"passphrase": "the passphrase", "held": "the login keyring", "tpm": "the TPM"}
 
 store = typer.Typer(help="How the store is unlocked.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,30 +29,98 @@ def _group() -> None:
 
 @store.command()
 def keyring(
-    state: Annotated[Switch, typer.Argument(help="Whether the login keyring unlocks it, beside the passphrase.")],
+    state: Annotated[Switch, typer.Argument(help="Whether the login keyring unlocks it, beside other ways.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Let the login keyring unlock the store, so that nobody is asked; the passphrase opens it as before."""
 
-    async def work() -> None:
+    def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
         from edge_client import login_keyring
-        from edge_client.config import Config
-        from edge_client.errors import NoStore
-        from edge_client.passphrase import passphrase
-        from store.keys import add_held, remove_held, unlock_key
+        from store.keys import add_held, remove_held
 
-        path = Config.load().key_path
-        if not path.exists():
-            raise NoStore
         if state is Switch.ON:
-            add_held(path, unlock_key(path, passphrase(new=False)), login_keyring.put)
+            add_held(config.key_path, key(), login_keyring.put)
         else:
-            login_keyring.drop(remove_held(path))
+            login_keyring.drop(remove_held(config.key_path))
+
+    _switch("held", state, change, as_json)
+
+
+@store.command()
+def tpm(
+    state: Annotated[Switch, typer.Argument(help="Whether this machine's TPM unlocks it, beside other ways.")],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Let this machine's TPM unlock the store, so that nobody is asked; the passphrase opens it as before."""
+
+    def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
+        from store.keys import add_tpm, remove_tpm
+        from store.tpm import Tpm
+
+        device = Tpm(config.tpm.tcti)
+        if state is Switch.ON:
+            device.check()
+            add_tpm(config.key_path, key(), lambda held: device.seal(held).encode())
+        else:
+            remove_tpm(config.key_path)
+
+    _switch("tpm", state, change, as_json)
+
+
+@store.command("passphrase")
+def by_passphrase(
+    state: Annotated[Switch, typer.Argument(help="on sets a new one; off leaves the TPM or the login keyring alone.")],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Set a new passphrase, or let none open the store any more: then it is lost with what does."""
+
+    def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
+        from edge_client.passphrase import passphrase
+        from store.keys import add_passphrase, remove_passphrase
+
+        if state is Switch.ON:
+            add_passphrase(config.key_path, key(), passphrase(new=True))
+        else:
+            remove_passphrase(config.key_path)
+
+    _switch("passphrase", state, change, as_json)
+
+
+def _switch(
+    way: str, state: Switch, change: "Callable[[Config, Callable[[], DatabaseKey]], None]", as_json: bool
+) -> None:
+    async def work() -> None:
+        from edge_client.app import unlocked_key
+        from edge_client.config import Config
+        from edge_client.errors import BadUse, NoStore
+        from edge_client.passphrase import passphrase
+        from store.errors import StoreMisuse
+        from store.keys import unlock_key, ways_in
+
+        config = Config.load()
+        if not config.key_path.exists():
+            raise NoStore
+
+        def key() -> "DatabaseKey":
+            if way != "passphrase" and "passphrase" in ways_in(config.key_path):
+                return unlock_key(config.key_path, passphrase(new=False))  # who switches a way on knows it
+            return unlocked_key(config, passphrase)
+
+        try:
+            change(config, key)
+        except StoreMisuse:
+            raise BadUse(
+                "this is the only way to unlock the store",
+                hint="first switch on another: `edge store passphrase on`, `tpm on` or `keyring on`",
+            ) from None
+        left = ways_in(config.key_path)
         if as_json:
-            show({"keyring": str(state)})
+            show({"keyring" if way == "held" else way: str(state)})
         else:
-            what = "the login keyring" if state is Switch.ON else "only the passphrase"
-            print(f"{what} unlocks the store")
+            others = "only " + " or ".join(_WORDS[one] for one in left)
+            print(f"{_WORDS[way] if state is Switch.ON else others} unlocks the store")
+            if "passphrase" not in left:
+                note("what is in the store is lost with that; `edge store passphrase on` sets a passphrase")
 
     run(work, as_json=as_json)
 
@@ -66,7 +141,7 @@ def lock(as_json: Annotated[bool, JSON] = False) -> None:
 
 @store.command()
 def unlock(as_json: Annotated[bool, JSON] = False) -> None:
-    """Unlock the store for the running `edge serve` and the commands beside it, by passphrase or login keyring."""
+    """Unlock the store for the running `edge serve` and the commands beside it, by whichever way is switched on."""
 
     async def work() -> None:
         from edge_client.app import unlocked_key

@@ -49,7 +49,7 @@ def test_every_row_of_the_policy_benchmark_has_its_numbers() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == 9 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["peer_name"] for row in rows)
+    assert len(rows) == 10 and all(math.isfinite(row["ours"]) and row["peer"] > 0 and row["peer_name"] for row in rows)
     by_text = [row for row in rows if row["peer_name"].endswith("as text")]
     assert len(by_text) == 2 and all(row["ratio"] > 1 for row in by_text), "parsing all of it costs more than anything"
 

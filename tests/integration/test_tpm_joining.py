@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from transport.links.base import Endpoint, connect
 from transport.messages import Attest
 from transport.primitives import SigningKey
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 trust_domain = "field.example"
 [listen]
@@ -268,6 +272,37 @@ async def test_a_copied_disk_neither_renews_nor_joins(
             await joined(gateway, stolen, invitation, other.tpm)
         assert gateway.refusals()[-1] == "invitation used with another device key"
     await renewed(gateway, settings, machine.tpm)
+
+
+async def edge(home: Path, tpm: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
+    (home / "pass").write_text("words")
+    (home / "pass").chmod(0o600)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edge_client.cli", *arguments, cwd=ROOT, stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | {
+            "CAUSEWAY_HOME": str(home), "CAUSEWAY_PASSPHRASE_FILE": str(home / "pass"), "CAUSEWAY_TPM": tpm,
+        },
+    )
+    out, err = await process.communicate(given.encode())
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_the_command_joins_and_status_tells(gateway: Gateway, tmp_path: Path, machine: SoftwareTpm) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    line = (await gateway.invite(tpm=True)).encode()
+    join = ("join", "--invitation-file", "-", "--hop", str(gateway.endpoint))
+    code, _, told = await edge(home, "device:/dev/no-tpm", *join, "--tpm", given=line)
+    assert code == 8 and "no TPM can be used at device:/dev/no-tpm" in told and "hint: " in told
+    code, _, told = await edge(home, machine.name, *join, given=line)
+    assert code == 6 and "did not accept this identity" in told
+    code, out, told = await edge(home, machine.name, *join, "--tpm", "--json", given=line)
+    assert code == 0 and json.loads(out)["tpm"] is True, told
+    _, out, _ = await edge(home, machine.name, "status", "--json")
+    assert json.loads(out)["identity"]["key"] == "tpm"
+    assert "TSS" not in told and "WARNING" not in told, "the library is quiet"
+    _, out, _ = await edge(home, machine.name, "status")
+    assert "device key in the TPM" in out
 
 
 async def test_a_link_that_is_not_used_since_the_tpm_fails_is_closed(gateway: Gateway, settings: Settings) -> None:

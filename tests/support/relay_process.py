@@ -63,11 +63,14 @@ async def relay(*arguments: str) -> AsyncIterator[tuple[int, str]]:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(folder: Path, base_url: str) -> AsyncIterator[Gateway]:
-    """A gateway that hops, wss edges and the phone page reach, with a provider at `base_url`. Takes two seconds."""
+async def gateway_process(folder: Path, base_url: str, *, more: str = "") -> AsyncIterator[Gateway]:
+    """A gateway that hops, wss edges and the phone page reach, with a provider at `base_url`. Takes two seconds.
+
+    `more` is further sections of its configuration.
+    """
     await asyncio.to_thread(make_folder, folder)
     secret_file(folder / "provider.key", KEY)
-    (folder / "gateway.toml").write_text(CONFIG.format(base_url=base_url))
+    (folder / "gateway.toml").write_text(CONFIG.format(base_url=base_url) + more)
     passphrase = secret_file(folder / "pass", "gateway pass")
     arguments = ["gateway", "serve", "--config", str(folder / "gateway.toml"), "--passphrase-file", passphrase]
     async with relay(*arguments) as (pid, ready):
