@@ -277,10 +277,11 @@ async def test_a_hop_and_an_edge_by_their_agents_and_new_identities_under_way(wo
             answer = await client.request("POST", "/v1/chat/completions", chat())
             assert (json.loads(await read(answer)), answer.via) == (WHOLE, f"spiffe://{DOMAIN}/hop/pi-9")
             opened = count()
-            hops_agent.give(ca.issue("hop/pi-9"), bundle=bundle)
-            new = ca.issue("edge/lap-9")
+            new, of_hop = ca.issue("edge/lap-9"), ca.issue("hop/pi-9")
+            hops_agent.give(of_hop, bundle=bundle)
+            await until(lambda: hop.identity.svid.chain == of_hop.chain)  # noqa: B023 - awaited here
             edges_agent.give(new, bundle=bundle)
-            await until(lambda: edges.svid.chain == new.chain and count() > opened)  # noqa: B023 - awaited here
+            await until(lambda: edges.svid.chain == new.chain and count() > opened)  # noqa: B023
         assert world.running.provider.calls == 3
         await client.close()
         stop.set()
