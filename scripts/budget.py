@@ -19,7 +19,7 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "edge_client/api": 1100,
     "edge_client/commands": 2000,
     "edge_client/engine": 950,
-    "relay": 6600,
+    "relay": 6800,
     "relay/gateway/identity": 4000,
     "relay/gateway/policy": 600,
     "relay/sim": 1300,

@@ -320,7 +320,7 @@ async def test_a_whole_gateway_and_its_backup(lab: Lab, tmp_path: Path) -> None:
             await session.close()
 
 
-async def test_what_a_compromised_intermediate_has_signed_is_over(lab: Lab) -> None:
+async def test_H13_what_a_compromised_intermediate_has_signed_is_over(lab: Lab) -> None:
     async with MockProvider() as provider:
         async with lab.serving(provider) as gateway:
             device = await joined(gateway)

@@ -126,16 +126,20 @@ async def test_M22_two_places_in_turns_are_alerted(lab: Lab, ticking: Clock) -> 
         await ask(session)
     assert alerts(lab) == [], "not yet: a device may have moved a moment ago"
     ticking.now += OVERLAP_S
-    for session in (mine, theirs, mine):
+    for session in (mine, theirs, mine, theirs):
         await ask(session)
-    assert alerts(lab) == [], "what comes at once may have waited somewhere"
     ticking.now += OVERLAP_S
+    await ask(mine)
+    assert alerts(lab) == [], "what comes at once may have waited somewhere"
     await ask(theirs)
     assert alerts(lab) == [("two places", B, A)]
     await ask(mine)
     assert len(alerts(lab)) == 1
     for session in (mine, theirs):
         await session.close()
+    async with asyncio.timeout(60):
+        while lab.sessions.watch._clones._live:  # noqa: ASYNC110 - what has ended is forgotten
+            await asyncio.sleep(0)
 
 
 def admin(lab: Lab) -> Admin:
@@ -215,13 +219,15 @@ async def test_several_programs_of_a_device_by_one_hop(lab: Lab, ticking: Clock)
         await ask(served)
         await ask(asked)
         ticking.now += OVERLAP_S
+    before = device.svid
     await device.renew()  # by one; the other finds it in the store with its next handshake
     await ask(renewed := await device.session())
     await ask(served)
     ticking.now += 2 * RACE_S
     await ask(again := await device.session())
+    resumed = await lab.session(before, served.tickets[0], via=A)  # which shows no certificate
     assert alerts(lab) == []
-    for session in (served, asked, renewed, again):
+    for session in (served, asked, renewed, again, resumed):
         await session.close()
 
 

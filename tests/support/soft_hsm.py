@@ -38,7 +38,10 @@ class Token:
 
         def run() -> Result:
             pkcs11 = importlib.import_module("pkcs11")
-            token = pkcs11.lib(self.module).get_token(token_label=self.label)
+            library = pkcs11.lib(self.module)
+            if not list(library.get_tokens(token_label=self.label)):
+                library.reinitialize()  # it was made since the module looked
+            token = library.get_token(token_label=self.label)
             try:
                 session = token.open(rw=True, user_pin=self.pin)
             except pkcs11.UserAlreadyLoggedIn:  # our program has, and it counts for the whole process

@@ -5,18 +5,18 @@ do not happen to a device that is one:
 
 - *an older line*: an SVID is shown again some minutes after a newer one of the device was shown. The answer to a
   renewal that was lost does not count: what nobody has shown is not newer.
-- *two places*: two sessions by different ways stand side by side, and both ask, in turns. When a device moves, what it
-  has left falls silent.
+- *two places*: two sessions by different ways stand side by side, and both ask, and then both again. When a device
+  moves, what it has left falls silent, but for what was on its way there and arrives late, in one go.
 """
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 RACE_S: Final = 300.0  # a handshake that was begun with the older SVID may take so long, over several ways
 KEPT_S: Final = 4_000.0  # by then every SVID that is older than this one has run out
-OVERLAP_S: Final = 10.0  # what is on its way by the old way arrives within that, and a turn that counts takes as long
+OVERLAP_S: Final = 10.0  # side by side before anything counts; and between what one asks and what it asks again
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,14 @@ class _Session:
     opened: float
 
 
-@dataclass
-class _Turns:
-    """Who of two has asked, in turns, since they have stood side by side for long enough."""
-
-    last: Hashable = None
-    since: list[float] = field(default_factory=list)  # when each turn began; three are enough
-
-
 class Clones:
     """What is remembered of each device, by enrolment number. `now`: seconds by a clock that nobody sets."""
 
     def __init__(self) -> None:
         self._shown: OrderedDict[int, tuple[int, float, str]] = OrderedDict()  # newest serial, since when, first place
         self._live: dict[int, dict[Hashable, _Session]] = {}
-        self._turns: dict[int, dict[frozenset[Hashable], _Turns]] = {}
+        # By pair: who of the two has asked, and when, since both stood for long enough: the one, the other, and again.
+        self._turns: dict[int, dict[frozenset[Hashable], list[tuple[Hashable, float]]]] = {}
 
     def shown(self, enrolment: int, serial: int, line: Sequence[int], place: str, now: float) -> Sign | None:
         """An SVID was shown in a full handshake. `line`: the serials of the device that are good, oldest first."""
@@ -75,10 +68,13 @@ class Clones:
         for other, theirs in live.items():
             if theirs.place == mine.place or now < max(mine.opened, theirs.opened) + OVERLAP_S:
                 continue
-            turns = self._turns.setdefault(enrolment, {}).setdefault(frozenset((session, other)), _Turns())
-            if turns.last != session:
-                turns.last, turns.since = session, [*turns.since, now][-3:]
-            if len(turns.since) == 3 and now - turns.since[0] >= OVERLAP_S:
+            turns = self._turns.setdefault(enrolment, {}).setdefault(frozenset((session, other)), [])
+            match turns:
+                case [] | [_] if not turns or turns[0][0] != session:
+                    turns.append((session, now))
+                case [(who, at), _] | [_, (who, at), _] if who == session and now - at >= OVERLAP_S:
+                    turns.append((session, now))
+            if len(turns) == 4:
                 found = Sign("two places", mine.place, theirs.place)
         return found
 

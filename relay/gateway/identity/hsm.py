@@ -77,6 +77,7 @@ class Hsm:
 
     def destroy(self, name: str) -> None:
         def work(session: pkcs11.Session) -> None:
+            _check(session)
             for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
                 self._found.pop((name, kind), None)
                 for found in list(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: name})):
@@ -124,6 +125,7 @@ class Hsm:
 
     def _key(self, session: pkcs11.Session, name: str, kind: ObjectClass) -> Any:  # what it can do is mixed in later
         if (name, kind) not in self._found:
+            _check(session)
             try:
                 self._found[name, kind] = session.get_key(object_class=kind, label=name)
             except pkcs11.NoSuchKey:
@@ -174,6 +176,11 @@ class Hsm:
                                    hint="keys.module names it, as in /usr/lib/softhsm/libsofthsm2.so")
         name = type(error).__name__
         return KeysUnavailable(f"the token {self._token} failed: {name}", hint="look into its own log", again=True)
+
+
+def _check(session: pkcs11.Session) -> None:
+    """Whether it is alive: a search on one that is not leaves a traceback on standard error, besides what it raises."""
+    session.generate_random(64)
 
 
 def _gcm(nonce: bytes, context: str) -> GCMParams:
