@@ -111,7 +111,7 @@ async def gateway(folder: Path, devices: int, *, checked: bool) -> AsyncIterator
         enrolment = Enrolment(database, authority, audit)
         await enrolment.load()
         joined = await asyncio.gather(*(_device(enrolment, number) for number in range(devices)))
-        policy = Policy(rules(folder))
+        policy = Policy(rules(folder), enrolment.attested_tpm)
         authorise = Authorise(policy)
         checks: list[Check] = [Authenticate(enrolment), authorise] if checked else [Believe()]
         pipeline = Pipeline(

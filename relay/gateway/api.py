@@ -18,7 +18,8 @@ from aiohttp import web
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.schema import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
-from relay.gateway.identity.callers import Caller, Callers, Unknown
+from relay.gateway.identity.callers import Caller, Callers
+from relay.gateway.identity.denials import Denied
 from relay.gateway.identity.enrolment import Enrolment, Registration
 from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
@@ -32,10 +33,16 @@ from transport.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_UNKNOWN: Final = Refusal(401, "identity_unknown", "the gateway does not know who asks")
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
-_BUSY: Final = Refusal(429, "too_many_requests", "too many requests at once", retryable=True)
+_NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
+_DENIED: Final = {one.code: one for one in (
+    _NOT_ADMITTED, _NOT_GOOD, _FULL,
+    Refusal(401, "identity_unknown", "the gateway does not know who asks"),
+    Refusal(401, "invalid_dpop_proof", "the proof of the key is not valid"),
+    Refusal(401, "use_dpop_nonce", "a proof needs the nonce of our last answer", retryable=True),
+)}
+_BUSY: Final = Refusal(429, "too_many_requests", "too many requests at once", retryable=True)
 _STOPPING: Final = Refusal(503, "shutting_down", "the gateway is shutting down", retryable=True)
 _TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
 _ENCODED: Final = Refusal(415, "unsupported_encoding", "this gateway takes bodies as they are, not compressed")
@@ -113,8 +120,8 @@ class Api:
         traceparent = request.headers.get("Traceparent", "")
         try:
             caller = await self._callers.of(request)
-        except Unknown as unknown:
-            return await self._unknown(request, unknown)
+        except Denied as denied:
+            return await self._denied(request, denied)
         place = str(caller.enrolment)
         refusal = _STOPPING if self._draining else None
         if refusal is None and not self._places.take(place):
@@ -133,7 +140,7 @@ class Api:
                 request_id=random_bytes(16), method=request.method, route=request.path,
                 content_type=request.headers.get("Content-Type", ""), body=body, traceparent=traceparent,
                 expires_at=int(self._clock()) + 600, peer=caller.peer, enrolment=caller.enrolment, via="",
-                link_id=random_bytes(8).hex(),
+                link_id=random_bytes(8).hex(), token=caller.token,
             ))
         finally:
             self._places.leave(place)
@@ -164,12 +171,14 @@ class Api:
         self._running.add(running)
         try:
             await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if sink.whole:
+                await asyncio.wait({work})
         finally:
             for task in (work, lost):
                 task.cancel()
             await asyncio.gather(work, lost, return_exceptions=True)
             self._running.discard(running)
-        if running.why is not None:
+        if running.why is not None and not sink.whole:
             await sink.refuse(running.why.status, running.why.code, running.why.message,
                               retryable=running.why.retryable)
         return sink.response or _refused(_CUT, context.trace_id)  # the latter to nobody: the client has gone
@@ -181,25 +190,36 @@ class Api:
             pass  # on record as undelivered
         finally:
             if context.trace_id:
-                await self._traces.save(
+                await asyncio.shield(self._traces.save(
                     context.trace_id, str(context.peer.id), context.link_id,
                     self._telemetry.finished(context.trace_id),
-                )
+                ))
 
-    async def _unknown(self, request: web.Request, unknown: Unknown) -> web.Response:
-        trace_id = _trace_id(request.headers.get("Traceparent", ""))
-        try:
-            await self._refusals.append(
-                "https.unknown", reason=unknown.rule, id=unknown.id, peer=request.remote, route=request.path[:64],
-                trace=trace_id,
-            )
-        except AuditUnavailable:
-            _log.error("a refusal could not be audited")
-        answer = _refused(_NOT_ADMITTED if unknown.id else _UNKNOWN, trace_id)
-        answer.force_close()
+    async def _denied(self, request: web.Request, denied: Denied) -> web.Response:
+        """A nonce that is missing or old leaves no record: so every client begins."""
+        refusal, trace_id = _DENIED[denied.error], _trace_id(request.headers.get("Traceparent", ""))
+        if refusal.code != "use_dpop_nonce":
+            try:
+                await self._refusals.append(
+                    "https.denied", reason=denied.reason, id=denied.id, peer=request.remote, route=request.path[:64],
+                    trace=trace_id,
+                )
+            except AuditUnavailable:
+                _log.error("a refusal could not be audited")
+        answer = _refused(refusal, trace_id)
+        if refusal.status == 401:
+            answer.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{refusal.code}"'
+        if (request.content_length or 0) or "Transfer-Encoding" in request.headers:
+            answer.force_close()  # what a stranger sends along is not read
         return answer
 
     # --- what runs and may no longer --------------------------------------------------------------------------------
+
+    def keys_changed(self) -> None:
+        """Ends what was asked for by tokens whose key is believed no longer."""
+        for one in list(self._running):
+            if not self._callers.stands(one.caller):
+                one.cut(_NOT_GOOD)
 
     def _policy_changed(self) -> None:
         task = asyncio.create_task(self._look_again())

@@ -28,9 +28,9 @@ from relay.gateway.identity.ca import (
     SVID_LIFETIME_S,
     Authority,
 )
-from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.custody import Custody
 from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.revocation import Revocation
@@ -178,15 +178,25 @@ async def serve(
             revocations=lambda: revocation.list, probes=probes, joining=own.joining,
             attestation=Attestation.load(config.ek_roots),
         )
+        session = https = health = public = origin = ""
+        if config.https is not None:
+            https_door, https = bind(config.https)
+            stack.callback(https_door.close)
         gate = Gate(HttpsLimits(), refusals)
+        oauth, callers = make_oauth(
+            config.issuer or f"https://{https}", keys=token_keys[0], enrolment=enrolment, authority=authority,
+            revocations=lambda: revocation.list, audit=audit, refusals=refusals, body_s=gate.limits.body_s, clock=clock,
+        )
         api = Api(
-            callers=Callers(enrolment), pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+            callers=callers, pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
             traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
         )
         workloads = None if config.workload_socket is None else Workloads(
             config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
             keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
         )
+
+        token_keys[0].changed.append(api.keys_changed)
 
         async def cut(ended: Sequence[Registration]) -> None:
             if workloads is not None:
@@ -202,16 +212,15 @@ async def serve(
         stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
             authority=authority, enrolment=enrolment, sessions=sessions, traces=traces, refusals=refusals, gate=gate,
-            revocation=revocation, api=api, clock=clock,
+            revocation=revocation, doors=(api, oauth), clock=clock,
             jwt_svid_keys=token_keys[1] if workloads is not None else None,
         )
-        session = https = health = public = origin = ""
         if config.session is not None:
             listener = await listen(config.session, sessions.serve_link)
             stack.push_async_callback(listener.close)
             session = str(listener.endpoint)
         if config.https is not None:
-            https = await listen_https(stack, https_app, config.https, own_context, gate)
+            await listen_https(stack, https_app, https_door, own_context, gate)
         if config.health is not None:
             healthy = make_health_app(
                 lambda: not stop.is_set() and clock() < min(authority.not_after, identity.svid().not_after)

@@ -1,60 +1,35 @@
-"""`relay gateway ...`. Imports what a command needs when it runs, so that help is quick.
-
-Commands beside a running gateway ask it over its control socket; without one they open its state themselves, for which
-they need its passphrase.
-"""
+"""`relay gateway ...`. Imports what a command needs when it runs, so that help is quick."""
 
 import asyncio
-import enum
 import json
 import logging
-import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay.gateway import policy_cli
+from relay.gateway import keys_cli, policy_cli
+from relay.gateway.command import (
+    CONFIG_DEFAULT,
+    ConfigOption,
+    JsonOption,
+    PassphraseOption,
+    RootPassphraseOption,
+    ask,
+    ask_passphrase,
+    unlock,
+)
 
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
-    from relay.gateway.config import Config
-    from store.keys import Passphrase, Unlock
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
 
-
-class AuthorityKey(enum.StrEnum):
-    INTERMEDIATE = "intermediate"
-    ROOT = "root"
-    TOKEN = "token"
-    UPSTREAM = "upstream"
-
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")
-]
-PassphraseOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--passphrase-file", metavar="FILE",
-        help="Holds the gateway's passphrase. Else $CREDENTIALS_DIRECTORY/gateway-passphrase, else a prompt.",
-    ),
-]
-RootPassphraseOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--root-passphrase-file", metavar="FILE",
-        help="Holds the root key's passphrase, another one, to be kept away from this machine.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CONFIG_DEFAULT = Path("gateway.toml")
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
 
@@ -91,8 +66,8 @@ def init(
             section = "\n" + keys_section(keys.read_bytes())
     text = EXAMPLE.format(trust_domain=trust_domain) + section
     sealed = root_is_sealed(parse(text.encode(), directory.absolute()).keys)
-    passphrase = _passphrase(passphrase_file, "Gateway passphrase", confirm=True)
-    root = _passphrase(
+    passphrase = ask_passphrase(passphrase_file, "Gateway passphrase", confirm=True)
+    root = ask_passphrase(
         root_passphrase_file, "Root passphrase (another one)", confirm=True, credential="root-passphrase"
     ) if sealed else None
     create(directory, trust_domain, passphrase=passphrase, root_passphrase=root, now=time.time(), keys=section)
@@ -132,7 +107,7 @@ def invite(
     if qr:
         _check_page(path, config)
     arguments = {"path": path, "hints": hint or [], "ttl_s": ttl, "allow_gateway": allow_gateway, "tpm": tpm}
-    answer = _ask(config, passphrase_file, "invite", arguments)
+    answer = ask(config, passphrase_file, "invite", arguments)
     if answer["replaces"] is not None:
         typer.echo(f"relay: {path} has joined already; who joins with this invitation takes its place", err=True)
     if qr and answer["url"] is None:
@@ -150,7 +125,7 @@ def devices(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
     """List who has joined, who was revoked or replaced, and what to look at."""
-    answer = _ask(config, passphrase_file, "devices", {})
+    answer = ask(config, passphrase_file, "devices", {})
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -170,7 +145,7 @@ def revoke(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
 ) -> None:
     """End a device at once and for good: its sessions, running calls, tickets, renewal and open invitations."""
-    answer = _ask(config, passphrase_file, "revoke", {"who": who, "reason": reason})
+    answer = ask(config, passphrase_file, "revoke", {"who": who, "reason": reason})
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -186,7 +161,7 @@ def reinstate(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
 ) -> None:
     """Let a revoked device come back, by its device key and under a new enrolment number."""
-    answer = _ask(config, passphrase_file, "reinstate", {"who": who})
+    answer = ask(config, passphrase_file, "reinstate", {"who": who})
     typer.echo(json.dumps(answer) if as_json else f"reinstated {answer['id']} as enrolment {answer['enrolment']}")
 
 
@@ -196,7 +171,7 @@ def trace(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
 ) -> None:
     """Show the way of one request: edge, hop, gateway, provider."""
-    answer = _ask(config, passphrase_file, "trace", {"trace_id": trace_id})
+    answer = ask(config, passphrase_file, "trace", {"trace_id": trace_id})
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -219,7 +194,7 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
-    passphrase = _unlock(settings, passphrase_file, "Gateway passphrase")
+    passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
@@ -234,232 +209,15 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
     asyncio.run(main())
 
 
-@app.command("rotate-key")
-def rotate_key(
-    key: Annotated[AuthorityKey, typer.Argument(help="Which one.")] = AuthorityKey.INTERMEDIATE,
-    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
-    root_passphrase_file: RootPassphraseOption = None,
-    compromised: Annotated[
-        bool, typer.Option("--compromised", help="The old one was stolen: nobody shall believe what it has signed.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="For `upstream`: a new folder for what SPIRE needs.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a new intermediate, every 30 days, or take the next step to a new root: with the gateway stopped.
-
-    A new root is published 90 days before it is used, so that every device has it, and the old one is retired an hour
-    after that: give `root` three times, and each time the command says when the next one is due. Keys that sign tokens
-    change every day by themselves; `token` changes them now, also while the gateway runs. `upstream` makes an authority
-    for a SPIRE server, which the root signs as it does the intermediate.
-    """
-    from relay.gateway.config import load
-    from relay.gateway.folder import make_upstream, renew_ca, rotate_root
-
-    if key is AuthorityKey.TOKEN:
-        keys = _ask(config, passphrase_file, "rotate_tokens", {"compromised": compromised})["keys"]
-        lines = [f"{purpose} tokens are signed by the key {kid} from now on" for purpose, kid in keys.items()]
-        typer.echo(json.dumps({"keys": keys}) if as_json else "\n".join(lines))
-        return
-    _check_out(key, out)
-    settings = load(config)
-    passphrase = _unlock(settings, passphrase_file, "Gateway passphrase")
-    root = _root_unlock(settings, passphrase, root_passphrase_file)
-    if out is not None:
-        end = _stamp(asyncio.run(make_upstream(
-            settings, out, passphrase=passphrase, root_passphrase=root, now=time.time()
-        )))
-        made = {"directory": str(out), "not_after": end}
-        typer.echo(json.dumps(made) if as_json else f"made {out} for SPIRE's UpstreamAuthority \"disk\"; it ends {end}")
-        return
-    if key is AuthorityKey.INTERMEDIATE:
-        renewed = asyncio.run(renew_ca(
-            settings, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
-        ))
-        end = _stamp(renewed.not_after)
-        unused = [] if renewed.unused is None else [renewed.unused]
-        if as_json:
-            typer.echo(json.dumps({"not_after": end, "unused": unused}))
-            return
-        typer.echo(f"the new intermediate certificate ends {end}")
-        _say_unused(unused)
-        return
-    rotated = asyncio.run(rotate_root(settings, passphrase=passphrase, root_passphrase=root, now=time.time()))
-    due = None if rotated.next_at is None else _stamp(rotated.next_at)
-    if as_json:
-        told = {"step": rotated.step, "sequence": rotated.sequence, "next": due, "unused": rotated.unused}
-        typer.echo(json.dumps(told))
-        return
-    which = "old" if rotated.step == "retired" else "new"
-    typer.echo(f"the {which} root is {rotated.step}; the trust bundle is number {rotated.sequence}")
-    if due is not None:
-        typer.echo(f"next: the same again, from {due} on")
-    _say_unused(rotated.unused)
-
-
-def _say_unused(names: Sequence[str]) -> None:
-    """Keys that others hold are not destroyed from here: a backup may still need them."""
-    for name in names:
-        typer.echo(f"not used any more: the key {name}; delete it once no backup of before is to be restored")
-
-
-def _check_out(key: AuthorityKey, out: Path | None) -> None:
-    from relay.gateway.errors import SetupRefused
-
-    if (key is AuthorityKey.UPSTREAM) != (out is not None):
-        raise SetupRefused("`upstream` and --out go together", hint="as in rotate-key upstream --out spire-upstream")
-
-
-def _stamp(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-@app.command()
-def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
-    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
-) -> None:
-    """Seal authority, state and configuration into one file, also while the gateway runs. Needs its passphrase.
-
-    Left out: the provider's key, the audit log, resumption tickets.
-    """
-    from relay.gateway.backup import write_backup
-    from relay.gateway.config import load
-
-    settings = load(config)
-    passphrase = _passphrase(passphrase_file, "Gateway passphrase")
-    answer = _ask(config, passphrase_file, "snapshot", {}, passphrase)
-    copy = settings.directory / answer.pop("copy")
-    try:
-        write_backup(
-            settings.directory, copy, file, passphrase, **answer, now=time.time(), config=settings.file
-        )
-    finally:
-        copy.unlink(missing_ok=True)
-    typer.echo(json.dumps({"backup": str(file)}) if as_json else f"sealed {file} under the gateway's passphrase")
-
-
-@app.command()
-def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` has written.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    revocations: Annotated[
-        Path | None,
-        typer.Option("--revocations", metavar="FILE", help="The newest revocations.list, from a hop perhaps."),
-    ] = None,
-    nothing_revoked: Annotated[
-        bool, typer.Option("--nothing-revoked", help="Nobody was revoked or replaced since the backup was made.")
-    ] = False,
-    passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
-) -> None:
-    """Make a gateway's folder from a backup. Say who was revoked since: they must not come back."""
-    from relay.gateway import backup as backups
-    from relay.gateway.errors import SetupRefused
-    from store.files import file_errors
-
-    if (revocations is None) != nothing_revoked:
-        raise SetupRefused(
-            "a backup does not know who was revoked after it was made",
-            hint="give --revocations with the newest list, or --nothing-revoked if that is so",
-        )
-    passphrase = _passphrase(passphrase_file, "The gateway's passphrase when the backup was made")
-    data = None
-    if revocations is not None:
-        with file_errors(revocations):
-            data = revocations.read_bytes()
-    ended = asyncio.run(backups.restore(file, directory, passphrase, revocations=data, now=time.time()))
-    if as_json:
-        typer.echo(json.dumps({"directory": str(directory), "revoked": ended}))
-        return
-    typer.echo(f"restored {directory}; revoked since the backup: {', '.join(ended) or 'nobody'}")
-    typer.echo("next: put the provider's key back, then serve; who joined after the backup needs a new invitation")
+app.command("rotate-key")(keys_cli.rotate_key)
+app.command()(keys_cli.backup)
+app.command()(keys_cli.restore)
 
 
 def _say_ready(ready: "Ready") -> None:
     places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
               "workload-api": ready.workload_api}
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
-
-
-def _ask(
-    config: Path, passphrase_file: Path | None, operation: str, arguments: dict[str, Any],
-    passphrase: "Passphrase | None" = None,
-) -> dict[str, Any]:
-    """Of the running gateway, or of its state if none runs."""
-    from relay.gateway.config import load
-    from relay.gateway.control import call
-    from relay.gateway.errors import NotReady
-
-    settings = load(config)
-    try:
-        return asyncio.run(call(settings.directory, operation, arguments))
-    except NotReady as error:
-        if error.hint is not None:
-            raise
-    unlocks = _unlock(
-        settings, passphrase_file, "No gateway runs here; the passphrase that opens its state", alone=True,
-        given=passphrase,
-    )
-    return asyncio.run(_alone(settings, unlocks, operation, arguments))
-
-
-async def _alone(
-    settings: "Config", passphrase: "Unlock", operation: str, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    from relay.gateway.app import open_admin
-
-    async with open_admin(settings, passphrase) as admin:
-        return await admin.call(operation, arguments)
-
-
-def _unlock(
-    settings: "Config", file: Path | None, prompt: str, *, alone: bool = False, given: "Passphrase | None" = None
-) -> "Unlock":
-    """By whoever holds the gateway's keys, if anybody does; else by a passphrase, `given` or asked for."""
-    from relay.gateway.keys import custody_of
-    from relay.gateway.state.sqlcipher import KEY_FILE
-
-    key_file = settings.directory / KEY_FILE
-    held = custody_of(settings.keys).unlock(settings.directory, key_file) if key_file.is_file() else None
-    return held or given or _passphrase(file, prompt, alone=alone)
-
-
-def _root_unlock(settings: "Config", gateway: "Unlock", file: Path | None) -> "Unlock":
-    """What opens the root's file: a passphrase of its own where there is one that has been sealed under one."""
-    from relay.gateway.identity.ca import ROOT_FILE, sealed_path
-
-    if sealed_path(settings.directory / ROOT_FILE, gateway).is_file() and not (settings.directory / ROOT_FILE).exists():
-        return gateway
-    return _passphrase(file, "Root passphrase", credential="root-passphrase")
-
-
-def _passphrase(
-    file: Path | None, prompt: str, *, confirm: bool = False, credential: str = "gateway-passphrase",
-    alone: bool = False,
-) -> "Passphrase":
-    """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked; `alone` if it
-    is needed because no gateway runs.
-    """
-    from relay.asking import passphrase_from_file, passphrase_from_terminal
-    from relay.gateway.errors import ConfigError
-    from store.keys import Passphrase
-
-    if file is not None:
-        return passphrase_from_file(file, f"--{credential.removeprefix('gateway-')}-file")
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and (Path(folder) / credential).is_file():
-        return Passphrase.from_file(Path(folder) / credential)
-    if not sys.stdin.isatty():
-        option = f"--{credential.removeprefix('gateway-')}-file"
-        if alone:
-            raise ConfigError(
-                "no gateway runs here, and there is no terminal to ask for the passphrase that opens its state",
-                hint=f"start it with `relay gateway serve`, or give {option}",
-            )
-        raise ConfigError("a passphrase is needed and there is no terminal to ask on",
-                          hint=f"give it by {option}, or {credential} as a systemd credential")
-    return passphrase_from_terminal(prompt, confirm=confirm)
 
 
 def _name(span: dict[str, Any]) -> str:

@@ -57,6 +57,12 @@ class PublicFile(_Section, frozen=True, kw_only=True):
     key_file: str | None = None
 
 
+class OAuth(_Section, frozen=True, kw_only=True):
+    """`issuer`: the HTTPS listener's URL as clients know it; left out, it is made of the listener's address."""
+
+    issuer: str | None = None
+
+
 class Provider(_Section, frozen=True, kw_only=True):
     """`models`: what `/v1/models` offers beside those of [[allow]], as far as policy allows them."""
 
@@ -126,6 +132,7 @@ class _File(_Section, frozen=True, kw_only=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     listen: Listen = Listen()
     public: PublicFile | None = None
+    oauth: OAuth = OAuth()
     provider: Provider
     inference: Inference | None = None
     limits: Limits = Limits()
@@ -172,6 +179,7 @@ class Config:
     ek_roots: tuple[Path, ...] = ()
     workload_socket: Path | None = None
     workloads: tuple[Workload, ...] = ()
+    issuer: str | None = None  # of access tokens, where the file names one
 
 
 def load(path: Path) -> Config:
@@ -243,7 +251,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload),
+        tuple(file.workload), _issuer(file),
     )
 
 
@@ -258,6 +266,18 @@ def _workload_socket(file: _File, directory: Path) -> Path | None:
     if wrong:
         raise ConfigError(wrong, hint="give each an ID of its own, as in /workload/reports")
     return directory / file.workload_api.socket
+
+
+def _issuer(file: _File) -> str | None:
+    """As the tokens have it, and clients compare it (RFC 8414 section 2). Raises ConfigError."""
+    text = file.oauth.issuer
+    if text is None:
+        return None
+    match = _ORIGIN.fullmatch(text)
+    if match is None or not text.startswith("https:") or match["port"] == "443" or int(match["port"] or 1) > 65_535:
+        raise ConfigError("oauth.issuer: this is not the URL of the HTTPS listener",
+                          hint='like "https://gw.example:8443": lower case, no path, no /')
+    return text
 
 
 def _public(file: _File, directory: Path) -> Public | None:
@@ -365,6 +385,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # connect_s = 10.0
 # first_byte_s = 120.0
 # idle_s = 60.0
+
+# [oauth]                            # /oauth/token: tokens for clients that ask by HTTPS (docs/HTTPS.md)
+# issuer = "https://gw.example:8443" # listen.https as clients know it; left out, it is https:// and that address
 
 # [limits]
 # sessions = 2000

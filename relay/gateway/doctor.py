@@ -106,28 +106,26 @@ class Doctor:
         """What can be said of its source nevertheless; with the passphrase that is most of it."""
         if error.hint is not None:  # it runs, and does not talk to us
             return Finding("failed", str(error), error.hint)
-        try:
-            found = await asyncio.to_thread(self._looked_into)
-        except (GatewayError, StoreError) as failure:
-            return Finding("failed", f"no gateway runs here; {failure}", failure.hint)
         start = f"run `relay gateway serve --config {self._file}`"
-        if found is None:
+        try:
+            authority = None if self._config is None else await asyncio.to_thread(self._authority, self._config)
+        except (GatewayError, StoreError) as failure:
+            return Finding("failed", f"no gateway runs here; {failure}", failure.hint or start)
+        if authority is None:
             return Finding("failed", f"no gateway runs in {self._directory}", start)
+        found = source_of(authority, time.time())
         hint = start if found.status == "ok" else f"{found.hint}; then {start}"
         return Finding("failed", f"no gateway runs here; {found.finding}", hint)
 
-    def _looked_into(self) -> Finding | None:
-        """None without the passphrase, where nobody else opens the folder. Raises KeysUnavailable, StoreError."""
-        key_file = self._directory / KEY_FILE
-        if self._config is None or not key_file.is_file():
+    def _authority(self, config: Config) -> Authority | None:
+        """Opened by whoever holds its keys, or the passphrase. Raises GatewayError, StoreError."""
+        custody, key_file = custody_of(config.keys), self._directory / KEY_FILE
+        unlocks = (custody.unlock(self._directory, key_file) if key_file.is_file() else None) or self._passphrase
+        if unlocks is None:
             return None
-        custody = custody_of(self._config.keys)
-        by = custody.unlock(self._directory, key_file) or self._passphrase
-        if by is None:
-            return None
-        authority = Authority.open(self._directory, by, self._config.identity.lifetimes(), custody=custody)
+        authority = Authority.open(self._directory, unlocks, config.identity.lifetimes(), custody=custody)
         authority.try_key()
-        return source_of(authority, time.time())
+        return authority
 
     async def _issuance(self) -> Finding:
         requests = {role: pack(make_csr(key)) for role, key in self._keys.items()}

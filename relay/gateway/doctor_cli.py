@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from relay.gateway.cli import CONFIG_DEFAULT, ConfigOption, JsonOption
+from relay.gateway.command import CONFIG_DEFAULT, ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from relay.gateway.doctor import Doctor, Stage

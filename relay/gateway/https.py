@@ -12,15 +12,14 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
 
 from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
-from relay.gateway.api import Api
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
@@ -66,16 +65,22 @@ class _RenewBody(msgspec.Struct, forbid_unknown_fields=True):
     signature: str
 
 
+class Doors(Protocol):
+    """Routes that are somebody else's."""
+
+    def offer(self, app: web.Application) -> None: ...
+
+
 class _ListBody(msgspec.Struct, forbid_unknown_fields=True):
     list: str
 
 
 def make_app(
     *, authority: Authority, enrolment: Enrolment, sessions: Sessions, traces: TraceStore, refusals: Refusals,
-    gate: Gate, revocation: Revocation, api: Api | None = None, jwt_svid_keys: TokenKeys | None = None,
+    gate: Gate, revocation: Revocation, doors: Sequence[Doors] = (), jwt_svid_keys: TokenKeys | None = None,
     clock: Callable[[], float] = time.time,
 ) -> web.Application:
-    """The application behind the TLS listener, whose connections come through `gate`."""
+    """The application behind the TLS listener, whose connections come through `gate`. `doors`: what else it offers."""
     nonces = Nonces(clock)
     body_s = gate.limits.body_s
 
@@ -186,8 +191,8 @@ def make_app(
     app.router.add_post("/v1/revocations", revocations)
     app.router.add_get("/v1/tunnel", tunnel)
     app.router.add_get("/v1/edge", edge)
-    if api is not None:
-        api.offer(app)
+    for one in doors:
+        one.offer(app)
     return app
 
 

@@ -71,6 +71,7 @@ class RequestContext:
     enrolment: int
     via: str
     link_id: str
+    token: str = ""  # the access token that it came with, by its `jti`
 
     trace_id: str = ""
     span: str = ""  # traceparent of the gateway's own span
@@ -265,6 +266,8 @@ class Pipeline:
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
+        if context.token:
+            fields["token"] = context.token
         await self._audit.append(
             event, request=context.request_id.hex(), trace=context.trace_id, id=str(context.peer.id),
             enrolment=context.enrolment, via=context.via, link=context.link_id, route=context.route,

@@ -2,22 +2,17 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from relay.gateway.command import CONFIG_DEFAULT, ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from relay.gateway.config import Config
     from relay.gateway.policy.questions import Decision, Question
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.", envvar="CAUSEWAY_GATEWAY")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CONFIG_DEFAULT = Path("gateway.toml")
 
 
 @app.callback()

@@ -21,6 +21,7 @@ class HttpSink:
         self._request, self._context, self._stall_s = request, context, stall_s
         self._head: tuple[int, str, bool] = (200, "application/json", False)
         self.response: web.StreamResponse | None = None
+        self.whole = False  # nothing more is to be sent: should the client go away now, it has what it asked for
 
     async def calling(self) -> None:
         """Nothing: nobody asks again for the answer of a request that came by HTTPS."""
@@ -36,6 +37,7 @@ class HttpSink:
         await self._sent(data)
 
     async def end(self) -> None:
+        self.whole = True
         await self._sent(b"", last=True)
 
     async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:

@@ -37,6 +37,9 @@ HTTPS_ROUTES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/v1/chat/completions"): "model:invoke",  # as in a session: decided in `checks.authorise`
     ("GET", "/v1/models"): "model:invoke",
     ("POST", "/v2/models/{name}/infer"): "model:invoke",
+    ("POST", "/oauth/token"): OPEN,  # what its tokens allow is decided with each request that they come with
+    ("GET", "/oauth/jwks"): OPEN,
+    ("GET", "/.well-known/oauth-authorization-server"): OPEN,
     ("GET", "/v1/edge"): OPEN,  # the session inside has the identity
     ("GET", "/healthz"): OPEN,
     ("GET", "/hop"): OPEN,  # the public listener, from here on

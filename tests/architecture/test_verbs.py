@@ -13,6 +13,7 @@ from relay.gateway import https, public
 from relay.gateway.admin import Admin
 from relay.gateway.api import Api
 from relay.gateway.app import serve
+from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.policy.cedar import SCHEMA
 from relay.gateway.policy.questions import ADMIN_VERBS, VERBS
 from relay.gateway.routes import ADMIN_OPERATIONS, HTTPS_ROUTES, OPEN, ROUTES, find
@@ -49,7 +50,11 @@ def test_each_door_by_https_declares_one_or_that_it_is_open() -> None:
         callers=unused, pipeline=unused, enrolment=unused, policy=cast(Any, SimpleNamespace(changed=[])), still=unused,
         traces=unused, telemetry=unused, refusals=unused, gate=unused,
     )
-    found = doors(any_app(https.make_app, gate=Gate(HttpsLimits()), clock=lambda: 0.0, api=requests))
+    oauth, _ = make_oauth(
+        "https://gw.example", keys=unused, enrolment=unused, authority=unused, revocations=unused, audit=unused,
+        refusals=unused, body_s=1.0,
+    )
+    found = doors(any_app(https.make_app, gate=Gate(HttpsLimits()), clock=lambda: 0.0, doors=[requests, oauth]))
     found |= doors(https.make_health_app(lambda: True))
     page = doors(any_app(public.make_public_app, gate=Gate(HttpsLimits()), clock=lambda: 0.0, origin="https://gw.example"))
     files = {(method, path) for method, path in page if re.fullmatch(r"/hop/\w+\.(js|css|svg)", path)}

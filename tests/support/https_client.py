@@ -22,7 +22,7 @@ from relay.gateway.config import parse
 from relay.gateway.control import call
 from relay.gateway.identity.ca import Authority
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, audit_lines
-from tests.support.mock_provider import KEY, MockProvider
+from tests.support.mock_provider import KEY, STREAM, MockProvider
 from transport.identity.join import DEVICE_LABEL, HttpsOperation, Invitation, https_transcript, signed_input
 from transport.identity.svid import Svid, TrustBundle, make_csr
 from transport.identity.tls import client_context, peer_of
@@ -79,8 +79,9 @@ class Gateway:
 
     async def audited(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """The records of an event, once there are so many."""
-        while len(found := self.audit(event)) < count:  # noqa: ASYNC110 - what is waited for is in a file
-            await asyncio.sleep(0)
+        async with asyncio.timeout(LIMIT):
+            while len(found := self.audit(event)) < count:  # noqa: ASYNC110 - what is waited for is in a file
+                await asyncio.sleep(0)
         return found
 
     def allow(self, text: str) -> None:
@@ -180,6 +181,31 @@ class Workload:
         ) as client:
             yield client
 
+    @contextlib.asynccontextmanager
+    async def stalled(
+        self, *, headers: dict[str, str] | None = None, bare: bool = False
+    ) -> AsyncIterator[asyncio.StreamReader]:
+        """A streamed answer of which two events have come, while the provider holds back the third; as bytes of HTTP.
+
+        A client library may lose what came together with the end of a connection, and that is what is looked at.
+        """
+        self.gateway.provider.mode = "stream_stall"
+        body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "Go on."}], "stream": True})
+        lines = {
+            "Host": "gateway", "Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})
+        }
+        host, _, port = self.gateway.ready.https.rpartition(":")
+        context = client_context(self.bundle, None if bare else self.svid)
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        try:
+            head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+            writer.write(f"POST {CHAT} HTTP/1.1\r\n{head}\r\n{body}".encode())
+            assert b" 200 " in await reader.readline()
+            await reader.readuntil(STREAM[1].rstrip())
+            yield reader
+        finally:
+            writer.transport.abort()
+
     async def ask(
         self, body: bytes | None = None, path: str = CHAT, *, method: str = "POST",
         headers: dict[str, str] | None = None, bare: bool = False,
@@ -192,4 +218,13 @@ class Workload:
             return response.status, json.loads(await response.read())
 
 
-__all__ = ["CHAT", "CONFIG", "DOMAIN", "Gateway", "Workload", "https_gateway", "pack", "unpack"]
+async def last_words(reader: asyncio.StreamReader) -> str:
+    """The code of the error that a stream has ended by, and that HTTP does not take it to be whole."""
+    rest = await reader.read()
+    assert b"[DONE]" not in rest and not rest.endswith(b"0\r\n\r\n"), rest
+    error = json.loads(rest.rpartition(b"data: ")[2].splitlines()[0])["error"]
+    assert len(error["trace_id"]) == 32
+    return str(error["code"])
+
+
+__all__ = ["CHAT", "CONFIG", "DOMAIN", "Gateway", "Workload", "https_gateway", "last_words", "pack", "unpack"]

@@ -29,7 +29,9 @@ class Authenticate:
         if now > context.peer.not_after + LEEWAY_S:
             return _EXPIRED
         try:
-            if self._enrolment.enrolment_of(context.peer) != context.enrolment:
+            if not context.peer.leaf_sha256:  # it came by a token that is bound to a key, and shows no certificate
+                self._enrolment.current(context.enrolment, str(context.peer.id))
+            elif self._enrolment.enrolment_of(context.peer) != context.enrolment:
                 return _REFUSED
         except IdentityRefused:
             return _REFUSED

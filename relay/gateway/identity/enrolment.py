@@ -505,6 +505,14 @@ class Enrolment:
         one = self._by_enrolment.get(enrolment)
         return self._serials.line(enrolment) if one is not None and not one.source else ()
 
+    def current(self, enrolment: int, identity: str) -> Registration:
+        """The registration of that number, if it is that ID's. Raises IdentityRefused if not, or if it has ended."""
+        registration = self._by_enrolment.get(enrolment)
+        if registration is None or registration.id != identity:
+            raise IdentityRefused("there is no such registration", rule="registration")
+        self._check(registration)
+        return registration
+
     async def seen(self, enrolment: int) -> None:
         """Notes that the device was here; written at most every five minutes."""
         registration = self._by_enrolment.get(enrolment)
