@@ -20,6 +20,8 @@ from relay.gateway.control import call
 from relay.gateway.errors import ConfigError, GatewayError, NotReady
 from relay.gateway.examination import Finding, source_of
 from relay.gateway.identity.ca import Authority
+from relay.gateway.keys import custody_of
+from relay.gateway.state.sqlcipher import KEY_FILE
 from relay.local_socket import FOLDER, SOCKET
 from store.errors import StoreError
 from store.keys import Passphrase
@@ -104,16 +106,26 @@ class Doctor:
         """What can be said of its source nevertheless; with the passphrase that is most of it."""
         if error.hint is not None:  # it runs, and does not talk to us
             return Finding("failed", str(error), error.hint)
-        found = None
-        if self._passphrase is not None and self._config is not None:
-            lifetimes = self._config.identity.lifetimes()
-            authority = await asyncio.to_thread(Authority.open, self._directory, self._passphrase, lifetimes)
-            found = source_of(authority, time.time())
         start = f"run `relay gateway serve --config {self._file}`"
-        if found is None:
+        try:
+            authority = None if self._config is None else await asyncio.to_thread(self._authority, self._config)
+        except (GatewayError, StoreError) as failure:
+            return Finding("failed", f"no gateway runs here; {failure}", failure.hint or start)
+        if authority is None:
             return Finding("failed", f"no gateway runs in {self._directory}", start)
+        found = source_of(authority, time.time())
         hint = start if found.status == "ok" else f"{found.hint}; then {start}"
         return Finding("failed", f"no gateway runs here; {found.finding}", hint)
+
+    def _authority(self, config: Config) -> Authority | None:
+        """Opened by whoever holds its keys, or the passphrase. Raises GatewayError, StoreError."""
+        custody, key_file = custody_of(config.keys), self._directory / KEY_FILE
+        unlocks = (custody.unlock(self._directory, key_file) if key_file.is_file() else None) or self._passphrase
+        if unlocks is None:
+            return None
+        authority = Authority.open(self._directory, unlocks, config.identity.lifetimes(), custody=custody)
+        authority.try_key()
+        return authority
 
     async def _issuance(self) -> Finding:
         requests = {role: pack(make_csr(key)) for role, key in self._keys.items()}
