@@ -310,8 +310,7 @@ class Machine(RuleBasedStateMachine):
         assert set(self.cut) == {n for n, one in regs.items() if one.status == "active" and n in ended}
         self.invited = [replace(one, open=False) for one in self.invited]
         self.issued = self.issued[:issued]
-        if following > 1:
-            self.next = (following - 1) // ENROLMENT_STEP * ENROLMENT_STEP + ENROLMENT_STEP + 1
+        self.next = (following - 1) // ENROLMENT_STEP * ENROLMENT_STEP + ENROLMENT_STEP + 1
         self.saved = None
 
     @staticmethod
