@@ -123,7 +123,9 @@ class Doctor:
         unlocks = (custody.unlock(self._directory, key_file) if key_file.is_file() else None) or self._passphrase
         if unlocks is None:
             return None
-        return Authority.open(self._directory, unlocks, config.identity.lifetimes(), custody=custody)
+        authority = Authority.open(self._directory, unlocks, config.identity.lifetimes(), custody=custody)
+        authority.try_key()
+        return authority
 
     async def _issuance(self) -> Finding:
         requests = {role: pack(make_csr(key)) for role, key in self._keys.items()}

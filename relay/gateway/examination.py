@@ -71,6 +71,7 @@ class Examination:
         """Raises SetupRefused for a stage that is none, and what `Probes.issue` raises."""
         match stage:
             case "source":
+                await self._authority.aside(self._authority.try_key)
                 found = self._agent() or source_of(self._authority, self._clock())
                 return asdict(found) | {"id": self._node}
             case "issuance":

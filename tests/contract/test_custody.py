@@ -13,6 +13,7 @@ import pytest
 from relay.gateway import folder
 from relay.gateway.backup import restore, write_backup
 from relay.gateway.config import Config, load
+from relay.gateway.doctor import Doctor, Stage
 from relay.gateway.errors import GatewayError, KeysUnavailable
 from relay.gateway.identity.ca import (
     DAY_S,
@@ -354,6 +355,25 @@ async def test_while_the_holder_fails_nobody_joins_and_everything_else_goes_on(h
         session = await device.session()
         assert json.loads(await ask(session, chat())) == WHOLE
         await session.close()
+
+
+async def test_the_doctor_names_the_key_that_does_not_sign(held: Lab) -> None:
+    async def source() -> Stage:
+        doctor = Doctor(held.directory / "gateway.toml", passphrase=None, timeout_s=20)
+        async with contextlib.aclosing(doctor.stages()) as stages:
+            return await anext(stages)
+
+    _, kept = held.kept()
+    name = name_of(kept)
+    assert name is not None
+    alone = await source()
+    assert alone.status == "failed" and "no gateway runs here; the embedded authority issues" in alone.finding
+    async with MockProvider() as provider, held.serving(provider):
+        assert (await source()).status == "ok"
+        held.kind.delete(name)
+        running = await source()
+    for stage in (running, await source()):
+        assert stage.status == "failed" and name in stage.finding and stage.hint
 
 
 async def test_a_gateway_that_was_made_without_moves_by_rotating_its_key(holder: Kind, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import socket
-import struct
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from spiffe._proto import workload_pb2
 
 from relay.gateway.errors import AuditUnavailable, ConfigError
@@ -29,6 +31,7 @@ from tests.support.workload_lab import ME, PYTHON, Lab, spiffe_id, workload, wor
 from transport.identity.svid import SpiffeId
 from transport.primitives import SigningKey
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 LIMIT_S = 60  # for hanging alone
 
 
@@ -152,11 +155,24 @@ async def test_a_jwt_svid_ends_with_its_holder_and_stays_ended_when_that_comes_b
         await caller.first("ValidateJWTSVID", audience="a", svid=new)
 
 
-async def test_a_streams_first_message_comes_at_once_and_the_next_at_a_change(lab: Lab) -> None:
+async def test_a_streams_first_message_comes_at_once_and_the_next_at_a_change(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = lab.workloads._api._attested, []
+
+    async def counted(caller: Any) -> Any:
+        looks.append(caller)
+        return await real(caller)
+
+    monkeypatch.setattr(lab.workloads._api, "_attested", counted)
     async with connected(lab.socket) as caller, caller.call("FetchX509SVID") as stream:
         first = await stream.recv_message()
-        lab.workloads.look_again()  # nothing has changed: nothing is sent
-        await lab.later(1_649)
+        for seconds in (0, 1_649):  # nothing has changed: it is looked at, and nothing is sent
+            before = len(looks)
+            await lab.later(seconds)
+            async with asyncio.timeout(LIMIT_S):
+                while len(looks) == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
         await lab.later(2)  # half of 55 minutes has passed
         second = await stream.recv_message()
         assert first.svids[0].x509_svid != second.svids[0].x509_svid
@@ -224,6 +240,14 @@ async def test_before_each_later_message_the_caller_is_attested_anew(
     assert (record["reason"], record["pid"]) == ("caller runs another executable than when it connected", os.getpid())
 
 
+async def test_who_asks_for_anothers_jwt_svid_is_on_record(lab: Lab) -> None:
+    async with connected(lab.socket) as caller:
+        given = {"audience": ["a"], "spiffe_id": spiffe_id("other")}
+        assert await refused(caller, "FetchJWTSVID", **given) is Status.PERMISSION_DENIED
+    (record,) = lab.events("workload.refused")
+    assert (record["reason"], record["pid"]) == ("another ID asked for", os.getpid())
+
+
 async def test_what_a_workload_may_have_is_no_devices(lab: Lab) -> None:
     """An ID that somebody else holds is not given out, whatever the configuration says."""
     await lab.enrolment.attested(SpiffeId(DOMAIN, "/workload/me"), "spire")
@@ -280,10 +304,22 @@ async def test_connections_of_a_user_are_bounded(lab: Lab) -> None:
     assert len(lab.events("workload.served")) == CONNECTIONS_OF_USER
 
 
+def _h2(headers: list[tuple[str, str]]) -> bytes:
+    """A call as no gRPC library makes it."""
+    connection = H2Connection(H2Configuration(validate_outbound_headers=False, header_encoding="utf-8"))
+    connection.initiate_connection()
+    connection.send_headers(1, headers, end_stream=True)
+    return connection.data_to_send()
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+_UNKNOWN = bytes(3) + b"\xbb" + bytes(5)  # frames of unknown types are to be ignored (RFC 9113 5.5); the library cannot
+
+
 @pytest.mark.parametrize("sent", [
-    b"GET / HTTP/1.1\r\n\r\n", bytes(1_000), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 4)[1:] + b"\x0a\x00" + bytes(4) + b"alt!",
-], ids=["http1", "zeros", "frames", "unexpected frame"])  # fmt: skip
+    b"GET / HTTP/1.1\r\n\r\n", bytes(1_000), _PREFACE + b"\xff" * 200, _PREFACE + _UNKNOWN,
+    _h2([("x", "y")]), _h2([(":method", "POST"), (":path", "/x"), ("content-type", "application/grpc")]),
+], ids=["http1", "zeros", "frames", "unknown frame", "no method", "no service"])  # fmt: skip
 async def test_what_is_no_grpc_ends_its_connection_alone(
     lab: Lab, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

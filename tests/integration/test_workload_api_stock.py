@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from transport.errors import IdentityRefused
 from transport.identity.svid import Svid
 from transport.primitives import Secret, SigningKey
 
-
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("workloads") / "gateway")

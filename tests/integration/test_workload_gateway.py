@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.mock_provider import MockProvider
 from tests.support.relay_process import Gateway, gateway_process
 from tests.support.workload_lab import spiffe_id, stock_client
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 SECTIONS = """
 [[allow]]
 id = "/workload/*"

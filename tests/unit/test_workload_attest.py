@@ -20,6 +20,7 @@ from relay.gateway.identity.workloads.attest import SO_PEERPIDFD, Caller, Digest
 from relay.gateway.identity.workloads.entries import Workload, matching, problem, wants_file
 from transport.primitives import sha256
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 PYTHON = Path(os.path.realpath(sys.executable))
 THING = Workload(id="/workload/thing", uid=1_000, path="/usr/bin/thing", sha256="00" * 32)
 
@@ -54,7 +55,9 @@ class Program:
         text = textwrap.dedent(self.HEAD) + textwrap.dedent(code)
         self.child = subprocess.Popen(
             [executable, "-I", "-c", text, door.getsockname()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env={"PYTHONHOME": sys.base_prefix, "PATH": "/usr/bin:/bin"}, **options,
+            text=True, env={
+                "PYTHONHOME": sys.base_prefix, "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib", "PATH": "/usr/bin:/bin"
+            }, **options,
         )
 
     def hear(self) -> str:
@@ -205,6 +208,39 @@ def test_who_execs_between_two_looks_at_once_is_refused(
     assert reason(caller) == ANOTHER
 
 
+def test_who_was_another_program_for_a_moment_is_refused(
+    run: Callable[..., Program], accept: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that is read is compared, too, and not only what ran before and after."""
+    run(WAITING)
+    caller, real = accept(), os.open
+    monkeypatch.setattr(attest.os, "open", lambda path, flags, *rest, **more: (
+        real("/bin/sleep", flags) if path == "exe" else real(path, flags, *rest, **more)
+    ))
+    assert reason(caller) == ANOTHER
+
+
+def test_a_path_of_another_mount_namespace_means_nothing_here(
+    tmp_path: Path, run: Callable[..., Program], accept: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user may have one, where anything may be mounted over the path of another program."""
+    evil, good = copy(tmp_path, "evil"), copy(tmp_path, "good")
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0:
+        script = f'mount --bind {evil} {good} && exec {good} "$@"'
+        launcher = tmp_path / "launcher"
+        launcher.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{script}' sh \"$@\"\n")
+        launcher.chmod(0o755)
+        child = run(WAITING, executable=launcher)
+    else:
+        child = run(WAITING, executable=evil)
+        monkeypatch.setattr(attest.os, "readlink", lambda path: str(good))
+    caller = accept()
+    child.hear()
+    path, digest = look(caller)
+    assert path is None
+    assert digest == sha256(evil.read_bytes()).hex()
+
+
 def test_a_connection_that_was_handed_on_stays_its_makers(
     tmp_path: Path, run: Callable[..., Program], accept: Callable[[], Caller]
 ) -> None:
@@ -255,6 +291,24 @@ def test_when_its_maker_is_gone_a_connection_is_nobodys(
         assert reason(caller) == "caller is gone"
     finally:
         os.kill(holder, signal.SIGKILL)
+
+
+def test_a_process_that_nobody_has_waited_for_is_gone(
+    run: Callable[..., Program], accept: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder in /proc is there still, with its user and start."""
+
+    def denied(self: Caller) -> tuple[int, int]:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(Caller, "_executable", denied)
+    child = run(WAITING)
+    caller = accept()
+    assert caller.attest(Digests(), path=False, digest=False).pid == child.child.pid
+    child.child.kill()
+    os.waitid(os.P_PID, child.child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(NotAttested, match="caller is gone"):
+        caller.attest(Digests(), path=False, digest=False)
 
 
 def test_who_left_before_it_was_accepted_is_nobody(run: Callable[..., Program], door: socket.socket) -> None:

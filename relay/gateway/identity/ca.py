@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.gateway.errors import AuthorityExpired, ConfigError, KeysUnavailable, SetupRefused
-from relay.gateway.identity.custody import SOFTWARE, Custody, Result, Signer, aside, certificate_key, is_slow
+from relay.gateway.identity.custody import SOFTWARE, Custody, Result, aside, certificate_key
 from store.errors import StoreCorrupt, StoreMissing
 from store.files import write_private
 from store.keys import HeldKey, Unlock
 from store.sealed import open_file, seal_file
 from transport.identity.svid import CERTIFICATE_MAX, SpiffeId, Svid, TrustBundle
-from transport.primitives import SigningKey, VerifyKey, random_bytes, same_bytes
+from transport.primitives import Signer, SigningKey, VerifyKey, random_bytes, same_bytes
 
 ROOT_FILE: Final = "root.sealed"
 ROOT_CERTIFICATE_FILE: Final = "root.pem"
@@ -218,13 +218,17 @@ class Authority:
     @property
     def is_slow(self) -> bool:
         """Whether `issue` would hold up the event loop: then it is for `issue_aside` alone."""
-        return is_slow(self._key)
+        return self._key.slow
 
     async def issue_aside(
         self, identity: SpiffeId, key: VerifyKey, *, now: float, lifetime_s: int | None = None
     ) -> Issued:
         """`issue`, in a thread if the key is one that takes long to sign."""
         return await self.aside(lambda: self.issue(identity, key, now=now, lifetime_s=lifetime_s))
+
+    def try_key(self) -> None:
+        """Signs nothing that means anything. Raises KeysUnavailable if whoever holds the key does not do it."""
+        self._key.sign(b"causeway: is this key there?")
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """What `work` returns, which issues something: in a thread if the key is one that takes long to sign."""

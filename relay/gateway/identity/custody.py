@@ -1,8 +1,8 @@
 """Who holds the gateway's private keys, and how something is signed with them.
 
-A `Signer` is a key that can be used and need not be seen: one of this process, of a token behind PKCS#11, or of a
-service. A `Custody` makes such keys and finds them again by what was *kept* of them, some bytes that belong into a
-sealed file: the key itself where software holds it, else its name.
+A `Signer` (transport.primitives) is a key that can be used and need not be seen: one of this process, of a token behind
+PKCS#11, or of a service. A `Custody` makes such keys and finds them again by what was *kept* of them, some bytes that
+belong into a sealed file: the key itself where software holds it, else its name.
 """
 
 import asyncio
@@ -13,22 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from transport.errors import LocalMisuse
-from transport.primitives import Secret, SigningKey, VerifyKey
+from transport.primitives import Secret, Signer, SigningKey
 
 Result = TypeVar("Result")
-
-
-class Signer(Protocol):
-    """A P-256 key pair whose private half may be elsewhere. `transport.primitives.SigningKey` is one."""
-
-    @property
-    def public(self) -> VerifyKey: ...
-
-    def sign(self, message: bytes) -> bytes:
-        """64 bytes r || s over SHA-256 of the message. Takes as long as its holder does: see `aside`.
-
-        Raises KeysUnavailable if that does not answer.
-        """
 
 
 class Custody(Protocol):
@@ -64,14 +51,9 @@ class Software:
 SOFTWARE: Final = Software()
 
 
-def is_slow(signer: Signer) -> bool:
-    """Whether signing may take more than the 0.1 ms that software needs: a bus or a network is between."""
-    return not isinstance(signer, SigningKey)
-
-
 async def aside(signer: Signer, work: Callable[[], Result]) -> Result:
     """What `work` returns, which signs: in a thread if that is slow, so that nobody else on the event loop waits."""
-    return await asyncio.to_thread(work) if is_slow(signer) else work()
+    return await asyncio.to_thread(work) if signer.slow else work()
 
 
 def certificate_key(signer: Signer) -> ec.EllipticCurvePrivateKey:

@@ -7,17 +7,17 @@ the latter: whatever is put under the name later, the gateway issues nothing by 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 import msgspec
 
 from relay.gateway.errors import KeysUnavailable
-from relay.gateway.identity.custody import SOFTWARE, Signer
+from relay.gateway.identity.custody import SOFTWARE
 from store.errors import StoreCorrupt
 from store.files import read_bounded, write_private
 from store.keys import DatabaseKey, HeldKey, add_held, held_for
 from transport.errors import IdentityRefused
-from transport.primitives import VerifyKey, random_bytes
+from transport.primitives import Signer, VerifyKey, random_bytes
 
 HELD_FILE: Final = "unlock.held"
 _MAGIC: Final = b"causeway key\x00"
@@ -59,6 +59,8 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 class HeldSigner:
     """A signer whose key is with a holder."""
+
+    slow: ClassVar[bool] = True
 
     def __init__(self, holder: Holder, name: str, public: VerifyKey) -> None:
         self._holder, self.name, self.public = holder, name, public

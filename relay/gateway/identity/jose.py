@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from jwt import PyJWS, PyJWTError
 from jwt.utils import base64url_decode, base64url_encode
 
-from relay.gateway.identity.custody import Signer
-from transport.primitives import VerifyKey, sha256
+from transport.primitives import Signer, VerifyKey, sha256
 
 ALGORITHM: Final = "ES256"
 TOKEN_MAX: Final = 4_096  # characters

@@ -16,11 +16,12 @@ from typing import Any, Final, TypeVar
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import KeysUnavailable
-from relay.gateway.identity.custody import SOFTWARE, Custody, Signer, aside, is_slow
+from relay.gateway.identity.custody import SOFTWARE, Custody, aside
 from relay.gateway.identity.jose import ALGORITHM, TokenRefused, Unverified, jwk_of, signed, thumbprint
 from store.database import Connection, Database
 from transport.errors import LocalMisuse
 from transport.identity.verify import LEEWAY_S
+from transport.primitives import Signer
 
 SIGNS_S: Final = 86_400
 HELD_SIGNS_S: Final = 30 * SIGNS_S  # in a token or a service each new key has its price
@@ -165,7 +166,7 @@ class TokenKeys:
         current = self._current()
         if current is None or self._next() is None:
             return True
-        signs_s = HELD_SIGNS_S if is_slow(current.signer) else SIGNS_S
+        signs_s = HELD_SIGNS_S if current.signer.slow else SIGNS_S
         return not -LEEWAY_S <= now - current.begins < signs_s
 
     def _published(self, key: TokenKey, now: float) -> bool:
