@@ -83,7 +83,8 @@ _HINTS: Final = {
 _CLOSE_TEXT: Final = {
     CLOSE_REFUSED: (
         "the gateway did not accept this identity",
-        "the invitation may be used up or expired, or the device revoked; ask the gateway's administrator",
+        "the invitation may be used up, expired or for a device with a TPM (`edge join --tpm`), the device revoked; "
+        "ask the gateway's administrator",
     ),
     CLOSE_REVOKED: (
         "the gateway has revoked this device",

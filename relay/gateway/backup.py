@@ -24,6 +24,7 @@ from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.held import HELD_FILE
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import NEXT_ROOT_FILE
+from relay.gateway.identity.upstream import CERTIFICATE_FILE as UPSTREAM_FILE
 from relay.gateway.key_settings import keys_of
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE, open_state
@@ -39,7 +40,7 @@ PURPOSE: Final = "causeway gateway backup"
 ENROLMENT_STEP: Final = 1_000_000  # no gateway gives out so many numbers between two backups
 _AUTHORITIES: Final = (ROOT_FILE, NEXT_ROOT_FILE, INTERMEDIATE_FILE)
 _FILES: Final = (
-    CONFIG_FILE, ROOT_CERTIFICATE_FILE, KEY_FILE, HELD_FILE, *_AUTHORITIES,
+    CONFIG_FILE, ROOT_CERTIFICATE_FILE, UPSTREAM_FILE, KEY_FILE, HELD_FILE, *_AUTHORITIES,
     *(str(Path(name).with_suffix(".held")) for name in _AUTHORITIES),
 )
 

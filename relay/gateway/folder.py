@@ -21,7 +21,7 @@ from relay.gateway.identity.held import name_of
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
-from relay.gateway.identity.upstream import write_upstream
+from relay.gateway.identity.upstream import latest, write_upstream
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
 from store.files import write_private
@@ -137,20 +137,29 @@ async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Un
 
 
 async def make_upstream(
-    config: Config, out: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float
+    config: Config, out: Path, *, passphrase: Unlock, root_passphrase: Unlock, now: float, compromised: bool = False
 ) -> float:
     """Makes `out` for a SPIRE server, with the gateway stopped; the end of what is in it (unix seconds).
 
+    `compromised`: what was made before goes on the revocation list, with all that it has signed.
     Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable, SetupRefused.
     """
-    with open_state(config.directory, passphrase):
+    custody = custody_of(config.keys)
+    with open_state(config.directory, passphrase) as database:
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
-            await audit.append("authority.upstream")
+            await audit.append("authority.upstream", compromised=compromised)
+            old = latest(config.directory)
             made = write_upstream(
                 config.directory, out, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
+                lifetimes=config.identity.lifetimes(), custody=custody,
             )
+            if compromised and old is not None:
+                authority = Authority.open(config.directory, passphrase, custody=custody)
+                enrolment = Enrolment(database, authority, audit)
+                await enrolment.load()
+                revocation = Revocation(config.directory, database, authority, enrolment, audit)
+                await revocation.end_certificate(old.serial, old.not_after)
             await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
             return made.not_after
         finally:

@@ -63,7 +63,7 @@ def rotate_key(
     root = root_unlock(settings, passphrase, root_passphrase_file)
     if out is not None:
         end = _stamp(asyncio.run(make_upstream(
-            settings, out, passphrase=passphrase, root_passphrase=root, now=time.time()
+            settings, out, passphrase=passphrase, root_passphrase=root, now=time.time(), compromised=compromised
         )))
         made = {"directory": str(out), "not_after": end}
         typer.echo(json.dumps(made) if as_json else f"made {out} for SPIRE's UpstreamAuthority \"disk\"; it ends {end}")

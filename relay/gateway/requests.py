@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.gateway.audit.refusals import Refusals
+from relay.gateway.call import Call, CallRefused, Reader
 from relay.gateway.compact import Compact
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.enrolment import Enrolment
-from relay.gateway.journal import UNKNOWN, Call, CallRefused, Journal, Reader
+from relay.gateway.journal import UNKNOWN, Journal
 from relay.gateway.pipeline import DECISION_MAX, Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.state.calls import Key

@@ -9,8 +9,9 @@ from typing import Any, get_args
 import pytest
 
 from relay.gateway import answers, public
+from relay.gateway.call import ACKNOWLEDGED, SUPERSEDED, JournalLimits
 from relay.gateway.identity import dpop, enrolment, nonces
-from relay.gateway.journal import ACKNOWLEDGED, CANCELLED, INTERRUPTED, SUPERSEDED, UNKNOWN, JournalLimits
+from relay.gateway.journal import CANCELLED, INTERRUPTED, UNKNOWN
 from relay.gateway.listening import HttpsLimits
 from relay.gateway.pipeline import Refusal
 from relay.gateway.requests import ACKS_MAX

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import segno
+from cryptography.x509 import load_pem_x509_certificate
 
 from relay.gateway.cli import _name
 from tests.support.mock_provider import KEY
+from transport.identity.revocation import stored_list
 
 LIMIT = 60
 
@@ -351,6 +353,23 @@ def test_a_new_root_is_published_and_not_used_at_once(folder: Path) -> None:
     again = relay("rotate-key", "root", *config(folder), *keys)
     assert again.returncode == 3
     assert "too early" in again.stderr and "90 days" in again.stderr
+
+
+def test_an_authority_for_spire_and_the_next_when_that_was_stolen(folder: Path) -> None:
+    keys = (*config(folder), "--passphrase-file", folder / "pass", "--root-passphrase-file", folder / "rootpass")
+    for alone in (("upstream",), ("root", "--out", folder / "one")):
+        refused = relay("rotate-key", *alone, *keys)
+        assert refused.returncode == 3 and "go together" in refused.stderr
+    done = relay("rotate-key", "upstream", "--out", folder / "one", *keys)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in (folder / "one").iterdir()) == ["bundle.pem", "upstream.key", "upstream.pem"]
+    assert relay("rotate-key", "upstream", "--out", folder / "one", *keys).returncode == 3, "it is there"
+    assert relay("rotate-key", "upstream", "--out", folder / "two", *keys).returncode == 0
+    assert not (folder / "gw" / "revocations.list").exists(), "the first goes on"
+    stolen = load_pem_x509_certificate((folder / "two" / "upstream.pem").read_bytes()).serial_number
+    done = relay("rotate-key", "upstream", "--out", folder / "three", "--compromised", *keys)
+    assert done.returncode == 0, done.stderr
+    assert stored_list((folder / "gw" / "revocations.list").read_bytes()).serials == {stolen}
 
 
 def test_serve_refuses_certificates_that_live_longer_than_configured(folder: Path) -> None:

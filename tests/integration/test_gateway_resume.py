@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.gateway.journal import JournalLimits
+from relay.gateway.call import JournalLimits
 from relay.gateway.requests import ACKS_MAX, Acknowledgements, Asker, Requests
 from store.database import Connection
 from tests.support.gateway_lab import DOMAIN, chat

@@ -58,6 +58,15 @@ async def test_a_client_with_an_svid_asks(gateway: Gateway) -> None:
     assert outcome["bytes_out"] == len(json.dumps(WHOLE))
 
 
+async def test_a_client_that_cannot_leave_its_key_out_says_svid(gateway: Gateway) -> None:
+    client = await Workload.joined(gateway)
+    named = {"Authorization": "Bearer svid"}
+    assert (await client.ask(chat(), headers=named))[0] == 200
+    assert code(await client.ask(chat(), headers=named, bare=True)) == (401, "identity_unknown")
+    for other in ("Bearer sk-123", "Bearer", "svid", "Basic c3ZpZA=="):  # what is meant as a token is none
+        assert code(await client.ask(chat(), headers={"Authorization": other})) == (401, "invalid_token")
+
+
 async def test_a_stream_comes_as_the_provider_sends_it(gateway: Gateway, provider: MockProvider) -> None:
     client = await Workload.joined(gateway)
     provider.mode = "stream_stall"

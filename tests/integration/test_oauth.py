@@ -231,7 +231,7 @@ ASSERTIONS: list[tuple[str, Callable[[TokenClient], str], str]] = [
 
 
 @pytest.mark.parametrize("by", ["device key", "SVID key"])
-async def test_each_assertion_that_is_none(gateway: Gateway, client: TokenClient, by: str) -> None:
+async def test_M14_each_assertion_that_is_none(gateway: Gateway, client: TokenClient, by: str) -> None:
     client = client.by_svid() if by == "SVID key" else client
     await client.renewed_nonce()
     for what, make, reason in ASSERTIONS:
@@ -244,7 +244,7 @@ async def test_each_assertion_that_is_none(gateway: Gateway, client: TokenClient
     assert len(gateway.audit("token.issued")) == 1
 
 
-async def test_an_assertion_is_used_once_and_with_its_own_key(gateway: Gateway, client: TokenClient) -> None:
+async def test_M14_an_assertion_is_used_once_and_with_its_own_key(gateway: Gateway, client: TokenClient) -> None:
     await client.renewed_nonce()
     assertion = client.assertion()
     assert (await client.post_form(client.form(assertion), proof=client.proof(TOKEN, key=THIEF))).error == (
@@ -271,7 +271,7 @@ async def test_an_assertion_is_used_once_and_with_its_own_key(gateway: Gateway, 
 # --- what one is good for ---------------------------------------------------------------------------------------------
 
 
-async def test_a_thief_with_a_token_has_nothing(gateway: Gateway, client: TokenClient) -> None:
+async def test_M14_a_thief_with_a_token_has_nothing(gateway: Gateway, client: TokenClient) -> None:
     """He has every token there is, a device and an SVID of his own, and what he overheard of a request."""
     thief = await TokenClient.joined(gateway, "workload/thief")
     bound, keyed = await client.certificate_token(), await client.token()
@@ -314,7 +314,7 @@ async def test_a_renewed_certificate_has_other_tokens(gateway: Gateway, client: 
     assert reasons(gateway) == ["token: binding"]
 
 
-async def test_a_revoked_enrolment_s_tokens_die_at_once(gateway: Gateway, client: TokenClient) -> None:
+async def test_M14_a_revoked_enrolment_s_tokens_die_at_once(gateway: Gateway, client: TokenClient) -> None:
     bound, keyed = await client.certificate_token(), await client.token()
     await gateway.admin("revoke", **REVOKED)
     for scheme, token in (("Bearer", bound), ("DPoP", keyed)):
@@ -449,7 +449,7 @@ FORGED: list[tuple[str, Callable[[Forger], str], str]] = [
 ]
 
 
-async def test_each_forged_token_is_refused_alike_and_audited_apart(gateway: Gateway, client: TokenClient) -> None:
+async def test_M14_each_forged_token_is_refused_alike_and_audited_apart(gateway: Gateway, client: TokenClient) -> None:
     forger = Forger(client, await client.token())
     assert (await client.ask(chat(), forger.made())).status == 200, "with nothing wrong it passes"
     heard = set()

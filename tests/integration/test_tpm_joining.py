@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,15 @@ from tests.support.ek_authority import EkAuthority, ek_point
 from tests.support.gateway_lab import PASSPHRASE, audit_lines, make_folder
 from tests.support.software_tpm import MakeTpm, SoftwareTpm, software_tpms
 from tests.support.stores import open_store
-from transport.edge_session import obtain
-from transport.errors import LinkLost, PeerRefused, SignerFailed
+from transport.edge_session import EdgeSession, obtain
+from transport.errors import LinkLost, PeerRefused, RequestRefused, SignerFailed
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import make_csr
 from transport.identity.verify import verify_svid
-from transport.initiator import Joining
+from transport.initiator import Joining, SvidLogin
 from transport.links.base import Endpoint, connect
-from transport.messages import Attest
-from transport.primitives import SigningKey
+from transport.messages import Attest, RequestHeader, encode_header
+from transport.primitives import SigningKey, random_bytes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -249,6 +250,36 @@ async def test_only_tpms_of_trusted_makers(
         await joined(gateway, settings, invitation, certified.tpm)
         [device] = await gateway.devices()
         assert device["tpm"] == "certified"
+
+
+async def models(gateway: Gateway, identity: DeviceIdentity) -> list[str]:
+    login = SvidLogin(identity.svid.chain, identity.svid.not_after)
+    session = EdgeSession(await connect(gateway.endpoint), login, identity.svid.key, identity.verify_gateway)
+    await session.open()
+    try:
+        header = RequestHeader("GET", "/v1/models", "", "", 0, int(time.time()) + 60)
+        answer = await session.request(random_bytes(16), encode_header(header), b"").started()
+        return [one["id"] for one in json.loads(b"".join([part async for part in answer]))["data"]]
+    finally:
+        await session.close()
+
+
+async def test_policy_knows_what_was_shown(
+    made: Path, tmp_path: Path, settings: Settings, machine: SoftwareTpm
+) -> None:
+    folder, text = tmp_path / "gateway", CONFIG.partition("[[allow]]")[0]
+    shutil.copytree(made, folder)
+    (folder / "p.cedar").write_text("permit (principal, action, resource) when { principal.attested_tpm == \"any\" };")
+    text = text.replace("key_file", 'models = ["small"]\nkey_file') + '[policy]\ncedar = ["p.cedar"]\n'
+    async with serving(folder, text) as gateway:
+        shown = await joined(gateway, settings, await gateway.invite("edge/a"), machine.tpm)
+        assert await models(gateway, shown) == ["small"]
+        software = await joined(gateway, settings, await gateway.invite("edge/b"), None)
+        with pytest.raises(RequestRefused) as refusal:
+            await models(gateway, software)
+        assert refusal.value.reason == "not_allowed"
+    async with serving(folder, text) as gateway:
+        assert await models(gateway, shown) == ["small"], "after a restart"
 
 
 async def test_a_copied_disk_neither_renews_nor_joins(

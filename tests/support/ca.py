@@ -118,7 +118,7 @@ class Ca:
 
     def _authority(
         self, subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey,
-        signer: ec.EllipticCurvePrivateKey, *, start: float, lifetime: float, depth: int,
+        signer: ec.EllipticCurvePrivateKey, *, start: float, lifetime: float, depth: int | None,
     ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())

@@ -10,6 +10,7 @@ from typing import Any
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
+from relay.gateway.call import JournalLimits
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
@@ -17,7 +18,7 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.revocation import Revocation
-from relay.gateway.journal import Journal, JournalLimits
+from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.requests import Requests

@@ -9,7 +9,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
 
+import relay.gateway.identity.attestation as attestation_module
 from relay.gateway.errors import ConfigError
 from relay.gateway.identity.attestation import Attestation, make_credential
 from store.tpm import Blob, Endorsement, Tpm
@@ -119,8 +122,22 @@ def test_areas_that_are_none(device: Device, cut: str) -> None:
     refused(kind, Attestation(), Attest(b"", area, device.blob.public), device.key)
     for whole in (device.blob.public + b"\0", device.blob.public[:-1]):
         refused(kind, Attestation(), Attest(b"", device.endorsement.public, whole), device.key)
+    bare = device.blob.public[20:]  # the point alone
+    refused(kind, Attestation(), Attest(b"", device.endorsement.public, bare), device.key)
+    refused(kind, Attestation(), Attest(b"", bare, device.blob.public), device.key)
     off_curve = device.endorsement.public[:-1] + bytes([device.endorsement.public[-1] ^ 1])
     refused("P-256 template", Attestation(), Attest(b"", off_curve, device.blob.public), device.key)
+
+
+@given(st.binary(min_size=1, max_size=256), st.binary(min_size=1, max_size=256), st.binary(max_size=300))
+def test_whatever_is_sent_is_refused_in_one_way(ek: bytes, key: bytes, certificate: bytes) -> None:
+    attestation, mine = Attestation([EkAuthority("maker").certificate]), SigningKey.generate().public
+    point = mine.spki[-64:]
+    good = attestation_module._KEY + b"\0\x20" + point[:32] + b"\0\x20" + point[32:]
+    template = attestation_module._EK
+    for areas in ((ek, key), (ek, good), (template + ek[:134], good), (template + good[20:], good)):
+        with pytest.raises(IdentityRefused):
+            attestation.begin(Attest(certificate, *areas), mine, NOW)
 
 
 def test_the_area_is_of_the_key_that_joins(device: Device) -> None:

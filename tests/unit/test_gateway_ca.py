@@ -18,6 +18,7 @@ from relay.gateway.identity.ca import (
     create_authority,
     renew_intermediate,
 )
+from relay.gateway.identity.upstream import write_upstream
 from store.errors import WrongKey
 from store.keys import Passphrase
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, Clock
@@ -163,3 +164,12 @@ def test_what_a_sealed_file_holds_does_not_show() -> None:
     key = SigningKey.generate().to_pkcs8().expose()
     held = SealedAuthority(DOMAIN, key, b"c", [], 1)
     assert repr(key)[2:-1] not in f"{held!r} {held} {held.__rich_repr__()}"
+
+
+def test_a_root_of_before_has_no_room_for_spire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.gateway.identity.ca.ROOT_DEPTH", 1)
+    (tmp_path / "old").mkdir()
+    create_authority(tmp_path / "old", DOMAIN, passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=NOW)
+    with pytest.raises(SetupRefused, match="allows one intermediate"):
+        write_upstream(tmp_path / "old", tmp_path / "out", root_passphrase=ROOT_PASSPHRASE, now=NOW)
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import pytest
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, SetupRefused
+from relay.gateway.identity.attestation import Attested
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Joined
 from relay.gateway.identity.serials import LIVE_MAX, PRUNE_EVERY_S
@@ -354,3 +355,41 @@ async def test_state_on_disk_shows_no_name(lab: Lab) -> None:
         file = lab.directory / name
         assert not file.exists() or b"canary-laptop" not in file.read_bytes()
     assert "canary-laptop" in (lab.directory / "a.jsonl").read_text()  # the search can find
+
+
+async def test_what_a_device_showed_of_its_tpm_stays_with_its_registration(lab: Lab) -> None:
+    invitation, device = await lab.enrolment.invite("edge/lap-1", tpm=True), SigningKey.generate()
+    with pytest.raises(EnrolmentRefused):
+        await lab.join(invitation, device)
+    assert lab.events()[-1] == "join.refused invitation is for a device whose key lies in a TPM"
+    name = await lab.enrolment.check_invitation(
+        invitation.token_id, invitation.secret, device.public, roles=EDGE
+    )
+    assert name == "spiffe://field.example/edge/lap-1" and lab.enrolment.registrations() == []
+    attested = Attested("certified", "ab" * 32)
+    first = await lab.enrolment.join(
+        invitation.token_id, invitation.secret, make_csr(SigningKey.generate()), device.public.spki, roles=EDGE,
+        attested=attested,
+    )
+    assert lab.enrolment.attested_tpm(first.enrolment) == "certified"
+    assert lab.enrolment.attested_tpm(first.enrolment + 1) == "none"
+    await lab.enrolment.load()
+    [kept] = lab.enrolment.registrations()
+    assert (kept.tpm, kept.ek_sha256) == ("certified", "ab" * 32)
+    await lab.enrolment.end([kept], "lost")
+    again = await lab.enrolment.again(kept)
+    assert lab.enrolment.attested_tpm(again.enrolment) == "certified"
+    other = await lab.join(await lab.enrolment.invite("edge/lap-2"), SigningKey.generate())
+    assert lab.enrolment.attested_tpm(other.enrolment) == "none"
+
+
+async def test_another_key_that_attests_by_a_used_invitation_is_refused_before_it_is_challenged(lab: Lab) -> None:
+    invitation, device = await lab.enrolment.invite("edge/lap-1"), SigningKey.generate()
+    await lab.join(invitation, device)
+    with pytest.raises(EnrolmentRefused):
+        await lab.enrolment.check_invitation(
+            invitation.token_id, invitation.secret, SigningKey.generate().public, roles=EDGE
+        )
+    assert lab.events()[-1] == "join.refused invitation used with another device key"
+    assert any(event.startswith("alert") for event in lab.events())
+    await lab.enrolment.check_invitation(invitation.token_id, invitation.secret, device.public, roles=EDGE)

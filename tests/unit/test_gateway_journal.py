@@ -9,22 +9,9 @@ from pathlib import Path
 import pytest
 
 from relay.gateway import journal as module
+from relay.gateway.call import ACKNOWLEDGED, SUPERSEDED, Call, CallRefused, JournalLimits, Reader
 from relay.gateway.errors import JournalFull
-from relay.gateway.journal import (
-    ACKNOWLEDGED,
-    CANCELLED,
-    CONFLICT,
-    EXPIRED,
-    FULL,
-    INTERRUPTED,
-    SUPERSEDED,
-    UNKNOWN,
-    Call,
-    CallRefused,
-    Journal,
-    JournalLimits,
-    Reader,
-)
+from relay.gateway.journal import CANCELLED, CONFLICT, EXPIRED, FULL, INTERRUPTED, UNKNOWN, Journal
 from relay.gateway.pipeline import Refusal
 from relay.gateway.state.calls import Key
 from relay.gateway.state.writer import Writer

@@ -173,3 +173,16 @@ def test_one_engine_at_a_time() -> None:
     assert checked(Path(), [], [], good, ["m"]).models == ("m",)
     with pytest.raises(ConfigError, match=r"policy\.opa"):
         checked(Path(), [], [Allow(id="/edge/*", models=["m"])], good, [])
+
+
+async def test_a_rule_may_ask_for_a_tpm_that_was_shown(tmp_path: Path) -> None:
+    """Of the same device with the same posture, the decision changes with what was shown, and with nothing it says."""
+    text = 'permit (principal, action, resource) when { principal.attested_tpm == "certified" };'
+    rules = policy(text, tmp_path)
+    says = posture_of("encrypted", "present", "1.0.0")
+    answers = [
+        (await rules.decide(Question(LAP, "model:invoke", "small", "", says, shown))).allowed
+        for shown in ("none", "certified", "any", "certified", "none")
+    ]
+    assert answers == [False, True, False, True, False]
+    assert not (await rules.decide(invoke(tpm="present"))).allowed

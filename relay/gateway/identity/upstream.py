@@ -42,7 +42,8 @@ def write_upstream(
     directory: Path, out: Path, *, root_passphrase: Unlock, now: float, lifetimes: Lifetimes = LIFETIMES,
     custody: Custody = SOFTWARE,
 ) -> Upstream:
-    """Makes the folder `out` (0700): key (PKCS#8, not encrypted: SPIRE reads it so), certificate and roots, in PEM.
+    """Makes the folder `out` (0700): key (PKCS#8, not encrypted: SPIRE reads it so), certificate and roots, in PEM. A
+    copy of the certificate stays in `directory`.
 
     Raises SetupRefused if `out` exists, or if the root is of before there was room for two intermediates;
     AuthorityExpired, WrongKey, StoreMissing.
@@ -67,4 +68,15 @@ def write_upstream(
     write_private(out / KEY_FILE, [private], replace=False)
     write_private(out / CERTIFICATE_FILE, [pem_of(der)], replace=False)
     write_private(out / BUNDLE_FILE, [pem_of(one) for one in root.roots], replace=False)
-    return Upstream(made.serial_number, made.not_valid_after_utc.timestamp())
+    write_private(directory / CERTIFICATE_FILE, [pem_of(der)], replace=True)
+    return _upstream(made)
+
+
+def latest(directory: Path) -> Upstream | None:
+    """What was made last for a SPIRE server, by the copy of its certificate here."""
+    path = directory / CERTIFICATE_FILE
+    return _upstream(x509.load_pem_x509_certificate(path.read_bytes())) if path.exists() else None
+
+
+def _upstream(certificate: x509.Certificate) -> Upstream:
+    return Upstream(certificate.serial_number, certificate.not_valid_after_utc.timestamp())
