@@ -30,6 +30,7 @@ from transport.primitives import Secret, SigningKey, sha256
 from transport.session import Clock, session_clock
 
 NAMESPACE = "identity"
+AGENT_S = 20.0  # for a SPIFFE agent to give the first SVID: somebody waits
 _RECORD = "device"
 _PENDING = "pending-device-key"
 _REVOKED = "revocation-list"
@@ -142,7 +143,7 @@ class Identities:
         """None before joining. Raises AgentLost, IdentityRefused; StoreError."""
         if self._source is None:
             return await DeviceIdentity.load(self.settings, self._tpm)
-        await self._source.start()
+        await self._source.start(AGENT_S)
         svid = self._source.svid
         held = await self.settings.get(_REVOKED)
         return DeviceIdentity(

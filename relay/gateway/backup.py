@@ -156,6 +156,10 @@ async def _renew(
 def _forget(connection: Connection) -> None:
     connection.execute("UPDATE journal SET epoch = randomblob(16)")
     connection.execute("UPDATE invitations SET voided = 1")
+    connection.execute(  # of a backup from before the first registration, too
+        "INSERT INTO sqlite_sequence (name, seq) SELECT 'registrations', 0"
+        " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'registrations')"
+    )
     connection.execute(
         "UPDATE sqlite_sequence SET seq = (seq / ? + 1) * ? WHERE name = 'registrations'",
         (ENROLMENT_STEP, ENROLMENT_STEP),

@@ -250,6 +250,7 @@ def test_a_code_that_no_phone_could_use_is_not_made(folder: Path, path: str, pag
 
 @pytest.mark.parametrize(("arguments", "code"), [
     (["invite", "laptop/x"], 3), (["invite", "gateway/two"], 3), (["invite", "edge/x", "--ttl", "9999"], 3),
+    (["invite", "hop/x", "--tpm"], 3),
     (["invite", "edge/x", "--hint", "\n"], 3), (["trace", "xyz"], 3), (["trace", "a" * 32], 3),
 ])
 def test_bad_input_is_one_line_a_hint_and_an_exit_code(folder: Path, arguments: list[str], code: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,8 +207,23 @@ async def test_the_gateways_own_identity_is_renewed_when_it_is_due(lab: Lab) -> 
     await own.tend()
     assert own.svid() is first
     now += own.renew_in + 1
-    await own.tend()
+    if not lab.sealed:
+        assert own.svid() is first, "nobody who wants to see it waits for a signature"
+        await own.tend()
     assert own.svid() is not first and own.svid().not_after > first.not_after
+
+
+async def test_the_gateways_own_identity_stays_while_its_holder_fails(
+    held: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = time.time()
+    own = OwnIdentity(held.authority(), "main", clock=lambda: now)
+    first, name = own.svid(), name_of(held.kept()[1])
+    assert name is not None
+    held.kind.delete(name)
+    now += own.renew_in + 1
+    await own.tend()
+    assert own.svid() is first and 1 < own.renew_in <= 60 and name in caplog.text
 
 
 async def test_a_new_intermediate_has_a_new_key_and_the_old_one_stays_where_it_is(lab: Lab) -> None:
@@ -390,6 +406,20 @@ async def test_a_gateway_that_was_made_without_moves_by_rotating_its_key(holder:
     assert authority.bundle == old.bundle and authority.serial != old.serial and authority.is_slow
     later = await folder.renew_ca(settings, passphrase=by, root_passphrase=ROOT_PASSPHRASE, now=time.time())
     assert later.unused in holder.names()
+
+
+async def test_the_loops_own_threads_are_free_while_a_holder_does_not_answer(held: Lab) -> None:
+    authority, answer = held.authority(), threading.Event()
+    signer = authority._key
+    waiting = [asyncio.create_task(authority.aside(answer.wait)) for _ in range(200)]
+    try:
+        await asyncio.sleep(0)  # they have all begun
+        async with asyncio.timeout(60):
+            assert await asyncio.to_thread(lambda: signer.slow)
+        assert not any(one.done() for one in waiting)
+    finally:
+        answer.set()
+        await asyncio.gather(*waiting)
 
 
 async def test_others_are_served_while_a_slow_holder_signs(held: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

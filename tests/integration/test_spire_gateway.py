@@ -24,6 +24,7 @@ from store.database import STORE_SCHEMA, Database
 from store.keys import DatabaseKey
 from store.queue import Queue
 from store.settings import Settings
+from tests.integration import test_doctor
 from tests.integration.test_gateway_serve import CONFIG, Device, Running, ask, joined, serving, until
 from tests.support.ca import Ca
 from tests.support.edge_lab import read
@@ -229,6 +230,24 @@ async def test_a_bundle_without_the_root_of_our_intermediate_is_not_taken(
         with pytest.raises(ConfigError, match="has signed this gateway's intermediate"):
             async with serving(tmp_path / "gateway", provider, text(agent)):
                 pass
+
+
+async def test_the_doctor_finds_the_chain_whole_and_an_agent_that_is_away(
+    made: Path, spire: SpireCa, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made / "gateway", tmp_path / "gateway"))
+    async with FakeAgent(tmp_path / "agent.sock") as agent, MockProvider() as provider:
+        agent.give(spire.issue("gateway/main"), bundle=spire.bundle())
+        config = test_doctor.write(folder, provider.base_url)
+        config.write_text(config.read_text() + f'[identity]\nsource = "spire"\nsocket = "{agent.socket}"\n')
+        async with test_doctor.serving(config):
+            whole = await test_doctor.examined(config)
+            assert [one.status for one in whole[:4]] == ["ok"] * 4, whole
+            await agent.stop()
+            while (source := (await test_doctor.examined(config))[0]).status == "ok":
+                pass  # it is noticed within moments
+            assert source.status == "warning"
+            assert "does not answer; this gateway's identity is good for" in source.finding
 
 
 # --- hop and edge ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """A gateway as it is started, a program of another make that gets its identity there, and what it does with it."""
 
+import asyncio
 import base64
 import json
 import os
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -12,10 +14,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from relay.gateway.config import parse
 from relay.gateway.control import call
+from relay.gateway.errors import ConfigError
 from tests.support.gateway_lab import audit_lines
 from tests.support.mock_provider import MockProvider
-from tests.support.relay_process import Gateway, gateway_process
+from tests.support.relay_process import CONFIG, ROOT, Gateway, gateway_process
 from tests.support.workload_lab import spiffe_id, stock_client
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
@@ -95,3 +99,46 @@ async def test_a_workload_asks_with_its_svid_until_it_is_revoked(gateway: Gatewa
     events = [line["event"] for line in audit_lines(gateway.folder / "audit.jsonl")]
     assert events.count("attested.issued") == 2
     assert "workload.served" in events
+
+
+async def test_the_example_of_the_documentation_works(gateway: Gateway) -> None:
+    """docs/WORKLOADS.md's program, word for word but for the socket."""
+    (program,) = re.findall(r"(?ms)^```python\n(.*?)^```$", (ROOT / "docs" / "WORKLOADS.md").read_text())
+    program = program.replace("unix:///run/causeway/workload.sock", f"unix://{gateway.folder}/w.sock")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    told, failed = await process.communicate()
+    assert told.decode().split() == [spiffe_id("reports")] * 2, failed.decode()
+
+
+def test_the_configuration_of_the_documentation_is_one() -> None:
+    (sections,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", (ROOT / "docs" / "WORKLOADS.md").read_text())
+    digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    text = CONFIG.format(base_url="http://127.0.0.1:1/v1") + sections.replace("9f86d08…", digest)
+    config = parse(text.encode(), ROOT)
+    assert config.workload_socket == Path("/run/causeway/workload.sock")
+    (entry,) = config.workloads
+    assert (entry.id, entry.uid, entry.path, entry.sha256) == ("/workload/reports", 1_001, "/usr/bin/reports", digest)
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ('[[workload]]\nid = "/workload/a"\nuid = 1', "workload: there is no socket"),
+        ("[workload_api]", "workload_api.socket"),
+        ('[workload_api]\nsocket = ""', "workload_api.socket"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a"', "uid"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/edge/a"\nuid = 1', "id"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a/"\nuid = 1', "workload: not a SPIFFE ID"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/../a"\nuid = 1', "workload: not a SPIFFE ID"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a"\nuid = -1', "uid"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a"\nuid = 1\npath = "bin/a"', "path"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a"\nuid = 1\nsha256 = "AB"', "sha256"),
+        ('[workload_api]\nsocket = "s"\n[[workload]]\nid = "/workload/a"\nuid = 1\ngid = 1', "gid"),
+    ],
+)
+def test_what_a_configuration_gets_wrong_is_named(sections: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse((CONFIG.format(base_url="http://127.0.0.1:1/v1") + sections).encode(), ROOT)
+    assert named in str(error.value)

@@ -62,7 +62,7 @@ def authority() -> Authority:
 @dataclass(frozen=True)
 class Reg:
     id: str
-    device: int
+    device: int | str  # text for one without a key, which something else vouches for
     status: str = "active"
 
 
@@ -152,7 +152,10 @@ class Machine(RuleBasedStateMachine):
     def void(self, name: str) -> None:
         self.invited = [replace(one, open=False) if one.name == name else one for one in self.invited]
 
-    def add(self, name: str, device: int) -> int:
+    def attested(self, name: str) -> list[int]:
+        return [number for number in self.active(id=name) if isinstance(self.regs[number].device, str)]
+
+    def add(self, name: str, device: int | str) -> int:
         number, self.next = self.next, self.next + 1
         self.regs[number] = Reg(name, device)
         return number
@@ -161,13 +164,33 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def invite(self, name: str) -> None:
+        if self.attested(name):
+            with pytest.raises(SetupRefused):
+                self.run(self.enrolment.invite(name))
+            return
         self.invitations.append(self.run(self.enrolment.invite(name)))
         self.invited.append(Invited(name))
 
     @rule(name=st.sampled_from(NAMES), device=st.sampled_from([0, 1]))
     def invite_and_join(self, name: str, device: int) -> None:
+        before = len(self.invited)
         self.invite(name)
-        self.join(len(self.invited) - 1, device)
+        if len(self.invited) > before:
+            self.join(len(self.invited) - 1, device)
+
+    @rule(name=st.sampled_from(NAMES))
+    def attest(self, name: str) -> None:
+        work = self.enrolment.attested(self.enrolment.identity(name), "spire")
+        held, known = self.active(id=name), [number for number, one in self.regs.items() if one.id == name]
+        barred = bool(known) and not held and self.regs[max(known)].status == "revoked"
+        if barred or held != self.attested(name):
+            with pytest.raises(EnrolmentRefused):
+                self.run(work)
+            return
+        number = held[0] if held else self.add(name, f"no key of {name}")
+        made = self.run(work)
+        assert made.enrolment == number
+        self.took(number, self.run(self.enrolment.issue_attested(made, SVID_KEYS[0].public)))
 
     @precondition(lambda self: self.invited)
     @rule(which=st.integers(0, 99), device=st.sampled_from([0, 1]))
@@ -175,7 +198,8 @@ class Machine(RuleBasedStateMachine):
         which %= len(self.invited)
         one, invitation = self.invited[which], self.invitations[which]
         fits = one.open and one.device in (None, device) and (
-            one.device is None or self.regs.get(one.enrolment, Reg("", 0, "gone")).status == "active"
+            not self.attested(one.name) if one.device is None
+            else self.regs.get(one.enrolment, Reg("", 0, "gone")).status == "active"
         )
         work = self.enrolment.join(
             invitation.token_id, invitation.secret, make_csr(SVID_KEYS[0]), KEYS[device].public.spki, roles=("edge",)
@@ -286,8 +310,7 @@ class Machine(RuleBasedStateMachine):
         assert set(self.cut) == {n for n, one in regs.items() if one.status == "active" and n in ended}
         self.invited = [replace(one, open=False) for one in self.invited]
         self.issued = self.issued[:issued]
-        if following > 1:
-            self.next = (following - 1) // ENROLMENT_STEP * ENROLMENT_STEP + ENROLMENT_STEP + 1
+        self.next = (following - 1) // ENROLMENT_STEP * ENROLMENT_STEP + ENROLMENT_STEP + 1
         self.saved = None
 
     @staticmethod

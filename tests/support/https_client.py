@@ -137,21 +137,25 @@ class Workload:
 
     @classmethod
     async def joined(cls, gateway: Gateway, path: str = "workload/report-1") -> "Workload":
-        invitation = await gateway.invite(path)
         bundle = (await asyncio.to_thread(Authority.open, gateway.folder, PASSPHRASE)).bundle
         client = cls(gateway, bundle)
-        body = {
-            "token_id": pack(invitation.token_id), "secret": pack(invitation.secret.expose()),
-            "device_key": pack(client.device_key.public.spki),
-        }
-        await client._obtain(HttpsOperation.JOIN, invitation.token_id, body)
+        status, answer = await client.join(await gateway.invite(path))
+        assert status == 200, answer
         return client
+
+    async def join(self, invitation: Invitation) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        return await self._obtain(HttpsOperation.JOIN, invitation.token_id, {
+            "token_id": pack(invitation.token_id), "secret": pack(invitation.secret.expose()),
+            "device_key": pack(self.device_key.public.spki),
+        })
 
     async def renew(self) -> None:
         device_id = sha256(self.device_key.public.spki)
-        await self._obtain(HttpsOperation.RENEW, device_id, {"device_id": pack(device_id)})
+        status, answer = await self._obtain(HttpsOperation.RENEW, device_id, {"device_id": pack(device_id)})
+        assert status == 200, answer
 
-    async def _obtain(self, operation: HttpsOperation, subject: bytes, body: dict[str, str]) -> None:
+    async def _obtain(self, operation: HttpsOperation, subject: bytes, body: dict[str, str]) -> tuple[int, bytes]:
         key = SigningKey.generate()
         connector = aiohttp.TCPConnector(ssl=client_context(self.bundle), limit=1)
         async with aiohttp.ClientSession(self.gateway.url, connector=connector, response_class=_Response) as client:
@@ -162,10 +166,12 @@ class Workload:
             signature = self.device_key.sign(signed_input(DEVICE_LABEL, h, sha256(self.device_key.public.spki)))
             proof = {"csr": pack(csr), "nonce": pack(nonce), "signature": pack(signature)}
             async with client.post(f"/v1/{operation.name.lower()}", json=body | proof) as response:
-                issued = await response.json()
-                assert response.status == 200, issued
-        self.svid = Svid.from_chain([unpack(one) for one in issued["chain"]], key)
-        self.enrolment = issued["enrolment"]
+                answer = await response.read()
+        if response.status == 200:
+            issued = json.loads(answer)
+            self.svid = Svid.from_chain([unpack(one) for one in issued["chain"]], key)
+            self.enrolment = issued["enrolment"]
+        return response.status, answer
 
     @property
     def id(self) -> str:

@@ -16,17 +16,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from relay.gateway.identity.attestation import make_credential
 from tests.support import handshake_steps
 from tests.support.connection_pair import EPOCH, header, verifier
 from tests.support.outside import ROOT
 from tests.support.recorded import Recorded, Side
-from transport.connection import CredentialReceived, Event, SignatureNeeded
+from transport.connection import ChallengeReceived, CredentialReceived, Event, EvidenceReceived, SignatureNeeded
 from transport.handshake import JoinCredential, RenewCredential
 from transport.identity.join import Invitation, bundle_from_joined_root
 from transport.identity.svid import TrustBundle
 from transport.identity.verify import VerifiedPeer, verify_svid
 from transport.initiator import EdgeConnection, Joining, Purpose, Renewing, Resumption, SvidLogin
-from transport.messages import Issued, Padding, SpanRecord, Spans, Welcome
+from transport.messages import Attest, Challenge, Issued, Padding, Proof, SpanRecord, Spans, Welcome
 from transport.mux import AnswerBytes, AnswerEnded, RequestReceived, ResumeRequested
 from transport.primitives import Secret, SigningKey, sha256
 from transport.responder import GatewayConnection
@@ -65,6 +66,25 @@ INVITATION = Invitation(
     ("tcp:hop-1.field.example:7470", "https://gateway.field.example"),
 )
 ISSUED = Issued("spiffe://field.example/edge/lap-1", CHAINS["edge"], list(BUNDLE.roots), 1, 7)
+
+EK, EPHEMERAL, ACTIVATED = derived_key("endorsement key"), derived_key("challenge"), derived("activated")
+
+
+def _area(start: str, key: SigningKey) -> bytes:
+    """TPMT_PUBLIC of section 8.7."""
+    point = key.public.spki[-64:]
+    return bytes.fromhex(start) + b"\0\x20" + point[:32] + b"\0\x20" + point[32:]
+
+
+ATTEST = Attest(
+    b"",
+    _area("0023000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
+          "0006008000430010" "00030010", EK),
+    _area("0023000b0004047200000010" "0018000b00030010", DEVICE),
+)
+CHALLENGE = Challenge(*make_credential(
+    EK.private_key.public_key(), b"\0\x0b" + sha256(ATTEST.key_public), ACTIVATED, EPHEMERAL.private_key
+))
 
 
 class Talk:
@@ -128,6 +148,13 @@ class Talk:
                     case CredentialReceived(credential=JoinCredential() | RenewCredential() as credential):
                         if isinstance(credential, RenewCredential):
                             credential.verify(DEVICE.public)
+                        if not (isinstance(credential, JoinCredential) and credential.attests):
+                            self.gateway.issue(ISSUED, self.now)
+                    case EvidenceReceived(evidence=Attest()):
+                        self.gateway.challenge(CHALLENGE, self.now)
+                    case ChallengeReceived():
+                        self.edge.prove(ACTIVATED, self.now)
+                    case EvidenceReceived(evidence=Proof()):
                         self.gateway.issue(ISSUED, self.now)
                     case AnswerBytes():
                         self.got[event.stream] = self.got.get(event.stream, b"") + event.data
@@ -239,6 +266,19 @@ def join() -> list[Result]:
     return [vector | {
         "invitation": INVITATION.encode(), "csr": csr_of(KEYS["edge"]).hex(),
         "device_key_pkcs8": DEVICE.to_pkcs8().expose().hex(),
+    }]
+
+
+def join_with_tpm() -> list[Result]:
+    """Type 3, kind 4."""
+    purpose = Joining(INVITATION, DEVICE.public.spki, csr_of(KEYS["edge"]), ATTEST)
+    talk = Talk(purpose, TicketStore(), (RECORDED.for_edge(), RECORDED.for_gateway()), device_key=DEVICE)
+    talk.settle()
+    vector = talk.vector("an edge joins, and shows a TPM; its challenge holds `secret`, made by `ephemeral`")
+    return [vector | {
+        "invitation": INVITATION.encode(), "csr": csr_of(KEYS["edge"]).hex(),
+        "device_key_pkcs8": DEVICE.to_pkcs8().expose().hex(), "ek_pkcs8": EK.to_pkcs8().expose().hex(),
+        "ephemeral_pkcs8": EPHEMERAL.to_pkcs8().expose().hex(), "secret": ACTIVATED.hex(),
     }]
 
 
@@ -368,6 +408,7 @@ def chain() -> list[Result]:
 
 
 SCRIPTS: dict[str, Callable[[], list[Result]]] = {
-    "rekey": rekey, "packing": packing, "join": join, "renew": renew, "refuse and close": refuse,
+    "rekey": rekey, "packing": packing, "join": join, "join with a TPM": join_with_tpm, "renew": renew,
+    "refuse and close": refuse,
     "resume and ack": resume, "bucket": bucket, "constant": constant, "chain": chain,
 }

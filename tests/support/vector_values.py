@@ -7,7 +7,9 @@ from typing import Any, Final
 from tests.support import handshake_steps
 from tests.support.connection_pair import EPOCH, header
 from tests.support.scripted_sessions import (
+    ATTEST,
     CHAINS,
+    CHALLENGE,
     DEVICE,
     INVITATION,
     ISSUED,
@@ -38,6 +40,7 @@ from transport.messages import (
     Ping,
     Pong,
     Posture,
+    Proof,
     Refuse,
     Rekey,
     Resume,
@@ -80,6 +83,9 @@ EXAMPLES: list[Message] = [
     Posture("not encrypted", "present", "0.1.0"),
     Held(1_900_000_000),
     Revocations(b"\x93\xc4\x00"),
+    ATTEST,
+    CHALLENGE,
+    Proof(bytes(32)),
 ]
 
 

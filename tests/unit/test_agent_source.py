@@ -149,6 +149,21 @@ def test_an_absolute_path_is_an_agents_address() -> None:
     assert socket_path("/run/agent.sock") == socket_path("unix:///run/agent.sock") == "unix:///run/agent.sock"
 
 
+async def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transport.identity.source.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="not installed"):
+        await source().start(60)
+
+
+async def test_a_fault_in_the_library_is_not_waited_out() -> None:
+    def broken(*_: object) -> Callable[[], None]:
+        raise ZeroDivisionError
+
+    mine = source(connect=broken)
+    with pytest.raises(ZeroDivisionError):
+        await mine.start(60)
+
+
 # --- by the stock client --------------------------------------------------------------------------------------------
 
 

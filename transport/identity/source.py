@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Final
 
 from cryptography import x509
@@ -29,7 +30,7 @@ ROOTS_MAX: Final = 3  # as many as a device is sent
 SVIDS_MAX: Final = 16  # of one workload
 RETRY_S: Final = (0.5, 30.0)  # first and longest wait before an agent that is lost is asked again
 WAITING_S: Final = 2.0  # longest wait before the first SVID: an agent learns of a new entry within seconds
-FIRST_S: Final = 30.0  # until the agent must have given that
+FIRST_S: Final = 60.0  # until the agent must have given that to a server that starts
 _WHERE: Final = "is the agent running, and is the socket's path right?"
 _REGISTER: Final = "register this process with the SPIRE server: docs/SPIRE.md"
 
@@ -77,16 +78,24 @@ class AgentSource:
         self._end: Callable[[Failure], None] = lambda failure: None  # of the stream that runs
 
     async def start(self, within_s: float = FIRST_S) -> None:
-        """Waits for the first identity. Raises AgentLost, IdentityRefused: what was wrong last."""
+        """Waits for the first identity. Raises AgentLost, IdentityRefused: what was wrong last; BadInput if the client
+        library is not installed.
+        """
+        if self._connect is _listen and find_spec("spiffe") is None:
+            raise BadInput("the client of SPIFFE agents is not installed", hint="pip install 'causeway[spire]'")
         if self._task is None:
             self._task = asyncio.create_task(self._keep_listening())
+        there = asyncio.ensure_future(self._there.wait())
         try:
-            async with asyncio.timeout(within_s):
-                await self._there.wait()
-        except TimeoutError:
+            await asyncio.wait({there, self._task}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._task is not None and self._task.done():
+                await self._task  # it only ends by a fault of ours, which is not to be waited out
+        finally:
+            there.cancel()
+        if not self._there.is_set():
             raise self._failure or AgentLost(
                 f"the SPIFFE agent at {self.socket} does not answer", reason="unreachable", hint=_WHERE
-            ) from None
+            )
 
     async def close(self) -> None:
         """Ends the stream. What was given out stays good."""

@@ -7,6 +7,7 @@ belong into a sealed file: the key itself where software holds it, else its name
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -49,11 +50,15 @@ class Software:
 
 
 SOFTWARE: Final = Software()
+# Of their own: a service that does not answer must not keep the loop's threads, which look up the provider's address.
+_threads: Final = ThreadPoolExecutor(8, thread_name_prefix="signing")
 
 
 async def aside(signer: Signer, work: Callable[[], Result]) -> Result:
     """What `work` returns, which signs: in a thread if that is slow, so that nobody else on the event loop waits."""
-    return await asyncio.to_thread(work) if signer.slow else work()
+    if not signer.slow:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_threads, work)
 
 
 def certificate_key(signer: Signer) -> ec.EllipticCurvePrivateKey:
