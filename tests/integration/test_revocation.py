@@ -242,7 +242,7 @@ async def test_tunnels_of_a_revoked_hop_end_and_those_of_others_stay(lab: Lab) -
     silent = lab.link(via=HOP)  # in its handshake
     await asyncio.sleep(0)
     await lab.revocation.revoke("hop/a", "stolen")
-    await until(lambda: not through.alive)
+    await through.ended()
     assert isinstance(through.failure, LinkLost), "the edge is not revoked: it comes back by another hop"
     assert other.alive
     with pytest.raises(LinkLost):
