@@ -346,6 +346,25 @@ def test_a_new_intermediate(folder: Path) -> None:
     assert (folder / "gw" / "intermediate.sealed").read_bytes() != before
 
 
+def test_keys_of_tokens_change_beside_a_gateway_that_runs(
+    folder: Path, serving: "subprocess.Popen[str]"
+) -> None:
+    assert serving.stderr is not None
+    serving.stderr.readline()
+    first, second = (
+        json.loads(relay("rotate-key", "token", *config(folder), "--json", *more).stdout)["keys"]
+        for more in ((), ("--compromised",))
+    )
+    assert first.keys() == second.keys() == {"access", "jwt-svid"}
+    assert not set(first.values()) & set(second.values())
+
+
+def test_keys_of_tokens_change_without_one(folder: Path) -> None:
+    done = relay("rotate-key", "token", *config(folder), "--passphrase-file", folder / "pass")
+    assert done.returncode == 0, done.stderr
+    assert "access tokens are signed by the key " in done.stdout and "jwt-svid tokens are" in done.stdout
+
+
 def test_a_new_root_is_published_and_not_used_at_once(folder: Path) -> None:
     keys = ("--passphrase-file", folder / "pass", "--root-passphrase-file", folder / "rootpass")
     done = relay("rotate-key", "root", *config(folder), *keys)
