@@ -47,6 +47,7 @@ _STOPPING: Final = Refusal(503, "shutting_down", "the gateway is shutting down",
 _TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
 _ENCODED: Final = Refusal(415, "unsupported_encoding", "this gateway takes bodies as they are, not compressed")
 _SLOW: Final = Refusal(408, "request_timeout", "the request came too slowly")
+_FAILED: Final = Refusal(500, "internal_error", "the gateway failed; its log says more under the trace id")
 _CUT: Final = Refusal(400, "bad_request", "the request is not whole")
 
 
@@ -181,7 +182,7 @@ class Api:
         if running.why is not None and not sink.whole:
             await sink.refuse(running.why.status, running.why.code, running.why.message,
                               retryable=running.why.retryable)
-        return sink.response or _refused(_CUT, context.trace_id)  # the latter to nobody: the client has gone
+        return sink.response or _refused(_FAILED, context.trace_id)  # to nobody, as a rule: the client has gone
 
     async def _carry_out(self, context: RequestContext, sink: HttpSink) -> None:
         try:

@@ -250,6 +250,7 @@ def test_a_code_that_no_phone_could_use_is_not_made(folder: Path, path: str, pag
 
 @pytest.mark.parametrize(("arguments", "code"), [
     (["invite", "laptop/x"], 3), (["invite", "gateway/two"], 3), (["invite", "edge/x", "--ttl", "9999"], 3),
+    (["invite", "hop/x", "--tpm"], 3),
     (["invite", "edge/x", "--hint", "\n"], 3), (["trace", "xyz"], 3), (["trace", "a" * 32], 3),
 ])
 def test_bad_input_is_one_line_a_hint_and_an_exit_code(folder: Path, arguments: list[str], code: int) -> None:
@@ -343,6 +344,25 @@ def test_a_new_intermediate(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not_after" in json.loads(done.stdout)
     assert (folder / "gw" / "intermediate.sealed").read_bytes() != before
+
+
+def test_keys_of_tokens_change_beside_a_gateway_that_runs(
+    folder: Path, serving: "subprocess.Popen[str]"
+) -> None:
+    assert serving.stderr is not None
+    serving.stderr.readline()
+    first, second = (
+        json.loads(relay("rotate-key", "token", *config(folder), "--json", *more).stdout)["keys"]
+        for more in ((), ("--compromised",))
+    )
+    assert first.keys() == second.keys() == {"access", "jwt-svid"}
+    assert not set(first.values()) & set(second.values())
+
+
+def test_keys_of_tokens_change_without_one(folder: Path) -> None:
+    done = relay("rotate-key", "token", *config(folder), "--passphrase-file", folder / "pass")
+    assert done.returncode == 0, done.stderr
+    assert "access tokens are signed by the key " in done.stdout and "jwt-svid tokens are" in done.stdout
 
 
 def test_a_new_root_is_published_and_not_used_at_once(folder: Path) -> None:

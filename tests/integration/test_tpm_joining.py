@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 
+from edge_client.app import App
+from edge_client.config import Config
 from edge_client.device_key import TpmKey, restored
 from edge_client.identity import NAMESPACE, DeviceIdentity, join, renew
 from relay.gateway import app
 from relay.gateway.config import parse
 from relay.gateway.control import call
 from store.errors import StoreCorrupt
+from store.keys import Passphrase
 from store.settings import Settings
 from store.tpm import Blob, Tpm
 from tests.support.ek_authority import EkAuthority, ek_point
-from tests.support.gateway_lab import PASSPHRASE, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, audit_lines
 from tests.support.software_tpm import MakeTpm, SoftwareTpm, software_tpms
 from tests.support.stores import open_store
 from transport.edge_session import EdgeSession, obtain
@@ -65,11 +68,6 @@ def machine(make: MakeTpm) -> SoftwareTpm:
     return make()
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("made") / "gateway")
-
-
 @dataclass
 class Gateway:
     folder: Path
@@ -90,6 +88,7 @@ class Gateway:
 async def serving(folder: Path, text: str = CONFIG) -> AsyncIterator[Gateway]:
     (folder / "provider.key").write_text("key")
     (folder / "provider.key").chmod(0o600)
+    (folder / "gateway.toml").write_text(text)
     stop, told = asyncio.Event(), asyncio.get_running_loop().create_future()
     config = parse(text.encode(), folder)
     task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop))
@@ -305,23 +304,37 @@ async def test_a_copied_disk_neither_renews_nor_joins(
     await renewed(gateway, settings, machine.tpm)
 
 
-async def edge(home: Path, tpm: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
-    (home / "pass").write_text("words")
-    (home / "pass").chmod(0o600)
+async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edge_client.cli", *arguments, cwd=ROOT, stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | {
-            "CAUSEWAY_HOME": str(home), "CAUSEWAY_PASSPHRASE_FILE": str(home / "pass"), "CAUSEWAY_TPM": tpm,
-        },
+        sys.executable, *arguments, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE, env=os.environ | environment,
     )
     out, err = await process.communicate(given.encode())
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def test_the_command_joins_and_status_tells(gateway: Gateway, tmp_path: Path, machine: SoftwareTpm) -> None:
+async def edge(home: Path, tpm: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
+    (home / "pass").write_text("words")
+    (home / "pass").chmod(0o600)
+    return await run(
+        "-m", "edge_client.cli", *arguments, given=given, CAUSEWAY_HOME=str(home), CAUSEWAY_TPM=tpm,
+        CAUSEWAY_PASSPHRASE_FILE=str(home / "pass"),
+    )
+
+
+async def relay(gateway: Gateway, verb: str, *arguments: str) -> str:
+    code, out, told = await run(
+        "-c", "from relay.cli import main; main()", "gateway", verb, *arguments, "--config",
+        str(gateway.folder / "gateway.toml"),
+    )
+    assert code == 0, told
+    return out
+
+
+async def test_the_commands_join_and_tell(gateway: Gateway, tmp_path: Path, machine: SoftwareTpm) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    line = (await gateway.invite(tpm=True)).encode()
+    line = (await relay(gateway, "invite", "edge/lap-1", "--tpm")).strip()
     join = ("join", "--invitation-file", "-", "--hop", str(gateway.endpoint))
     code, _, told = await edge(home, "device:/dev/no-tpm", *join, "--tpm", given=line)
     assert code == 8 and "no TPM can be used at device:/dev/no-tpm" in told and "hint: " in told
@@ -334,6 +347,13 @@ async def test_the_command_joins_and_status_tells(gateway: Gateway, tmp_path: Pa
     assert "TSS" not in told and "WARNING" not in told, "the library is quiet"
     _, out, _ = await edge(home, machine.name, "status")
     assert "device key in the TPM" in out
+    assert "key in a TPM" in await relay(gateway, "devices")
+    config = Config.load({"CAUSEWAY_HOME": str(home), "CAUSEWAY_TPM": machine.name})
+    async with App.open(config, store="if present", ask=lambda new: Passphrase("words")) as opened:
+        identity = await opened.identities.load()  # as a session does that has to renew
+        assert identity is not None
+        renewed = await renew(opened.settings, identity, await connect(gateway.endpoint))
+        assert renewed.svid.chain != identity.svid.chain
 
 
 async def test_a_link_that_is_not_used_since_the_tpm_fails_is_closed(gateway: Gateway, settings: Settings) -> None:

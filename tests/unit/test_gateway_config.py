@@ -33,6 +33,11 @@ async def models(config: Config, path: str) -> list[str]:
     return await Policy(config.rules).models(Question(SpiffeId("field.example", path), "model:invoke", ""))
 
 
+def test_tokens_name_the_address_that_clients_use() -> None:
+    assert read(GOOD).issuer is None
+    assert read(GOOD + '[oauth]\nissuer = "https://gw.example:8443"\n').issuer == "https://gw.example:8443"
+
+
 async def test_the_documented_form_is_read() -> None:
     config = read(GOOD)
     assert str(config.session) == "tcp:127.0.0.1:7443"
@@ -61,6 +66,12 @@ async def test_the_example_that_init_writes_is_valid_and_denies_by_default() -> 
     ('"127.0.0.1:8443"', '"127.0.0.1"', "listen.https:"),
     ('"127.0.0.1:8081"', '"0.0.0.0:8081"', "listen.health:"),
     ("http://127.0.0.1:9000/v1", "http://api.example.com/v1", "provider.base_url:"),
+    ("[provider]", '[oauth]\nissuer = "http://gw.example"\n[provider]', "oauth.issuer:"),
+    ("[provider]", '[oauth]\nissuer = "https://gw.example/"\n[provider]', "oauth.issuer:"),
+    ("[provider]", '[oauth]\nissuer = "https://GW.example"\n[provider]', "oauth.issuer:"),
+    ("[provider]", '[oauth]\nissuer = "https://gw.example:443"\n[provider]', "oauth.issuer:"),
+    ("[provider]", '[oauth]\nissuer = "https://gw.example:99999"\n[provider]', "oauth.issuer:"),
+    ("[provider]", '[oauth]\nisuer = "https://gw.example"\n[provider]', "oauth.isuer: there is no such key"),
     ('key_file = "provider.key"', "", "provider:"),
     ('key_file = "provider.key"', 'key_file = "a"\nkey_env = "B"', "provider:"),
     ('key_file = "provider.key"', 'key_file = "a"\nidle_s = -1', "provider.idle_s:"),

@@ -1,6 +1,7 @@
 """docs/KEYS.md shows sections that are right, and what the folder's configuration may leave out."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,17 @@ def test_a_key_that_is_held_is_not_looked_for_elsewhere() -> None:
     with pytest.raises(KeysUnavailable, match="is held by kms") as wrong:
         custody_of(SoftwareKeys()).open(kept)
     assert wrong.value.hint is not None
+
+
+@pytest.mark.parametrize(("section", "library", "module"), [(TOKEN, "pkcs11", "hsm"), (CLOUD, "boto3", "kms")])
+def test_what_is_not_installed_is_named(
+    section: str, library: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import relay.gateway.identity
+
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"relay.gateway.identity.{module}", raising=False)
+    monkeypatch.delattr(relay.gateway.identity, module, raising=False)
+    with pytest.raises(KeysUnavailable, match=f"{library} is not installed") as missing:
+        custody_of(keys_of(section.encode()))
+    assert missing.value.hint is not None and "pip install" in missing.value.hint

@@ -50,6 +50,8 @@ def make_oauth(
     clock: Callable[[], float] = time.time,
 ) -> tuple["OAuth", Callers]:
     """The routes, and who knows callers by the tokens that these give out."""
+    if urllib.parse.urlsplit(issuer).hostname in ("0.0.0.0", "::"):  # noqa: S104 - nothing is bound here
+        _log.warning("tokens would name %s, which no client can call us by: set oauth.issuer", issuer)
     tokens = AccessTokens(issuer, keys, enrolment, clock=clock)
     proofs = Proofs(issuer, Nonces(clock), clock, used_max=PROOFS_MAX, used_by_key_max=PROOFS_BY_KEY_MAX)
     callers = Callers(enrolment, tokens, proofs)

@@ -36,7 +36,7 @@ AUDIENCES_MAX: Final = 16
 AUDIENCE_MAX: Final = 1_024  # characters
 CALLS: Final = Rate(10.0, 100)
 _REQUEST_S: Final = 10.0  # for a request's few bytes to come
-_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
+_CHECK_S: Final = 60.0  # callers and bundles are looked at again; a host that slept must not wait out a long timer
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +99,8 @@ class WorkloadApi:
         async def answer(entries: list[Workload]) -> tuple[Any, list[str], float]:
             held = await self._granted(entries, self._documents.x509)
             message = MESSAGES["X509SVIDResponse"](svids=[self._x509(one) for one in held])
-            return message, [str(one.issued.id) for one in held], min(one.renew_at for one in held)
+            until = min(self._clock() + _CHECK_S, *(one.renew_at for one in held))
+            return message, [str(one.issued.id) for one in held], until
 
         await self._stream(stream, "x509", answer)
 
