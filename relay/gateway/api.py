@@ -20,7 +20,8 @@ from relay.gateway.checks.schema import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.callers import Caller, Callers
 from relay.gateway.identity.denials import Denied
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy

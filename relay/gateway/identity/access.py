@@ -12,8 +12,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import TokenRefused, Unverified
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.token_keys import ACCESS_S, TokenKeys
 from transport.errors import IdentityRefused
 from transport.identity.verify import LEEWAY_S

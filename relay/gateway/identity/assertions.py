@@ -14,9 +14,10 @@ from msgspec import Meta, Struct
 from relay.gateway.identity.access import Seconds
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.dpop import Proof
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import TokenRefused, Unverified
 from relay.gateway.identity.once import UsedOnce
+from relay.gateway.identity.registrations import Registration
 from transport.errors import BadInput
 from transport.identity.revocation import RevocationList
 from transport.identity.svid import SpiffeId

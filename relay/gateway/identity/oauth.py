@@ -23,9 +23,10 @@ from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import ROLES, Callers, hash_of_certificate, only, svid_of
 from relay.gateway.identity.denials import ASSERTION, CERTIFICATE, PROOF, REQUEST, Denied
 from relay.gateway.identity.dpop import ProofRefused, Proofs
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import ALGORITHM, TokenRefused, thumbprint
 from relay.gateway.identity.nonces import Nonces
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.token_keys import TokenKeys
 from relay.rates import Rate, SourceBuckets
 from store.errors import StoreError
