@@ -20,6 +20,7 @@ from tests.support.gateway_lab import DOMAIN, chat, make_folder
 from tests.support.https_client import CHAT, Gateway, Workload, https_gateway, last_words
 from tests.support.mock_provider import WHOLE, MockProvider
 from tests.support.oauth_client import ASSERTION_TYPE, TOKEN, TokenClient
+from transport.identity.tls import client_context
 from transport.primitives import SigningKey, random_bytes, sha256
 
 REVOKED = {"who": "workload/report-1", "reason": "lost"}
@@ -325,6 +326,33 @@ async def test_M14_a_revoked_enrolment_s_tokens_die_at_once(gateway: Gateway, cl
     assert (await client.ask(chat(), keyed)).error == (401, "invalid_token"), "it was of the old enrolment"
     assert (await client.ask(chat(), await client.token())).status == 200
     assert reasons(gateway) == ["token: registration"] * 3
+
+
+@pytest.mark.parametrize("by", ["token", "SVID"])
+async def test_who_is_revoked_while_the_body_is_on_its_way_calls_nobody(
+    gateway: Gateway, client: TokenClient, by: str
+) -> None:
+    """Who asks is known by the head, and looked at again once the request is whole."""
+    body, shown = chat(), {}
+    if by == "token":
+        token = await client.token()
+        shown = {"Authorization": f"DPoP {token}", "DPoP": client.proof(token=token)}
+    lines = {
+        "Host": "gateway", "Content-Type": "application/json", "Content-Length": str(len(body)),
+        "Expect": "100-continue", **shown,
+    }
+    workload = client.workload
+    context = client_context(workload.bundle, workload.svid if by == "SVID" else None)
+    host, _, port = gateway.ready.https.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    writer.write(f"POST {CHAT} HTTP/1.1\r\n{head}\r\n".encode())
+    assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n" and await reader.readline() == b"\r\n"
+    await gateway.admin("revoke", **REVOKED)
+    writer.write(body)
+    assert (await reader.readline()).split()[1] in (b"401", b"403")
+    writer.close()
+    assert gateway.provider.calls == 0
 
 
 async def test_a_token_s_stream_is_cut_by_revocation_and_by_keys_in_other_hands(

@@ -63,6 +63,7 @@ async def test_M11_a_live_answer_is_cut_its_call_cancelled_and_nothing_of_it_is_
     assert len(lab.tickets) == 4 and theirs.alive, "only the other device's"
     assert not [owner for owner in lab.journal.owners if owner[1] == 1]
     assert [line["reason"] for line in lab.audit("device.revoked")] == ["left on a train"]
+    await until(lambda: bool(lab.audit("request.outcome")))
     assert [line["result"] for line in lab.audit("request.outcome")] == ["cancelled"]
     assert [record.message for record in caplog.records if "revoked" in record.message] == [
         f"revoked spiffe://{DOMAIN}/edge/lap-1: left on a train"

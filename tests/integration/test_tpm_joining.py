@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from edge_client.app import App
+from edge_client.config import Config
 from edge_client.device_key import TpmKey, restored
 from edge_client.identity import NAMESPACE, DeviceIdentity, join, renew
 from relay.gateway import app
 from relay.gateway.config import parse
 from relay.gateway.control import call
 from store.errors import StoreCorrupt
+from store.keys import Passphrase
 from store.settings import Settings
 from store.tpm import Blob, Tpm
 from tests.support.ek_authority import EkAuthority, ek_point
@@ -345,6 +348,12 @@ async def test_the_commands_join_and_tell(gateway: Gateway, tmp_path: Path, mach
     _, out, _ = await edge(home, machine.name, "status")
     assert "device key in the TPM" in out
     assert "key in a TPM" in await relay(gateway, "devices")
+    config = Config.load({"CAUSEWAY_HOME": str(home), "CAUSEWAY_TPM": machine.name})
+    async with App.open(config, store="if present", ask=lambda new: Passphrase("words")) as opened:
+        identity = await opened.identities.load()  # as a session does that has to renew
+        assert identity is not None
+        renewed = await renew(opened.settings, identity, await connect(gateway.endpoint))
+        assert renewed.svid.chain != identity.svid.chain
 
 
 async def test_a_link_that_is_not_used_since_the_tpm_fails_is_closed(gateway: Gateway, settings: Settings) -> None:

@@ -25,10 +25,11 @@ from relay.gateway.identity.workloads.documents import JWT_LIFETIME_S
 from relay.gateway.identity.workloads.messages import MESSAGES
 from relay.gateway.identity.workloads.server import BYTES_BURST, CONNECTIONS_OF_USER, WorkloadServer
 from relay.gateway.identity.workloads.service import AUDIENCES_MAX, CALLS
+from tests.support.ca import Ca
 from tests.support.gateway_lab import DOMAIN, make_folder
 from tests.support.workload_caller import HEADER, OF, STREAMS, Caller, connected
 from tests.support.workload_lab import ME, PYTHON, Lab, spiffe_id, workload, workload_lab
-from transport.identity.svid import SpiffeId
+from transport.identity.svid import SpiffeId, TrustBundle
 from transport.primitives import SigningKey
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
@@ -179,6 +180,22 @@ async def test_a_streams_first_message_comes_at_once_and_the_next_at_a_change(
         assert first.svids[0].x509_svid_key != second.svids[0].x509_svid_key
         assert len(lab.events("attested.issued")) == 2
         assert len(lab.events("workload.served")) == 2
+
+
+async def test_another_bundle_is_pushed_to_whoever_has_the_last(lab: Lab) -> None:
+    async with (
+        connected(lab.socket) as caller, caller.call("FetchX509SVID") as svids,
+        caller.call("FetchX509Bundles") as bundles,
+    ):
+        before = (await svids.recv_message()).svids[0]
+        held = await bundles.recv_message()
+        assert dict(held.bundles) == {f"spiffe://{DOMAIN}": before.bundle} and before.bundle == lab.authority.root
+        lab.authority.bundle = TrustBundle(DOMAIN, (*lab.authority.bundle.roots, Ca().root_der), 2)
+        lab.workloads.look_again()
+        after = (await svids.recv_message()).svids[0]
+        assert after.x509_svid == before.x509_svid
+        assert after.bundle == b"".join(lab.authority.bundle.roots)
+        assert dict((await bundles.recv_message()).bundles) == {f"spiffe://{DOMAIN}": after.bundle}
 
 
 async def test_streams_of_one_id_share_what_is_issued(lab: Lab) -> None:
@@ -336,13 +353,14 @@ async def test_what_is_no_grpc_ends_its_connection_alone(
         await caller.first("FetchX509Bundles")
 
 
-async def test_a_connection_may_send_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_may_send_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message that is announced as 4 GiB would otherwise be kept as it comes."""
     monkeypatch.setattr(server_module, "BYTES_PER_S", 0)
     async with connected(lab.socket) as caller:
         with pytest.raises((StreamTerminatedError, ConnectionError)):
             for _ in range(BYTES_BURST // 3_000):
                 await refused(caller, "ValidateJWTSVID", audience="a", svid="x" * 3_000)
+    monkeypatch.setattr(server_module, "BYTES_PER_S", 1 << 40)
     async with connected(lab.socket) as caller:
         lab.clock.now += 60
         await caller.first("FetchX509Bundles")

@@ -36,7 +36,7 @@ AUDIENCES_MAX: Final = 16
 AUDIENCE_MAX: Final = 1_024  # characters
 CALLS: Final = Rate(10.0, 100)
 _REQUEST_S: Final = 10.0  # for a request's few bytes to come
-_CHECK_S: Final = 60.0  # a host that slept must not wait out a long timer with an old SVID
+_CHECK_S: Final = 60.0  # callers and bundles are looked at again; a host that slept must not wait out a long timer
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +47,9 @@ Answer = Callable[[list[Workload]], Awaitable[tuple[Any, list[str], float]]]  # 
 
 @dataclass(frozen=True)
 class WorkloadLimits:
-    """Of one user. `calls` is what begins, `streams` what goes on at once; `hashing` of all, at once."""
+    """Of one user: `calls` is what begins, `streams` what goes on at once. Of all: `hashing`, files that are read at
+    once, one of each user.
+    """
 
     calls: Rate = CALLS
     streams: int = 64
@@ -69,6 +71,7 @@ class WorkloadApi:
         self._calls = SourceBuckets(self._limits.calls, clock())
         self._streams: Counter[int] = Counter()
         self._hashing = asyncio.Semaphore(self._limits.hashing)
+        self._turns = {one.uid: asyncio.Lock() for one in entries}
         self._wake = asyncio.Event()
 
     def handlers(self) -> dict[str, Handler]:
@@ -96,7 +99,8 @@ class WorkloadApi:
         async def answer(entries: list[Workload]) -> tuple[Any, list[str], float]:
             held = await self._granted(entries, self._documents.x509)
             message = MESSAGES["X509SVIDResponse"](svids=[self._x509(one) for one in held])
-            return message, [str(one.issued.id) for one in held], min(one.renew_at for one in held)
+            until = min(self._clock() + _CHECK_S, *(one.renew_at for one in held))
+            return message, [str(one.issued.id) for one in held], until
 
         await self._stream(stream, "x509", answer)
 
@@ -200,9 +204,11 @@ class WorkloadApi:
 
     async def _attested(self, caller: Caller) -> tuple[Seen, list[Workload]]:
         """Who calls, and the entries that this process fits now. Raises GRPCError after a record if there are none."""
+        if (turn := self._turns.get(caller.uid)) is None:
+            raise await self._denied("no entry fits", Seen(caller.pid, caller.uid, None, None))
         path, digest = wants_file(self._entries, caller.uid)
         try:
-            async with self._hashing:
+            async with turn, self._hashing:  # a user's file may be slow for ever: others are not behind it
                 seen = await asyncio.to_thread(caller.attest, self._digests, path=path, digest=digest)
         except NotAttested as refused:
             raise await self._denied(refused.reason, Seen(caller.pid, caller.uid, None, None)) from None
