@@ -29,10 +29,11 @@ from relay.gateway.identity.ca import (
     Authority,
 )
 from relay.gateway.identity.custody import Custody
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
 from relay.gateway.identity.workloads.mount import Workloads
@@ -206,7 +207,7 @@ async def serve(
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
         own_context = own.context(lambda: server_context(
-            identity.svid(), authority.bundle, ROLES, require_client=False
+            identity.svid(), authority.bundle, ROLES, require_client=False, revoked=lambda: revocation.list
         ))
         stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
