@@ -30,11 +30,12 @@ from relay.gateway.identity.ca import (
 )
 from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.custody import Custody
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.loopback import LoopbackCallers
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
 from relay.gateway.identity.workloads.mount import Workloads

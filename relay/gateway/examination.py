@@ -14,7 +14,7 @@ from relay.gateway.answers import pack, unpack
 from relay.gateway.config import Config, load
 from relay.gateway.errors import ConfigError, PolicyUnavailable, ProviderFailure, SetupRefused
 from relay.gateway.identity.ca import DAY_S, Authority, root_ends
-from relay.gateway.identity.enrolment import PROBE_NAME
+from relay.gateway.identity.invitations import PROBE_NAME
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.rotation import PUBLISHED_S
 from relay.gateway.policy.decisions import Policy

@@ -29,6 +29,7 @@ from relay.gateway.identity.ca import (
     renew_intermediate,
 )
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import Invitations
 from relay.gateway.identity.probes import PROBE_S, Probes
 from relay.gateway.identity.rotation import PUBLISHED_S, rotate_root
 from relay.gateway.state.sqlcipher import open_state
@@ -224,12 +225,12 @@ async def test_a_full_audit(folder: Path, provider: MockProvider, monkeypatch: p
 async def test_a_state_that_takes_nothing(
     folder: Path, provider: MockProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(self: Enrolment) -> None:
+    async def full(self: Invitations) -> None:
         raise DiskFull("the disk is full", hint="make room")
 
     config = write(folder, provider.base_url)
     async with serving(config):
-        monkeypatch.setattr(Enrolment, "check_writable", full)
+        monkeypatch.setattr(Invitations, "check_writable", full)
         found = broken(await examined(config))
         assert (found.stage, found.finding, found.hint) == ("issuance", "the disk is full", "make room")
 

@@ -12,7 +12,8 @@ from relay.gateway.admin import Admin
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import IDLE_MAX_S
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import TraceStore

@@ -10,7 +10,8 @@ from typing import Final
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.identity.ca import BACKDATE_S, Authority, Issued
-from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import PROBE_NAME
 from transport.identity.svid import SpiffeId, parse_csr
 from transport.identity.verify import VerifiedPeer
 
@@ -35,7 +36,7 @@ class Probes:
         domain = self._authority.trust_domain
         keys = {SpiffeId(domain, f"/{role}/{PROBE_NAME}"): parse_csr(csr) for role, csr in requests.items()}
         await self._audit.append("probe.issued", ids=" ".join(map(str, keys)), not_after=int(now) + PROBE_S)
-        await self._enrolment.check_writable()
+        await self._enrolment.invitations.check_writable()
         made = [
             await self._authority.issue_aside(identity, key, now=now, lifetime_s=BACKDATE_S + PROBE_S)
             for identity, key in keys.items()

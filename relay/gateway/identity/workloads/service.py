@@ -47,7 +47,9 @@ Answer = Callable[[list[Workload]], Awaitable[tuple[Any, list[str], float]]]  # 
 
 @dataclass(frozen=True)
 class WorkloadLimits:
-    """Of one user. `calls` is what begins, `streams` what goes on at once; `hashing` of all, at once."""
+    """Of one user: `calls` is what begins, `streams` what goes on at once. Of all: `hashing`, files that are read at
+    once, one of each user.
+    """
 
     calls: Rate = CALLS
     streams: int = 64
@@ -69,6 +71,7 @@ class WorkloadApi:
         self._calls = SourceBuckets(self._limits.calls, clock())
         self._streams: Counter[int] = Counter()
         self._hashing = asyncio.Semaphore(self._limits.hashing)
+        self._turns = {one.uid: asyncio.Lock() for one in entries}
         self._wake = asyncio.Event()
 
     def handlers(self) -> dict[str, Handler]:
@@ -201,9 +204,11 @@ class WorkloadApi:
 
     async def _attested(self, caller: Caller) -> tuple[Seen, list[Workload]]:
         """Who calls, and the entries that this process fits now. Raises GRPCError after a record if there are none."""
+        if (turn := self._turns.get(caller.uid)) is None:
+            raise await self._denied("no entry fits", Seen(caller.pid, caller.uid, None, None))
         path, digest = wants_file(self._entries, caller.uid)
         try:
-            async with self._hashing:
+            async with turn, self._hashing:  # a user's file may be slow for ever: others are not behind it
                 seen = await asyncio.to_thread(caller.attest, self._digests, path=path, digest=digest)
         except NotAttested as refused:
             raise await self._denied(refused.reason, Seen(caller.pid, caller.uid, None, None)) from None
