@@ -220,7 +220,7 @@ async def serve(
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
         own_context = own.context(lambda: server_context(
-            identity.svid(), authority.bundle, ROLES, require_client=False
+            identity.svid(), authority.bundle, ROLES, require_client=False, revoked=lambda: revocation.list
         ))
         stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
