@@ -60,6 +60,7 @@ from store.keys import Unlock
 from transport import telemetry
 from transport.identity.tls import server_context
 from transport.links.base import listen
+from transport.primitives import Secret
 from transport.tickets import TicketStore
 
 SPANS_FILE: Final = "spans.jsonl"
