@@ -1,10 +1,10 @@
 """From [keys] of the configuration to whoever holds the gateway's keys. What a kind needs is loaded when it is named.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from relay.asking import credential
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.identity.held import Held, Holder
 from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
@@ -37,13 +37,12 @@ def _holder(place: KeyPlace, whose: str) -> Holder | None:
     return None
 
 
-def _pin(file: str | None, credential: str) -> Callable[[], str]:
+def _pin(file: str | None, name: str) -> Callable[[], str]:
     def read() -> str:
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        path = Path(file) if file is not None else Path(folder) / credential if folder else None
+        path = credential(name) if file is None else Path(file)
         if path is None:
             raise ConfigError("keys.pin_file: there is no PIN for the token",
-                              hint=f"name a file, or give {credential} as a systemd credential")
+                              hint=f"name a file, or give {name} as a systemd credential")
         try:
             return Passphrase.from_file(path).expose().decode()
         except (StoreError, UnicodeDecodeError) as error:

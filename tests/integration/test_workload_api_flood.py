@@ -20,6 +20,7 @@ from relay.gateway.identity.workloads import attest, server
 from relay.gateway.identity.workloads.attest import Digests
 from relay.gateway.identity.workloads.entries import Seen, Workload
 from relay.gateway.identity.workloads.server import WorkloadServer
+from relay.gateway.identity.workloads.service import HASHING
 from tests.support.gateway_lab import make_folder
 from tests.support.workload_caller import connected
 from tests.support.workload_lab import ME, PYTHON, workload, workload_lab
@@ -192,19 +193,17 @@ async def test_one_users_file_keeps_nobody_elses_waiting(
         return "0" * 64
 
     monkeypatch.setattr(attest.Digests, "of", stuck)
-    async with workload_lab(made, tmp_path, entries) as lab:
-        limit = lab.workloads._api._limits.hashing
-        async with connected(lab.socket) as caller:
-            behind = [asyncio.create_task(caller.first("FetchX509Bundles")) for _ in range(limit + 1)]
-            async with asyncio.timeout(LIMIT_S):
-                await reading.wait()
-                with monkeypatch.context() as patched:
-                    patched.setattr(attest.Caller, "attest", lambda me, _, **__: Seen(me.pid, ME.uid + 1, None, None))
-                    patched.setattr(attest.Caller, "of", classmethod(_of_another_user))
-                    async with connected(lab.socket) as other:
-                        await other.first("FetchX509Bundles")
-            gone_on.set()
-            await asyncio.gather(*behind, return_exceptions=True)
+    async with workload_lab(made, tmp_path, entries) as lab, connected(lab.socket) as caller:
+        behind = [asyncio.create_task(caller.first("FetchX509Bundles")) for _ in range(HASHING + 1)]
+        async with asyncio.timeout(LIMIT_S):
+            await reading.wait()
+            with monkeypatch.context() as patched:
+                patched.setattr(attest.Caller, "attest", lambda me, _, **__: Seen(me.pid, ME.uid + 1, None, None))
+                patched.setattr(attest.Caller, "of", classmethod(_of_another_user))
+                async with connected(lab.socket) as other:
+                    await other.first("FetchX509Bundles")
+        gone_on.set()
+        await asyncio.gather(*behind, return_exceptions=True)
 
 
 def _of_another_user(cls: type[attest.Caller], connection: attest.PeerSocket) -> attest.Caller:
