@@ -187,13 +187,21 @@ def trace(
 
 
 @app.command()
-def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None) -> None:
+def serve(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
+    insecure_loopback: Annotated[Path | None, typer.Option(
+        "--insecure-loopback", metavar="FILE",
+        help="Holds a token; whoever shows it at listen.insecure, by plain HTTP, is edge/insecure-loopback.",
+    )] = None,
+) -> None:
     """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well."""
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
+    from relay.gateway.identity.loopback import token_from_file
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
+    token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -204,7 +212,7 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
-        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry)
+        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token)
 
     asyncio.run(main())
 
@@ -216,7 +224,9 @@ app.command()(keys_cli.restore)
 
 def _say_ready(ready: "Ready") -> None:
     places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
-              "workload-api": ready.workload_api}
+              "workload-api": ready.workload_api, "insecure": ready.insecure}
+    if ready.insecure:
+        typer.echo(f"relay: INSECURE: plain HTTP at {ready.insecure}, where one static token is an identity", err=True)
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 

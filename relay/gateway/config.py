@@ -27,6 +27,7 @@ from transport.links.base import Endpoint
 CONFIG_FILE: Final = "gateway.toml"
 _SIZE_MAX: Final = 1 << 20
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK_ADDRESSES: Final = ("127.0.0.1", "::1")  # a name may mean another machine
 _LOOPBACK_HOSTS: Final = ("127.0.0.1", "[::1]", "localhost")
 _ORIGIN: Final = re.compile(
     r"https?://(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(:(?P<port>[1-9][0-9]{0,4}))?",
@@ -47,6 +48,7 @@ class Listen(_Section, frozen=True, kw_only=True):
     https: str | None = None
     health: str | None = None
     public: str | None = None
+    insecure: str | None = None
 
 
 class PublicFile(_Section, frozen=True, kw_only=True):
@@ -180,6 +182,7 @@ class Config:
     workload_socket: Path | None = None
     workloads: tuple[Workload, ...] = ()
     issuer: str | None = None  # of access tokens, where the file names one
+    insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
 
 
 def load(path: Path) -> Config:
@@ -224,6 +227,9 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     health = _address("listen.health", file.listen.health)
     if health is not None and health[0] not in _LOOPBACK:
         raise ConfigError("listen.health: plain HTTP stays on loopback", hint='for example "127.0.0.1:8081"')
+    insecure = _address("listen.insecure", file.listen.insecure)
+    if insecure is not None and insecure[0] not in _LOOPBACK_ADDRESSES:
+        raise ConfigError("listen.insecure: plain HTTP stays on a loopback address", hint='as in "127.0.0.1:8080"')
     if session is None and https is None:
         raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway",
                           hint='for example https = "127.0.0.1:8443"')
@@ -251,7 +257,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file),
+        tuple(file.workload), _issuer(file), insecure,
     )
 
 
@@ -373,6 +379,7 @@ session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; l
 https = "127.0.0.1:8443"             # tunnels of hops, edges by wss://HOST:PORT/v1/edge, joining of hops and gateways
 health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 # public = "0.0.0.0:443"             # for browsers: the page /hop, by which a phone is a hop; see [public]
+# insecure = "127.0.0.1:8080"        # plain HTTP with one token, for a trial: `serve --insecure-loopback FILE`
 
 # [public]
 # origin = "https://gw.example"      # as browsers see it; a QR code of `relay gateway invite hop/NAME --qr` leads there

@@ -26,11 +26,11 @@ from transport.primitives import SigningKey, sha256
 
 EDGE = ("edge",)
 SOURCE = "spire"
-OURS, THEIRS = 10, 1 << 100  # serials; of the second kind none is on record here
+OURS, THEIRS = 10, 1 << 100  # serials of peers that nobody verified; of the second kind none is on record here
 
 
 def from_spire(peer: VerifiedPeer) -> str:
-    return SOURCE if peer.serial >= THEIRS else ""
+    return SOURCE if peer.serial >= THEIRS and not peer.leaf else ""
 
 
 @dataclass
@@ -125,6 +125,20 @@ async def test_one_source_does_not_speak_for_another(lab: Lab) -> None:
     assert await lab.refused("workload/a") == "another source holds this ID"
     with pytest.raises(IdentityRefused):
         lab.enrolment.enrolment_of(lab.peer("workload/a"))
+
+
+async def test_revoked_it_stays_revoked_after_somebody_else_has_held_the_id(lab: Lab) -> None:
+    """A device may be invited to it; when that moves on to another ID, the one that was revoked does not come back."""
+    await lab.enrolment.attested(identity("edge/a"), SOURCE)
+    await lab.revocation.revoke("edge/a", "lost")
+    device = SigningKey.generate()
+    await lab.join("edge/a", device)
+    await lab.join("edge/b", device)
+    assert [one.status for one in lab.enrolment.registrations()] == ["revoked", "replaced", "active"]
+    for source in (SOURCE, "workload"):
+        assert await lab.refused("edge/a", source) == "registration was revoked"
+    await lab.revocation.reinstate("edge/a")
+    assert (await lab.enrolment.attested(identity("edge/a"), SOURCE)).enrolment == 4
 
 
 async def test_revoked_it_stays_revoked_until_it_is_reinstated(lab: Lab) -> None:
