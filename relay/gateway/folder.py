@@ -86,7 +86,7 @@ def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
 async def stopped(
     directory: Path, unlocks: Unlock, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[tuple[Database, AuditLog]]:
-    """State and audit of a gateway that does not run. Raises Busy if one does, WrongKey, AuditUnavailable, StoreError."""
+    """State and audit of a gateway that does not run. Raises Busy if one does, WrongKey, AuditUnavailable."""
     with open_state(directory, unlocks) as database:
         audit = AuditLog(directory / AUDIT_FILE, clock=clock)
         try:
