@@ -18,6 +18,7 @@ from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.keys import SecretPlace
 from relay.gateway.upstream.openai import checked_base_url
 from transport.errors import BadInput
 from transport.identity.source import socket_path
@@ -72,6 +73,7 @@ class Provider(_Section, frozen=True, kw_only=True):
     models: list[str] = []
     key_file: str | None = None
     key_env: str | None = None
+    secret: SecretPlace | None = None
     name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "openai"
     connect_s: Seconds = 10.0
     first_byte_s: Seconds = 120.0
@@ -235,14 +237,15 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
                           hint='for example https = "127.0.0.1:8443"')
     with _At("provider.base_url"):
         checked_base_url(file.provider.base_url)
-    if (file.provider.key_file is None) == (file.provider.key_env is None):
-        raise ConfigError("provider: set one of `key_file` and `key_env`", hint='as in key_file = "provider.key"')
+    if _keys_of(file.provider) != 1:
+        raise ConfigError("provider: set one of `key_file`, `key_env` and `secret`",
+                          hint='as in key_file = "provider.key"')
     inference = file.inference
     if inference is not None:
         with _At("inference.base_url"):
             checked_base_url(inference.base_url)
-        if inference.key_file is not None and inference.key_env is not None:
-            raise ConfigError("inference: set one of `key_file` and `key_env`, or neither")
+        if _keys_of(inference) > 1:
+            raise ConfigError("inference: set one of `key_file`, `key_env` and `secret`, or none of them")
     with _At("identity.socket"):
         if (file.identity.source == "spire") != (file.identity.socket is not None):
             raise ConfigError('`source = "spire"` and `socket` go together',
@@ -259,6 +262,10 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
         tuple(file.workload), _issuer(file), insecure,
     )
+
+
+def _keys_of(provider: Provider) -> int:
+    return 3 - [provider.key_file, provider.key_env, provider.secret].count(None)
 
 
 def _workload_socket(file: _File, directory: Path) -> Path | None:
@@ -389,6 +396,7 @@ health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 [provider]                           # any OpenAI-compatible API
 base_url = "https://api.openai.com/v1"
 key_file = "provider.key"            # or: key_env = "NAME"; the key never leaves this process but to base_url
+# secret = {{ id = "prod/provider", region = "eu-central-1" }}  # or AWS Secrets Manager: docs/OPERATIONS.md
 # connect_s = 10.0
 # first_byte_s = 120.0
 # idle_s = 60.0
