@@ -19,9 +19,10 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "edge_client/api": 1100,
     "edge_client/commands": 2000,
     "edge_client/engine": 950,
-    "relay": 6700,
-    "relay/gateway/identity": 3880,
+    "relay": 6800,
+    "relay/gateway/identity": 3890,
     "relay/gateway/policy": 600,
+    "relay/gateway/taps": 460,
     "relay/gateway/upstream": 550,
     "relay/sim": 1300,
 }
