@@ -51,7 +51,7 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
-from relay.gateway.upstream.keys import key_from_environment, key_from_file
+from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
 from store.database import Database
@@ -129,7 +129,7 @@ async def serve(
         raise ConfigError("listen.insecure and --insecure-loopback go together, and one of them is missing",
                           hint="for a trial on this machine set both; else neither")
     async with AsyncExitStack() as stack:
-        key = provider_key(config, config.provider)
+        key = await _key(stack, config, config.provider)
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
         stack.push_async_callback(audit.close)
@@ -159,7 +159,7 @@ async def serve(
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
         asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
-            asked.append(server := _inference(stack, config, config.inference))
+            asked.append(server := await _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
@@ -290,19 +290,27 @@ async def serve(
         await audit.append("gateway.stopped", id=own_id)
 
 
-def provider_key(config: Config, provider: Provider) -> Secret:
-    """From where the configuration says. Raises ConfigError."""
+async def _key(stack: AsyncExitStack, config: Config, provider: Provider) -> ProviderKey | None:
+    """From where the configuration says, if it says. Raises ConfigError, KeysUnavailable."""
     if provider.key_file is not None:
-        return key_from_file(config.directory / provider.key_file)
-    assert provider.key_env is not None
-    return key_from_environment(provider.key_env)
+        return KeyFile(config.directory / provider.key_file)
+    if provider.key_env is not None:
+        return ProviderKey(key_from_environment(provider.key_env))
+    if provider.secret is None:
+        return None
+    try:
+        from relay.gateway.upstream.aws_secrets import KeySecret
+    except ModuleNotFoundError:
+        raise ConfigError("provider.secret: boto3 is not installed", hint="pip install 'causeway[kms]'") from None
+    key = await KeySecret.open(provider.secret)
+    stack.push_async_callback(_ended, asyncio.create_task(key.keep_fresh()))
+    return key
 
 
-def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
+async def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
     upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
     stack.push_async_callback(upstream.close)
-    keyless = server.key_file is None and server.key_env is None
-    return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
+    return Asked(upstream, await _key(stack, config, server), "/v2/health/ready", "inference")
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -301,6 +301,14 @@ async def test_the_doctor_finds_the_chain_whole_and_an_agent_that_is_away(
         async with test_doctor.serving(config):
             whole = await test_doctor.examined(config)
             assert [one.status for one in whole[:4]] == ["ok"] * 4, whole
+            other = Ca(name="another root")  # without ours: what the agent took out goes on being believed
+            agent.give(other.issue("gateway/main"), bundle=other.bundle())
+            while (source := (await test_doctor.examined(config))[0]).status == "ok":
+                pass
+            assert source.status == "failed" and "trust bundle is not taken" in source.finding
+            agent.give(spire.issue("gateway/main"), bundle=spire.bundle())
+            while (source := (await test_doctor.examined(config))[0]).status != "ok":
+                pass
             await agent.stop()
             while (source := (await test_doctor.examined(config))[0]).status == "ok":
                 pass  # it is noticed within moments

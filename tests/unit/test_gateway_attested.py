@@ -13,6 +13,7 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import PROBE_NAME
 from relay.gateway.identity.registrations import IDLE_MAX_S
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.state.sqlcipher import open_state
@@ -221,7 +222,9 @@ async def test_ninety_idle_days_end_it_and_the_source_may_begin_anew(lab: Lab) -
     ]
 
 
-@pytest.mark.parametrize("path", ["gateway/main", "admin/eve", "workload/admin", "workload/admin/x", "stranger/x"])
+@pytest.mark.parametrize("path", [
+    "gateway/main", "admin/eve", "workload/admin", "workload/admin/x", "stranger/x", f"edge/{PROBE_NAME}",
+])
 async def test_no_source_vouches_for_a_privileged_role(lab: Lab, path: str) -> None:
     assert await lab.refused(path) == "not an ID for this source"
     assert lab.enrolment.registrations() == []
