@@ -217,6 +217,27 @@ def serve(
     asyncio.run(main())
 
 
+@app.command("check-config")
+def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False) -> None:
+    """Say what a start would find wrong with the configuration, and what it means. Nothing is started."""
+    from dataclasses import asdict
+
+    from relay.gateway.check_config import check
+
+    found, means = asyncio.run(check(config, time.time()))
+    wrong = any(not one.warning for one in found)
+    if as_json:
+        typer.echo(json.dumps({"ok": not wrong, "problems": [asdict(one) for one in found], "means": means}))
+    else:
+        for one in found:
+            where = f"{one.key}: " if one.key else ""
+            typer.echo(f"{'warning' if one.warning else 'wrong'}: {where}{one.problem}"
+                       + (f"\n  hint: {one.hint}" if one.hint else ""))
+        typer.echo("\n".join(means))
+    if wrong:
+        raise typer.Exit(3)
+
+
 app.command("rotate-key")(keys_cli.rotate_key)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)

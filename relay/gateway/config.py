@@ -3,6 +3,7 @@
 An unknown key is an error that names its path: a limit that is misspelt must not silently be no limit.
 """
 
+import difflib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -211,7 +212,8 @@ def parse(data: bytes, directory: Path, name: str = CONFIG_FILE) -> Config:
     try:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error)), hint=_EXPLAINED) from None
+        wrong = _explain(str(error))
+        raise ConfigError(wrong, hint=_nearest(wrong) or _EXPLAINED) from None
     return _checked(file, directory, name)
 
 
@@ -373,6 +375,20 @@ def _explain(text: str) -> str:
     if missing:
         return f"{path + '.' if path else ''}{missing[1]}: this key is missing"
     return f"{path}: {message[:1].lower()}{message[1:200]}"
+
+
+def _nearest(wrong: str) -> str | None:
+    """Of the keys that the example explains, the one that was probably meant, and its section."""
+    path, _, what = wrong.partition(": ")
+    if what != "there is no such key":
+        return None
+    section, known = "", []
+    for line in EXAMPLE.splitlines():
+        if found := re.match(r"#? ?(?:\[{1,2}(?P<section>\w+)\]|(?P<key>\w+) =)", line):
+            section = found["section"] or section
+            known.append(section if found["section"] else f"{section}.{found['key']}".lstrip("."))
+    near = difflib.get_close_matches(path.replace("[]", ""), known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else None
 
 
 EXAMPLE: Final = '''\
