@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from relay.asking import passphrase_from_file
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.identity.held import Held, Holder
 from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
@@ -45,7 +46,8 @@ def _pin(file: str | None, credential: str) -> Callable[[], str]:
             raise ConfigError("keys.pin_file: there is no PIN for the token",
                               hint=f"name a file, or give {credential} as a systemd credential")
         try:
-            return Passphrase.from_file(path).expose().decode()
+            pin = Passphrase.from_file(path) if file is None else passphrase_from_file(path, "keys.pin_file")
+            return pin.expose().decode()
         except (StoreError, UnicodeDecodeError) as error:
             raise ConfigError(f"keys.pin_file: the PIN in {path} cannot be read",
                               hint=getattr(error, "hint", None)) from None

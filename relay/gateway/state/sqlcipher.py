@@ -47,7 +47,7 @@ def _held(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy("another process holds this gateway's state", hint="wait for it, or stop it") from None
+            raise Busy("another process holds this gateway's state", hint="stop the gateway if it runs, else wait") from None
         yield
     finally:
         os.close(descriptor)  # and with it the lock
