@@ -197,6 +197,13 @@ def make_app(
     return app
 
 
+def make_plain_app(doors: Doors) -> web.Application:
+    """`doors` alone, for a listener on loopback."""
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[neutral])
+    doors.offer(app)
+    return app
+
+
 def make_health_app(healthy: Callable[[], bool]) -> web.Application:
     """`/healthz`: 200 while the gateway serves, else 503."""
 

@@ -1,16 +1,18 @@
 """From [keys] of the configuration to whoever holds the gateway's keys. What a kind needs is loaded when it is named.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.asking import passphrase_from_file
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.identity.held import Held, Holder
 from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
 from store.errors import StoreError
 from store.keys import Passphrase
+
+_log = logging.getLogger(__name__)
 
 
 def custody_of(keys: Keys) -> Held:
@@ -46,8 +48,12 @@ def _pin(file: str | None, credential: str) -> Callable[[], str]:
             raise ConfigError("keys.pin_file: there is no PIN for the token",
                               hint=f"name a file, or give {credential} as a systemd credential")
         try:
-            pin = Passphrase.from_file(path) if file is None else passphrase_from_file(path, "keys.pin_file")
-            return pin.expose().decode()
+            if path.stat().st_mode & 0o077 and file is not None:  # what systemd gives is its own affair
+                _log.warning("others may read or write %s, the token's PIN; chmod 600 it", path)
+        except OSError:
+            pass  # reading it says what is wrong
+        try:
+            return Passphrase.from_file(path).expose().decode()
         except (StoreError, UnicodeDecodeError) as error:
             raise ConfigError(f"keys.pin_file: the PIN in {path} cannot be read",
                               hint=getattr(error, "hint", None)) from None

@@ -167,14 +167,3 @@ def test_a_pin_is_a_credential_or_a_file(token: Token, tmp_path: Path, monkeypat
     shutil.copy(token.pin_file, tmp_path / "gateway-token-pin")
     signer, _ = custody_of(keys).make("root")
     signer.public.verify(signer.sign(b"message"), b"message")
-
-
-def test_a_pin_that_others_may_read_is_told(
-    token: Token, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "pin"
-    path.write_text(token.pin)
-    for mode, told in ((0o600, ""), (0o644, f"relay: warning: others may read or write {path}; chmod 600 it\n")):
-        path.chmod(mode)
-        custody_of(Pkcs11Keys(module=token.module, token=token.label, pin_file=str(path))).make("root")
-        assert capsys.readouterr().err == told

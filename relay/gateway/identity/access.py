@@ -58,11 +58,11 @@ class AccessTokens:
         self, issuer: str, keys: TokenKeys, enrolment: Enrolment, *, clock: Callable[[], float] = time.time
     ) -> None:
         """`issuer`: the gateway's URL, which is its tokens' audience too."""
-        self._issuer, self.keys, self._enrolment, self._clock = issuer, keys, enrolment, clock
+        self._issuer, self.keys, self._enrolment, self.clock = issuer, keys, enrolment, clock
 
     async def give(self, registration: Registration, bound: Bound, *, until: float) -> tuple[str, Claims]:
         """A token, that ends no later than `until`, nor than the registration would of idleness. Raises StoreError."""
-        now = int(self._clock())
+        now = int(self.clock())
         claims = Claims(
             iss=self._issuer, sub=registration.id, aud=self._issuer, iat=now, client_id=registration.id,
             exp=int(min(now + ACCESS_S, until, registration.ends())), jti=random_bytes(16).hex(), cnf=bound,
@@ -74,7 +74,7 @@ class AccessTokens:
         """Raises TokenRefused: by a rule of the form or the signature (`TokenKeys.verify`), or "issuer", "audience",
         "expired", "not yet valid", "binding", "registration".
         """
-        claims, now = self.keys.verify(text, TYP, Claims), self._clock()
+        claims, now = self.keys.verify(text, TYP, Claims), self.clock()
         if claims.iss != self._issuer:
             raise TokenRefused("issuer")
         if claims.aud != self._issuer:

@@ -221,10 +221,13 @@ class Enrolment(Registrations):
                 " ORDER BY status = 'active' DESC, enrolment DESC LIMIT 1",
                 (name,),
             ).fetchone()
-            if last is None or last[1] == "replaced":
-                return "", 0
-            if last[1] == "revoked":
-                return "registration was revoked", 0
+            attested = connection.execute(  # whatever device has held the ID in between
+                "SELECT status FROM registrations WHERE spiffe_id = ? AND source <> '' ORDER BY enrolment DESC LIMIT 1",
+                (name,),
+            ).fetchone()
+            if last is None or last[1] != "active":
+                ends = [row[0] for row in (last and last[1:], attested) if row]
+                return "registration was revoked" if "revoked" in ends else "", 0
             if not last[2]:
                 return "a device has joined under this ID", 0
             if last[3] < now - IDLE_MAX_S:
@@ -250,7 +253,7 @@ class Enrolment(Registrations):
 
         Raises IdentityRefused, AuditUnavailable, StoreError.
         """
-        if not self._serials.holder(peer.serial) and (source := self._elsewhere(peer)):
+        if source := self._elsewhere(peer):
             try:
                 await self.attested(peer.id, source)
             except EnrolmentRefused as refusal:
@@ -275,12 +278,12 @@ class Enrolment(Registrations):
 
         For a certificate of a source elsewhere it is that of the registration which `attested` has made for its ID.
         """
-        enrolment = self._serials.holder(peer.serial)
-        if not enrolment:
-            source = self._elsewhere(peer)
-            enrolment = self._by_source.get((source, str(peer.id)), 0) if source else 0
-            if source and not enrolment:
+        if source := self._elsewhere(peer):  # first: it chooses its serial numbers, and could choose one of ours
+            enrolment = self._by_source.get((source, str(peer.id)), 0)
+            if not enrolment:
                 raise IdentityRefused("nobody has vouched for this ID, or it was revoked", rule="registration")
+        else:
+            enrolment = self._serials.holder(peer.serial)
         registration = self._by_enrolment.get(enrolment)
         if registration is None or registration.id != str(peer.id):
             raise IdentityRefused("the certificate is not on record", rule="serial")

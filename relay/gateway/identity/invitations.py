@@ -143,7 +143,7 @@ def prune(connection: Connection, now: int) -> None:
 
 
 def known(identity: SpiffeId) -> bool:
-    return bool(identity.name) and identity.role in (*ORDINARY_ROLES, *PRIVILEGED_ROLES)
+    return identity.name not in ("", PROBE_NAME) and identity.role in (*ORDINARY_ROLES, *PRIVILEGED_ROLES)
 
 
 def privileged(identity: SpiffeId) -> bool:
