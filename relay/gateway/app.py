@@ -21,6 +21,7 @@ from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
+from relay.gateway.folder import opened, stopped
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app, make_plain_app
 from relay.gateway.identity.attestation import Attestation
@@ -73,23 +74,16 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]:
     """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
-    with open_state(config.directory, passphrase) as database:
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            custody = custody_of(config.keys)
-            authority = Authority.open(config.directory, passphrase, custody=custody)
-            enrolment = Enrolment(database, authority, audit)
-            await enrolment.load()
-            revocation = Revocation(config.directory, database, authority, enrolment, audit)
-            await revocation.refresh()
-            admin = Admin(
-                enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
-                origin=config.public.origin if config.public else None,
-            )
-            admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
-            yield admin
-        finally:
-            await audit.close()
+    async with stopped(config.directory, passphrase) as (database, audit):
+        custody = custody_of(config.keys)
+        enrolment, revocation = await opened(config.directory, passphrase, custody, database, audit)
+        await revocation.refresh()
+        admin = Admin(
+            enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
+            origin=config.public.origin if config.public else None,
+        )
+        admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
+        yield admin
 
 
 async def _token_keys(database: Database, custody: Custody, clock: Callable[[], float]) -> list[TokenKeys]:
