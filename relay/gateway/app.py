@@ -256,7 +256,7 @@ async def serve(
             await listen_https(stack, page, door, context, gate)
         if config.insecure is not None and loopback_token is not None:
             one_caller = LoopbackCallers(loopback_token, config.trust_domain, enrolment)
-            gate = Gate(BEHIND_A_PROXY)
+            gate = Gate(HttpsLimits(per_source=HttpsLimits.strangers, per_client=HttpsLimits.clients))
             plain = api_for(one_caller, gate, ApiLimits(per_identity=ApiLimits.requests))
             apis.append(plain)
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
