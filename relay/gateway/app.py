@@ -47,6 +47,7 @@ from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
+from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
@@ -153,9 +154,10 @@ async def serve(
         if config.inference is not None:
             asked.append(server := _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
+        own_keys = [ask.key.expose() for ask in asked if ask.key is not None]
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            answerers=answerers, taps=[Meter, secret_filter(own_keys)], audit=audit, telemetry=tracing, node=own_id,
         )
         journal = Journal(database, clock=clock)
         await journal.load()
