@@ -23,6 +23,7 @@ from store import keys, sealed
 from store.errors import StoreCorrupt, WrongKey
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
+from tests.support.stores import quick_stretch
 from transport import handshake
 from transport.connection import Connection, CredentialReceived, SignatureNeeded
 from transport.errors import BadInput, IdentityRefused, LinkLost, LocalMisuse, ProtocolViolation, TransportError
@@ -476,14 +477,10 @@ def run_weather(data: bytes) -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _cheap(passphrase: keys.Passphrase, cost: keys.KdfCost, salt: bytes) -> bytes:
-    return hashlib.sha256(passphrase.expose() + cost.encode() + salt).digest()
-
-
 def run_sealed_file(data: bytes) -> None:
     path = world().folder / "sealed"
     path.write_bytes(data)
-    with mock.patch.object(sealed, "stretch", _cheap), refusals(StoreCorrupt, WrongKey):
+    with mock.patch.object(sealed, "stretch", quick_stretch), refusals(StoreCorrupt, WrongKey):
         sealed.open_file(path, keys.Passphrase("x"), purpose="p")
 
 
@@ -492,7 +489,7 @@ def run_key_file(data: bytes) -> None:
     path = world().folder / "keys"
     for content in (data, data + hashlib.sha256(data).digest()):
         path.write_bytes(content)
-        with mock.patch.object(keys, "stretch", _cheap), refusals(StoreCorrupt, WrongKey):
+        with mock.patch.object(keys, "stretch", quick_stretch), refusals(StoreCorrupt, WrongKey):
             keys.unlock_key(path, keys.Passphrase("x"))
 
 
@@ -500,11 +497,11 @@ def file_seeds(name: str) -> Iterable[bytes]:
     path = world().folder / f"seed-{name}"
     path.unlink(missing_ok=True)
     if name == "sealed":
-        with mock.patch.object(sealed, "stretch", _cheap):
+        with mock.patch.object(sealed, "stretch", quick_stretch):
             sealed.seal_file(path, b"plaintext", keys.Passphrase("x"), purpose="p")
         yield path.read_bytes()
     else:
-        with mock.patch.object(keys, "stretch", _cheap):
+        with mock.patch.object(keys, "stretch", quick_stretch):
             keys.create_key(path, keys.Passphrase("x"))
         yield path.read_bytes()[:-32]
 

@@ -19,7 +19,7 @@ from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.upstream.base import Timeouts
-from relay.gateway.upstream.keys import key_from_environment, key_from_file
+from relay.gateway.upstream.keys import ProviderKey, key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream, checked_base_url
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider, chunk
@@ -61,8 +61,9 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     policy = allowing({"/edge/*": ["small", "large"]})
     pipeline = Pipeline(
         checks=[Authorise(policy), Schema()],
-        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList()},
-        taps=[Meter, secret_filter([KEY.encode()])], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
+        answerers={"chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList()},
+        taps=[Meter, secret_filter(lambda: [KEY.encode()])], audit=audit, telemetry=tracing,
+        node="spiffe://field.example/gateway/main",
     )
     yield Lab(provider, pipeline, tracing, audit, directory, upstream)
     await upstream.close()

@@ -20,6 +20,7 @@ from relay.gateway.identity.workloads import attest, server
 from relay.gateway.identity.workloads.attest import Digests
 from relay.gateway.identity.workloads.entries import Seen, Workload
 from relay.gateway.identity.workloads.server import WorkloadServer
+from relay.gateway.identity.workloads.service import WorkloadApi
 from tests.support.gateway_lab import make_folder
 from tests.support.workload_caller import connected
 from tests.support.workload_lab import ME, PYTHON, workload, workload_lab
@@ -181,30 +182,49 @@ async def test_who_asks_and_never_reads_is_let_go(tmp_path: Path, monkeypatch: p
 async def test_one_users_file_keeps_nobody_elses_waiting(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of a file system that is the user's own (FUSE) may take for ever to be read."""
+    """A file of a file system that is the user's own (FUSE) may take for ever to be read. Hanging up and calling again
+    must not take one thread after the other, least of all those that the audit is written by.
+    """
     entries = [workload("slow", path=str(PYTHON), sha256="0" * 64), Workload(id="/workload/other", uid=ME.uid + 1)]
-    reading, gone_on = asyncio.Event(), asyncio.Event()
+    reading, gone_on, threads = asyncio.Event(), asyncio.Event(), [0, 0]
     loop = asyncio.get_running_loop()
 
     def stuck(_: Digests, descriptor: int) -> str:
+        threads[0] += 1
+        threads[1] = max(threads)
         loop.call_soon_threadsafe(reading.set)
         asyncio.run_coroutine_threadsafe(gone_on.wait(), loop).result(LIMIT_S)
+        threads[0] -= 1
         return "0" * 64
 
+    asked, original = 0, WorkloadApi._attested
+
+    async def attested(self: WorkloadApi, caller: attest.Caller) -> Any:
+        nonlocal asked
+        asked += 1
+        return await original(self, caller)
+
     monkeypatch.setattr(attest.Digests, "of", stuck)
-    async with workload_lab(made, tmp_path, entries) as lab:
-        limit = lab.workloads._api._limits.hashing
-        async with connected(lab.socket) as caller:
-            behind = [asyncio.create_task(caller.first("FetchX509Bundles")) for _ in range(limit + 1)]
-            async with asyncio.timeout(LIMIT_S):
+    monkeypatch.setattr(WorkloadApi, "_attested", attested)
+    async with workload_lab(made, tmp_path, entries) as lab, asyncio.timeout(LIMIT_S):
+        rounds = lab.workloads._api._limits.hashing + 1
+        for number in range(1, rounds + 1):
+            async with connected(lab.socket) as caller:
+                asking = asyncio.create_task(caller.first("FetchX509Bundles"))
                 await reading.wait()
-                with monkeypatch.context() as patched:
-                    patched.setattr(attest.Caller, "attest", lambda me, _, **__: Seen(me.pid, ME.uid + 1, None, None))
-                    patched.setattr(attest.Caller, "of", classmethod(_of_another_user))
-                    async with connected(lab.socket) as other:
-                        await other.first("FetchX509Bundles")
-            gone_on.set()
-            await asyncio.gather(*behind, return_exceptions=True)
+                while asked < number:  # noqa: ASYNC110 - the call is on its way
+                    await asyncio.sleep(0)
+                asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            while lab.workloads._server._connections:  # noqa: ASYNC110 - its end is on its way
+                await asyncio.sleep(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(attest.Caller, "attest", lambda me, _, **__: Seen(me.pid, ME.uid + 1, None, None))
+            patched.setattr(attest.Caller, "of", classmethod(_of_another_user))
+            async with connected(lab.socket) as other:
+                await other.first("FetchX509Bundles")
+        assert threads[1] == 1
+        gone_on.set()
 
 
 def _of_another_user(cls: type[attest.Caller], connection: attest.PeerSocket) -> attest.Caller:

@@ -13,7 +13,7 @@ from relay.gateway.taps.shapes import WINDOW, Shapes
 from tests.support.gateway_lab import chat, context
 
 OWN = b'ke"y\\with odd/letters'
-TAP = secret_filter([OWN])
+TAP = secret_filter(lambda: [OWN])
 BODY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"
 PEM = f"-----BEGIN RSA PRIVATE KEY-----\n{BODY}\n{BODY[::-1]}\n-----END RSA PRIVATE KEY-----"
 LETTERS = "aB3dE5gH7jK9mN1pQ3sT5vX7zA9cD1fG3hJ5kM7nP9rS1tV3wY5bC7eF9gI1kL3mO5qR7uW9yA1c" * 2
@@ -187,3 +187,12 @@ def test_tool_calls_names_escapes_and_the_tokens_beside_a_text_are_looked_at() -
         out = run(tap("text/event-stream"), [line + b"\n\n"])
         assert key.encode()[9:] not in out
         assert out.endswith(b"\n\n")
+
+
+def test_a_changed_key_is_found_and_so_is_the_one_before() -> None:
+    keys = [b"the first one's letters"]
+    make = secret_filter(lambda: keys)
+    keys = [b"what came after it"]
+    request = context(chat())
+    assert run(make(request), [b"the first one's letters, what came after it."]) == MARKER + b", " + MARKER + b"."
+    assert request.filtered == {"gateway-provider-key": 2}

@@ -50,3 +50,8 @@ class CachedStretch:
 
     def __call__(self, passphrase: Passphrase, cost: KdfCost, salt: bytes) -> bytes:
         return self._derive(passphrase.expose(), cost, salt)
+
+
+def quick_stretch(passphrase: Passphrase, cost: KdfCost, salt: bytes) -> bytes:
+    """In the place of Argon2id where a test tries each byte of a file: every input counts, and it takes no time."""
+    return hashlib.sha256(passphrase.expose() + cost.encode() + salt).digest()

@@ -11,7 +11,8 @@ import pytest
 
 import store.keys
 from store.errors import PassphraseRefused, StoreCorrupt, StoreError, StoreExists, StoreMissing, WrongKey
-from store.keys import DatabaseKey, KdfCost, Passphrase, create_key, unlock_key
+from store.keys import DatabaseKey, KdfCost, Passphrase, create_key, stretch, unlock_key
+from tests.support.stores import quick_stretch
 
 PASSPHRASE = Passphrase("correct horse")
 COST_AT = 8 + 16 + 1 + 3
@@ -77,15 +78,26 @@ def test_damage_of_any_byte_is_told_from_a_wrong_passphrase(made: tuple[bytes, D
         unlock_key(path, PASSPHRASE)
 
 
-def test_no_byte_can_be_changed_on_purpose(
-    made: tuple[bytes, DatabaseKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_byte_can_be_changed_on_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store.key"
-    content = made[0][:-32]
+    monkeypatch.setattr(store.keys, "stretch", quick_stretch)
+    create_key(path, PASSPHRASE)
+    content = path.read_bytes()[:-32]
     for index in range(len(content)):
         path.write_bytes(with_checksum(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]))
         with pytest.raises((StoreCorrupt, WrongKey)):
             unlock_key(path, PASSPHRASE)
+
+
+def test_stretching_heeds_all_it_is_given() -> None:
+    """What takes its place where each byte is tried does; so must the real one."""
+    cost, salt = KdfCost(64 * 1024, 3, 1), bytes(16)
+    others = [
+        (Passphrase("correct horsf"), cost, salt), (PASSPHRASE, KdfCost(64 * 1024 + 8, 3, 1), salt),
+        (PASSPHRASE, KdfCost(64 * 1024, 4, 1), salt), (PASSPHRASE, cost, b"\1" + bytes(15)),
+        (PASSPHRASE, cost, bytes(15) + b"\1"),
+    ]  # fmt: skip
+    assert len({stretch(*given) for given in [(PASSPHRASE, cost, salt), *others]}) == 6
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,17 @@ class _Line:
     pieces: list[_Piece] = field(default_factory=list)
 
 
-def secret_filter(keys: Sequence[bytes]) -> Callable[[RequestContext], "SecretFilter"]:
-    """Makes the tap of each request. `keys`, the gateway's own at its providers, are found whatever they look like."""
-    shapes = Shapes(keys)
-    return lambda context: SecretFilter(context, shapes)
+def secret_filter(keys: Callable[[], Sequence[bytes]]) -> Callable[[RequestContext], "SecretFilter"]:
+    """Makes the tap of each request. The gateway's own `keys`, and those before them, are found by value."""
+    known, shapes = tuple(keys()), Shapes(keys())
+
+    def made(context: RequestContext) -> SecretFilter:
+        nonlocal known, shapes
+        if known != (current := tuple(keys())):
+            known, shapes = current, Shapes((*current, *known))
+        return SecretFilter(context, shapes)
+
+    return made
 
 
 class SecretFilter:

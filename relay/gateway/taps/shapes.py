@@ -105,7 +105,8 @@ class Shapes:
     """Everything to be looked for: `keys` by value, before all else, and the known shapes."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
-        own = [Shape(OWN, (key.decode("latin-1"),), "") for key in sorted(set(keys), key=len) if key]
+        # Nested as deep as a key is long, which RE2 bounds.
+        own = [Shape(OWN, (key[:400].decode("latin-1"),), "") for key in sorted(set(keys), key=len) if key]
         self.tiers = [*([Tier(own, words=False)] if own else []), Tier(_KNOWN, words=True)]
         leads = sorted({lead for shape in (*own, *_KNOWN) if isinstance(lead := shape.parts[0], str)})
         short = sorted({lead[:6] for lead in leads})

@@ -40,3 +40,4 @@ class Workloads:
 
     async def close(self) -> None:
         await self._server.close()
+        self._api.close()
