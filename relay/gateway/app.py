@@ -21,6 +21,7 @@ from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
+from relay.gateway.folder import opened, stopped
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app, make_plain_app
 from relay.gateway.identity.attestation import Attestation
@@ -46,10 +47,12 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.reload import Reload, session_limits
 from relay.gateway.requests import Requests
-from relay.gateway.sessions import SessionLimits, Sessions
+from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
+from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
@@ -72,23 +75,16 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]:
     """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
-    with open_state(config.directory, passphrase) as database:
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            custody = custody_of(config.keys)
-            authority = Authority.open(config.directory, passphrase, custody=custody)
-            enrolment = Enrolment(database, authority, audit)
-            await enrolment.load()
-            revocation = Revocation(config.directory, database, authority, enrolment, audit)
-            await revocation.refresh()
-            admin = Admin(
-                enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
-                origin=config.public.origin if config.public else None,
-            )
-            admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
-            yield admin
-        finally:
-            await audit.close()
+    async with stopped(config.directory, passphrase) as (database, audit):
+        custody = custody_of(config.keys)
+        enrolment, revocation = await opened(config.directory, passphrase, custody, database, audit)
+        await revocation.refresh()
+        admin = Admin(
+            enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
+            origin=config.public.origin if config.public else None,
+        )
+        admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
+        yield admin
 
 
 async def _token_keys(database: Database, custody: Custody, clock: Callable[[], float]) -> list[TokenKeys]:
@@ -119,9 +115,11 @@ class Ready:
 async def serve(
     config: Config, passphrase: Unlock, *, ready: Callable[[Ready], None], stop: asyncio.Event,
     hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time, loopback_token: Secret | None = None,
+    reload: asyncio.Event | None = None,
 ) -> None:
     """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
 
+    `reload`: set it to have the configuration read anew.
     `loopback_token` opens `listen.insecure` to its holder; neither is taken without the other.
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
@@ -163,7 +161,8 @@ async def serve(
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
+            taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -174,15 +173,11 @@ async def serve(
         )
         await requests.forget_ended()
         token_keys = await _token_keys(database, custody, clock)
-        limits = config.limits
         probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
             refusals=refusals, tickets=TicketStore(), clock=clock,
-            limits=SessionLimits(
-                limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
-                full_per_second=limits.full_handshakes_per_s,
-            ),
+            limits=session_limits(config.limits),
             revocations=lambda: revocation.list, probes=probes, joining=own.joining,
             attestation=Attestation.load(config.ek_roots),
         )
@@ -276,11 +271,17 @@ async def serve(
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
-        for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        reloading = Reload(
+            config, policy=policy, sessions=sessions, audit=audit,
+            keys=[one.key for one in asked if one.key is not None],
+        )
+        asked_to = reloading.when(reload or asyncio.Event())
+        for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
         await stop.wait()
+        limits = reloading.config.limits
         await asyncio.gather(
             sessions.drain(limits.drain_s, hurry),
             *(one.drain(limits.drain_s, hurry or asyncio.Event()) for one in apis),
