@@ -52,6 +52,7 @@ from relay.gateway.requests import Requests
 from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
+from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
@@ -160,7 +161,8 @@ async def serve(
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
+            taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -249,7 +251,7 @@ async def serve(
             await listen_https(stack, page, door, context, gate)
         if config.insecure is not None and loopback_token is not None:
             one_caller = LoopbackCallers(loopback_token, config.trust_domain, enrolment)
-            gate = Gate(BEHIND_A_PROXY)
+            gate = Gate(HttpsLimits(per_source=HttpsLimits.strangers, per_client=HttpsLimits.clients))
             plain = api_for(one_caller, gate, ApiLimits(per_identity=ApiLimits.requests))
             apis.append(plain)
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
