@@ -60,6 +60,7 @@ class Pkcs11Kind:
     def wrong(self) -> str:
         self.token.restart()  # who has logged in already is not asked for the PIN again
         (self._scratch / "wrong-pin").write_text("0000")
+        (self._scratch / "wrong-pin").chmod(0o600)
         return self._section(self._scratch / "wrong-pin")
 
     def _section(self, pin_file: Path) -> str:
