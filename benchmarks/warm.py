@@ -37,6 +37,7 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
+from relay.gateway.upstream.keys import ProviderKey
 from tests.support.gateway_lab import PASSPHRASE, make_folder
 from transport import telemetry
 from transport.edge_session import EdgeSession
@@ -116,7 +117,7 @@ async def gateway(folder: Path, devices: int, *, checked: bool) -> AsyncIterator
         checks: list[Check] = [Authenticate(enrolment), authorise] if checked else [Believe()]
         pipeline = Pipeline(
             checks=[*checks, Schema()], still=authorise.still if checked else None,
-            answerers={"chat": Forward(StandIn(), Secret(b"key"), tracing)}, taps=[Meter], audit=audit,
+            answerers={"chat": Forward(StandIn(), ProviderKey(Secret(b"key")), tracing)}, taps=[Meter], audit=audit,
             telemetry=tracing, node="x",
         )
         journal, traces, refusals = Journal(database), TraceStore(database), Refusals(audit)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,7 @@ from transport import telemetry
 from transport.identity.source import AgentSource
 from transport.links.base import Endpoint
 
-__all__ = ["App", "StoreUse", "unlocked_key"]
+__all__ = ["App", "StoreUse", "key_without_asking", "unlocked_key"]
 
 StoreUse = Literal["none", "if present", "create"]
 
@@ -321,18 +321,34 @@ def unlocked_key(config: Config, ask: Callable[..., Passphrase]) -> DatabaseKey:
     if not given():
         with contextlib.suppress(StoreError):  # a damaged key file is told by who is to open it
             ways = ways_in(path)
+    try:
+        if (key := key_without_asking(config, ways)) is not None:
+            return key
+    except (NoKeyring, WrongKey, TpmError) as error:
+        if "passphrase" not in ways:
+            raise
+        failure = error
+    try:
+        return unlock_key(path, ask(new=False))
+    except NoPassphrase as error:
+        raise failure or error from None
+
+
+def key_without_asking(config: Config, ways: Collection[str]) -> DatabaseKey | None:
+    """By the TPM or the login keyring, whichever of `ways` opens the store; None if they are none of these.
+
+    Raises why the first of them does not: NoKeyring, WrongKey, TpmError.
+    """
+    failure: NoKeyring | WrongKey | TpmError | None = None
     for way, opened in (("tpm", _by_tpm), ("held", _by_keyring)):
         if way in ways:
             try:
                 return opened(config)
             except (NoKeyring, WrongKey, TpmError) as error:
                 failure = failure or error
-    if failure is not None and "passphrase" not in ways:
+    if failure is not None:
         raise failure
-    try:
-        return unlock_key(path, ask(new=False))
-    except NoPassphrase as error:
-        raise failure or error from None
+    return None
 
 
 def _by_tpm(config: Config) -> DatabaseKey:

@@ -22,6 +22,8 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "relay": 6800,
     "relay/gateway/identity": 4000,
     "relay/gateway/policy": 600,
+    "relay/gateway/taps": 460,
+    "relay/gateway/upstream": 550,
     "relay/sim": 1300,
 }
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}

@@ -90,11 +90,11 @@ def _switch(
     way: str, state: Switch, change: "Callable[[Config, Callable[[], DatabaseKey]], None]", as_json: bool
 ) -> None:
     async def work() -> None:
-        from edge_client.app import unlocked_key
+        from edge_client.app import key_without_asking, unlocked_key
         from edge_client.config import Config
-        from edge_client.errors import BadUse, NoStore
+        from edge_client.errors import BadUse, NoKeyring, NoStore
         from edge_client.passphrase import passphrase
-        from store.errors import StoreMisuse
+        from store.errors import StoreMisuse, TpmError, WrongKey
         from store.keys import unlock_key, ways_in
 
         config = Config.load()
@@ -105,6 +105,17 @@ def _switch(
             if way != "passphrase" and "passphrase" in ways_in(config.key_path):
                 return unlock_key(config.key_path, passphrase(new=False))  # who switches a way on knows it
             return unlocked_key(config, passphrase)
+
+        ways = set(ways_in(config.key_path))
+        others = ways - {way}
+        if state is Switch.OFF and way in ways and others and "passphrase" not in others:
+            try:
+                key_without_asking(config, others)  # a TPM that was cleared, a keyring that was emptied: all lost
+            except (NoKeyring, TpmError, WrongKey) as error:
+                raise BadUse(
+                    f"nothing else opens the store just now: {error}",
+                    hint="first switch on another anew: `edge store passphrase on`, `tpm on` or `keyring on`",
+                ) from None
 
         try:
             change(config, key)
@@ -117,8 +128,8 @@ def _switch(
         if as_json:
             show({"keyring" if way == "held" else way: str(state)})
         else:
-            others = "only " + " or ".join(_WORDS[one] for one in left)
-            print(f"{_WORDS[way] if state is Switch.ON else others} unlocks the store")
+            rest = "only " + " or ".join(_WORDS[one] for one in left)
+            print(f"{_WORDS[way] if state is Switch.ON else rest} unlocks the store")
             if "passphrase" not in left:
                 note("what is in the store is lost with that; `edge store passphrase on` sets a passphrase")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import NotFound, SetupRefused
-from relay.gateway.identity.enrolment import INVITATION_MAX_S, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import INVITATION_MAX_S
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.trace import TraceStore
 from transport.errors import BadInput

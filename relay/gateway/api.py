@@ -20,7 +20,8 @@ from relay.gateway.checks.schema import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.callers import Caller, Callers
 from relay.gateway.identity.denials import Denied
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
@@ -130,13 +131,14 @@ class Api:
         if refusal is not None:
             return _refused(refusal, _trace_id(traceparent))
         try:
-            self._gate.settled(request.protocol)
+            if not self._gate.keeps(request.protocol, place):
+                return _closing(_BUSY, _trace_id(traceparent))
             await self._enrolment.seen(caller.enrolment)
             body = await self._body(request)
+            if not isinstance(body, Refusal) and not self._callers.stands(caller):
+                body = _NOT_GOOD  # since the body began to come; whoever is ended otherwise, `authenticate` finds
             if isinstance(body, Refusal):
-                answer = _refused(body, _trace_id(traceparent))
-                answer.force_close()  # what else comes is not looked at
-                return answer
+                return _closing(body, _trace_id(traceparent))
             return await self._answered(request, caller, RequestContext(
                 request_id=random_bytes(16), method=request.method, route=request.path,
                 content_type=request.headers.get("Content-Type", ""), body=body, traceparent=traceparent,
@@ -210,8 +212,9 @@ class Api:
         answer = _refused(refusal, trace_id)
         if refusal.status == 401:
             answer.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{refusal.code}"'
-        if (request.content_length or 0) or "Transfer-Encoding" in request.headers:
-            answer.force_close()  # what a stranger sends along is not read
+        sends = (request.content_length or 0) or "Transfer-Encoding" in request.headers
+        if sends or refusal.code != "use_dpop_nonce":
+            answer.force_close()  # what a stranger sends along is not read, and who was revoked holds no connection
         return answer
 
     # --- what runs and may no longer --------------------------------------------------------------------------------
@@ -243,6 +246,13 @@ def _refused(refusal: Refusal, trace_id: str) -> web.Response:
         refusal.as_openai(trace_id), status=refusal.status,
         headers={"Cache-Control": "no-store", "X-Should-Retry": "true" if refusal.retryable else "false"},
     )
+
+
+def _closing(refusal: Refusal, trace_id: str) -> web.Response:
+    """And what else comes is not looked at."""
+    answer = _refused(refusal, trace_id)
+    answer.force_close()
+    return answer
 
 
 def _trace_id(traceparent: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
-from relay.gateway.api import Api
+from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
@@ -23,13 +23,16 @@ from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
 from relay.gateway.forward import Forward, ModelList
-from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app
+from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app, make_plain_app
 from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.callers import Callers
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.loopback import LoopbackCallers
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import Rotation, TokenKeys
 from relay.gateway.identity.workloads.mount import Workloads
@@ -45,7 +48,7 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
-from relay.gateway.upstream.keys import key_from_environment, key_from_file
+from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
 from store.errors import StoreError
@@ -73,18 +76,23 @@ class Ready:
     public: str  # HOST:PORT
     origin: str  # of the public listener, as browsers see it
     workload_api: str = ""  # path of a Unix socket
+    insecure: str = ""
 
 
 async def serve(
     config: Config, passphrase: Unlock, *, ready: Callable[[Ready], None], stop: asyncio.Event,
-    hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time,
+    hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time, loopback_token: Secret | None = None,
 ) -> None:
     """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
 
+    `loopback_token` opens `listen.insecure` to its holder; neither is taken without the other.
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
+    if (config.insecure is None) != (loopback_token is None):
+        raise ConfigError("listen.insecure and --insecure-loopback go together, and one of them is missing",
+                          hint="for a trial on this machine set both; else neither")
     async with AsyncExitStack() as stack:
-        key = provider_key(config, config.provider)
+        key = await _key(stack, config, config.provider)
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
         stack.push_async_callback(audit.close)
@@ -114,7 +122,7 @@ async def serve(
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
         asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
-            asked.append(server := _inference(stack, config, config.inference))
+            asked.append(server := await _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
@@ -141,7 +149,7 @@ async def serve(
             revocations=lambda: revocation.list, probes=probes, joining=own.joining,
             attestation=Attestation.load(config.ek_roots),
         )
-        session = https = health = public = origin = ""
+        session = https = health = public = origin = insecure = ""
         if config.https is not None:
             https_door, https = bind(config.https)
             stack.callback(https_door.close)
@@ -150,10 +158,14 @@ async def serve(
             config.issuer or f"https://{https}", keys=token_keys[0], enrolment=enrolment, authority=authority,
             revocations=lambda: revocation.list, audit=audit, refusals=refusals, body_s=gate.limits.body_s, clock=clock,
         )
-        api = Api(
-            callers=callers, pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
-            traces=traces, telemetry=tracing, refusals=refusals, gate=gate, clock=clock,
-        )
+
+        def api_for(callers: Callers, gate: Gate, limits: ApiLimits) -> Api:
+            return Api(
+                callers=callers, pipeline=pipeline, enrolment=enrolment, policy=policy, still=authorise.still,
+                traces=traces, telemetry=tracing, refusals=refusals, gate=gate, limits=limits, clock=clock,
+            )
+
+        apis = [api := api_for(callers, gate, ApiLimits())]
         workloads = None if config.workload_socket is None else Workloads(
             config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
             keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
@@ -164,13 +176,14 @@ async def serve(
         async def cut(ended: Sequence[Registration]) -> None:
             if workloads is not None:
                 workloads.look_again()
-            await api.cut(ended)
+            for one in apis:
+                await one.cut(ended)
             await sessions.cut(ended)
 
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
         own_context = own.context(lambda: server_context(
-            identity.svid(), authority.bundle, ROLES, require_client=False
+            identity.svid(), authority.bundle, ROLES, require_client=False, revoked=lambda: revocation.list
         ))
         stack.push_async_callback(_ended, asyncio.create_task(own.keep_fresh()))
         https_app = make_app(
@@ -204,6 +217,13 @@ async def serve(
                 gate=gate, clock=clock,
             )
             await listen_https(stack, page, door, context, gate)
+        if config.insecure is not None and loopback_token is not None:
+            one_caller = LoopbackCallers(loopback_token, config.trust_domain, enrolment)
+            gate = Gate(BEHIND_A_PROXY)
+            plain = api_for(one_caller, gate, ApiLimits(per_identity=ApiLimits.requests))
+            apis.append(plain)
+            insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
+            await audit.append("insecure.opened", id=str(one_caller.peer.id), address=insecure)
         admin = Admin(
             enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
         )
@@ -222,29 +242,38 @@ async def serve(
         for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
-        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or "")))
+        ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
         await stop.wait()
         await asyncio.gather(
-            sessions.drain(limits.drain_s, hurry), api.drain(limits.drain_s, hurry or asyncio.Event())
+            sessions.drain(limits.drain_s, hurry),
+            *(one.drain(limits.drain_s, hurry or asyncio.Event()) for one in apis),
         )
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
 
 
-def provider_key(config: Config, provider: Provider) -> Secret:
-    """From where the configuration says. Raises ConfigError."""
+async def _key(stack: AsyncExitStack, config: Config, provider: Provider) -> ProviderKey | None:
+    """From where the configuration says, if it says. Raises ConfigError, KeysUnavailable."""
     if provider.key_file is not None:
-        return key_from_file(config.directory / provider.key_file)
-    assert provider.key_env is not None
-    return key_from_environment(provider.key_env)
+        return KeyFile(config.directory / provider.key_file)
+    if provider.key_env is not None:
+        return ProviderKey(key_from_environment(provider.key_env))
+    if provider.secret is None:
+        return None
+    try:
+        from relay.gateway.upstream.aws_secrets import KeySecret
+    except ModuleNotFoundError:
+        raise ConfigError("provider.secret: boto3 is not installed", hint="pip install 'causeway[kms]'") from None
+    key = await KeySecret.open(provider.secret)
+    stack.push_async_callback(_ended, asyncio.create_task(key.keep_fresh()))
+    return key
 
 
-def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
+async def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
     upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
     stack.push_async_callback(upstream.close)
-    keyless = server.key_file is None and server.key_env is None
-    return Asked(upstream, None if keyless else provider_key(config, server), "/v2/health/ready", "inference")
+    return Asked(upstream, await _key(stack, config, server), "/v2/health/ready", "inference")
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -187,13 +187,21 @@ def trace(
 
 
 @app.command()
-def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None) -> None:
+def serve(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
+    insecure_loopback: Annotated[Path | None, typer.Option(
+        "--insecure-loopback", metavar="FILE",
+        help="Holds a token; whoever shows it at listen.insecure, by plain HTTP, is edge/insecure-loopback.",
+    )] = None,
+) -> None:
     """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well."""
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
+    from relay.gateway.identity.loopback import token_from_file
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
+    token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -204,9 +212,30 @@ def serve(config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOpti
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
-        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry)
+        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token)
 
     asyncio.run(main())
+
+
+@app.command("check-config")
+def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False) -> None:
+    """Say what a start would find wrong with the configuration, and what it means. Nothing is started."""
+    from dataclasses import asdict
+
+    from relay.gateway.check_config import check
+
+    found, means = asyncio.run(check(config, time.time()))
+    wrong = any(not one.warning for one in found)
+    if as_json:
+        typer.echo(json.dumps({"ok": not wrong, "problems": [asdict(one) for one in found], "means": means}))
+    else:
+        for one in found:
+            where = f"{one.key}: " if one.key else ""
+            typer.echo(f"{'warning' if one.warning else 'wrong'}: {where}{one.problem}"
+                       + (f"\n  hint: {one.hint}" if one.hint else ""))
+        typer.echo("\n".join(means))
+    if wrong:
+        raise typer.Exit(3)
 
 
 app.command("rotate-key")(keys_cli.rotate_key)
@@ -216,7 +245,9 @@ app.command()(keys_cli.restore)
 
 def _say_ready(ready: "Ready") -> None:
     places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
-              "workload-api": ready.workload_api}
+              "workload-api": ready.workload_api, "insecure": ready.insecure}
+    if ready.insecure:
+        typer.echo(f"relay: INSECURE: plain HTTP at {ready.insecure}, where one static token is an identity", err=True)
     typer.echo("relay: gateway ready " + " ".join(f"{name}={at}" for name, at in places.items() if at), err=True)
 
 

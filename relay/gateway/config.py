@@ -3,6 +3,7 @@
 An unknown key is an error that names its path: a limit that is misspelt must not silently be no limit.
 """
 
+import difflib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.base import Timeouts, checked_base_url
+from relay.gateway.upstream.keys import SecretPlace
 from transport.errors import BadInput
 from transport.identity.source import socket_path
 from transport.identity.svid import SpiffeId, check_trust_domain
@@ -26,6 +28,7 @@ from transport.links.base import Endpoint
 CONFIG_FILE: Final = "gateway.toml"
 _SIZE_MAX: Final = 1 << 20
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK_ADDRESSES: Final = ("127.0.0.1", "::1")  # a name may mean another machine
 _LOOPBACK_HOSTS: Final = ("127.0.0.1", "[::1]", "localhost")
 _ORIGIN: Final = re.compile(
     r"https?://(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(:(?P<port>[1-9][0-9]{0,4}))?",
@@ -46,6 +49,7 @@ class Listen(_Section, frozen=True, kw_only=True):
     https: str | None = None
     health: str | None = None
     public: str | None = None
+    insecure: str | None = None
 
 
 class PublicFile(_Section, frozen=True, kw_only=True):
@@ -69,6 +73,7 @@ class Provider(_Section, frozen=True, kw_only=True):
     models: list[str] = []
     key_file: str | None = None
     key_env: str | None = None
+    secret: SecretPlace | None = None
     name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "openai"
     connect_s: Seconds = 10.0
     first_byte_s: Seconds = 120.0
@@ -179,6 +184,7 @@ class Config:
     workload_socket: Path | None = None
     workloads: tuple[Workload, ...] = ()
     issuer: str | None = None  # of access tokens, where the file names one
+    insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
 
 
 def load(path: Path) -> Config:
@@ -205,7 +211,8 @@ def parse(data: bytes, directory: Path, name: str = CONFIG_FILE) -> Config:
     try:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error)), hint=_EXPLAINED) from None
+        wrong = _explain(str(error))
+        raise ConfigError(wrong, hint=_nearest(wrong) or _EXPLAINED) from None
     return _checked(file, directory, name)
 
 
@@ -223,19 +230,23 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     health = _address("listen.health", file.listen.health)
     if health is not None and health[0] not in _LOOPBACK:
         raise ConfigError("listen.health: plain HTTP stays on loopback", hint='for example "127.0.0.1:8081"')
+    insecure = _address("listen.insecure", file.listen.insecure)
+    if insecure is not None and insecure[0] not in _LOOPBACK_ADDRESSES:
+        raise ConfigError("listen.insecure: plain HTTP stays on a loopback address", hint='as in "127.0.0.1:8080"')
     if session is None and https is None:
         raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway",
                           hint='for example https = "127.0.0.1:8443"')
     with _At("provider.base_url"):
         checked_base_url(file.provider.base_url)
-    if (file.provider.key_file is None) == (file.provider.key_env is None):
-        raise ConfigError("provider: set one of `key_file` and `key_env`", hint='as in key_file = "provider.key"')
+    if _keys_of(file.provider) != 1:
+        raise ConfigError("provider: set one of `key_file`, `key_env` and `secret`",
+                          hint='as in key_file = "provider.key"')
     inference = file.inference
     if inference is not None:
         with _At("inference.base_url"):
             checked_base_url(inference.base_url)
-        if inference.key_file is not None and inference.key_env is not None:
-            raise ConfigError("inference: set one of `key_file` and `key_env`, or neither")
+        if _keys_of(inference) > 1:
+            raise ConfigError("inference: set one of `key_file`, `key_env` and `secret`, or none of them")
     with _At("identity.socket"):
         if (file.identity.source == "spire") != (file.identity.socket is not None):
             raise ConfigError('`source = "spire"` and `socket` go together',
@@ -250,8 +261,12 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file),
+        tuple(file.workload), _issuer(file), insecure,
     )
+
+
+def _keys_of(provider: Provider) -> int:
+    return 3 - [provider.key_file, provider.key_env, provider.secret].count(None)
 
 
 def _workload_socket(file: _File, directory: Path) -> Path | None:
@@ -361,6 +376,20 @@ def _explain(text: str) -> str:
     return f"{path}: {message[:1].lower()}{message[1:200]}"
 
 
+def _nearest(wrong: str) -> str | None:
+    """Of the keys that the example explains, the one that was probably meant, and its section."""
+    path, _, what = wrong.partition(": ")
+    if what != "there is no such key":
+        return None
+    section, known = "", []
+    for line in EXAMPLE.splitlines():
+        if found := re.match(r"#? ?(?:\[{1,2}(?P<section>\w+)\]|(?P<key>\w+) =)", line):
+            section = found["section"] or section
+            known.append(section if found["section"] else f"{section}.{found['key']}".lstrip("."))
+    near = difflib.get_close_matches(path.replace("[]", ""), known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else None
+
+
 EXAMPLE: Final = '''\
 # Causeway gateway. Paths are relative to this file. Unknown keys are errors.
 
@@ -372,6 +401,7 @@ session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; l
 https = "127.0.0.1:8443"             # tunnels of hops, edges by wss://HOST:PORT/v1/edge, joining of hops and gateways
 health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 # public = "0.0.0.0:443"             # for browsers: the page /hop, by which a phone is a hop; see [public]
+# insecure = "127.0.0.1:8080"        # plain HTTP with one token, for a trial: `serve --insecure-loopback FILE`
 
 # [public]
 # origin = "https://gw.example"      # as browsers see it; a QR code of `relay gateway invite hop/NAME --qr` leads there
@@ -381,6 +411,7 @@ health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 [provider]                           # any OpenAI-compatible API
 base_url = "https://api.openai.com/v1"
 key_file = "provider.key"            # or: key_env = "NAME"; the key never leaves this process but to base_url
+# secret = {{ id = "prod/provider", region = "eu-central-1" }}  # or AWS Secrets Manager: docs/OPERATIONS.md
 # connect_s = 10.0
 # first_byte_s = 120.0
 # idle_s = 60.0

@@ -14,14 +14,14 @@ from relay.gateway.answers import pack, unpack
 from relay.gateway.config import Config, load
 from relay.gateway.errors import ConfigError, PolicyUnavailable, ProviderFailure, SetupRefused
 from relay.gateway.identity.ca import DAY_S, Authority, root_ends
-from relay.gateway.identity.enrolment import PROBE_NAME
+from relay.gateway.identity.invitations import PROBE_NAME
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.rotation import PUBLISHED_S
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
+from relay.gateway.upstream.keys import ProviderKey
 from relay.gateway.upstream.openai import OpenAiUpstream
 from transport.identity.svid import SpiffeId
-from transport.primitives import Secret
 
 AHEAD_S: Final = 10 * DAY_S
 _NO_MODEL: Final = "no-model-has-this-name"
@@ -44,7 +44,7 @@ class Asked:
     """Whom the gateway forwards to, and what of it costs nothing."""
 
     upstream: OpenAiUpstream
-    key: Secret | None
+    key: ProviderKey | None
     route: str  # a GET
     section: str  # of gateway.toml
 
@@ -150,14 +150,14 @@ async def _reached(one: Asked, timeout_s: float) -> Finding:
     host, where = one.upstream.host, f"{one.section}.base_url"
     try:
         async with asyncio.timeout(timeout_s):
-            status, json = await one.upstream.ping(one.route, key=one.key)
+            status, json = await one.upstream.ping(one.route, key=None if one.key is None else one.key.current())
     except TimeoutError:
         return Finding("failed", f"{host} did not answer in {timeout_s:g} s", f"is {where} right, and is it up?")
     except ProviderFailure as failure:
         return Finding("failed", f"{host}: {failure}", f"is {where} right? is there a way out from this machine?")
     if status in (401, 403):
         return Finding("failed", f"{host} refuses the key, with status {status}",
-                       f"put a key that is good where {one.section}.key_file or key_env says, and start anew")
+                       f"put a key that is good where {one.section}.key_file says; one from key_env needs a new start")
     if 300 <= status < 400:
         return Finding("failed", f"{host} sends elsewhere, with status {status}, which is never followed",
                        f"write the address where it ends into {where}")

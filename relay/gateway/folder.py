@@ -21,7 +21,7 @@ from relay.gateway.identity.held import name_of
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import Rotated
 from relay.gateway.identity.rotation import rotate_root as take_step
-from relay.gateway.identity.upstream import latest, write_upstream
+from relay.gateway.identity.upstream import made_before, write_upstream
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
 from store.files import write_private
@@ -141,7 +141,7 @@ async def make_upstream(
 ) -> float:
     """Makes `out` for a SPIRE server, with the gateway stopped; the end of what is in it (unix seconds).
 
-    `compromised`: what was made before goes on the revocation list, with all that it has signed.
+    `compromised`: all that was made before goes on the revocation list, with all that it has signed.
     Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable, SetupRefused.
     """
     custody = custody_of(config.keys)
@@ -149,17 +149,23 @@ async def make_upstream(
         audit = AuditLog(config.directory / AUDIT_FILE)
         try:
             await audit.append("authority.upstream", compromised=compromised)
-            old = latest(config.directory)
+            old = made_before(config.directory, now=now)
+            if compromised and not old:
+                raise SetupRefused(
+                    "this folder knows of no upstream authority that is good yet, so none can be listed",
+                    hint="leave out --compromised; one of after the backup that this folder is from ends with its time",
+                )
             made = write_upstream(
                 config.directory, out, root_passphrase=root_passphrase, now=now,
                 lifetimes=config.identity.lifetimes(), custody=custody,
             )
-            if compromised and old is not None:
+            if compromised:
                 authority = Authority.open(config.directory, passphrase, custody=custody)
                 enrolment = Enrolment(database, authority, audit)
                 await enrolment.load()
                 revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                await revocation.end_certificate(old.serial, old.not_after)
+                for one in old:
+                    await revocation.end_certificate(one.serial, one.not_after)
             await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
             return made.not_after
         finally:

@@ -9,15 +9,15 @@ from opentelemetry.trace import SpanKind
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
 from relay.gateway.upstream.base import Upstream
+from relay.gateway.upstream.keys import ProviderKey
 from transport import telemetry as names
-from transport.primitives import Secret
 from transport.telemetry import Telemetry
 
 
 class Forward:
     """Answers by asking the provider. One attempt: another could be a second call that was accepted."""
 
-    def __init__(self, upstream: Upstream, key: Secret | None, telemetry: Telemetry) -> None:
+    def __init__(self, upstream: Upstream, key: ProviderKey | None, telemetry: Telemetry) -> None:
         self._upstream = upstream
         self._key = key
         self._telemetry = telemetry
@@ -34,13 +34,13 @@ class Forward:
             names.SERVER_ADDRESS: self._upstream.host,
             names.BYTES_OUT: len(context.body),
         }
-        received = 0
+        received, key = 0, None if self._key is None else self._key.current()
         with self._telemetry.span(f"{target.operation} call", kind=SpanKind.CLIENT, attributes=attributes) as span:
 
             async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 nonlocal received
                 async for chunk in chunks:
-                    if self._key is not None and self._key.expose() in chunk:  # who quotes the key is not passed on
+                    if key is not None and key.expose() in chunk:  # who quotes the key is not passed on
                         raise ProviderFailure(
                             "the provider's answer held what it must not", kind="provider_garbled", status=502
                         )
@@ -49,12 +49,14 @@ class Forward:
 
             try:
                 async with self._upstream.call(
-                    context.route, context.body, stream=context.stream, key=self._key
+                    context.route, context.body, stream=context.stream, key=key
                 ) as answer:
                     span.set_attribute(names.HTTP_STATUS, answer.status)
                     yield Answer(answer.status, answer.content_type, answer.streamed, watched(answer.chunks))
             except ProviderFailure as failure:
                 span.set_attribute(names.ERROR_TYPE, failure.kind)
+                if failure.kind == "provider_auth" and self._key is not None and key is not None:
+                    self._key.refused(key)
                 raise
             finally:
                 usage = context.usage

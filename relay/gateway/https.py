@@ -23,7 +23,8 @@ from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutr
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
-from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment, Joined
+from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.invitations import PROBE_NAME
 from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.spiffe_bundle import spiffe_bundle
@@ -193,6 +194,13 @@ def make_app(
     app.router.add_get("/v1/edge", edge)
     for one in doors:
         one.offer(app)
+    return app
+
+
+def make_plain_app(doors: Doors) -> web.Application:
+    """`doors` alone, for a listener on loopback."""
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[neutral])
+    doors.offer(app)
     return app
 
 

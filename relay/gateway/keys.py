@@ -1,6 +1,7 @@
 """From [keys] of the configuration to whoever holds the gateway's keys. What a kind needs is loaded when it is named.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from relay.gateway.identity.held import Held, Holder
 from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
 from store.errors import StoreError
 from store.keys import Passphrase
+
+_log = logging.getLogger(__name__)
 
 
 def custody_of(keys: Keys) -> Held:
@@ -44,6 +47,11 @@ def _pin(file: str | None, credential: str) -> Callable[[], str]:
         if path is None:
             raise ConfigError("keys.pin_file: there is no PIN for the token",
                               hint=f"name a file, or give {credential} as a systemd credential")
+        try:
+            if path.stat().st_mode & 0o077 and file is not None:  # what systemd gives is its own affair
+                _log.warning("others may read or write %s, the token's PIN; chmod 600 it", path)
+        except OSError:
+            pass  # reading it says what is wrong
         try:
             return Passphrase.from_file(path).expose().decode()
         except (StoreError, UnicodeDecodeError) as error:

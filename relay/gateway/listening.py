@@ -23,7 +23,8 @@ from transport.identity.tls import client_refusal
 class HttpsLimits:
     """`strangers`: connections that are no tunnel, in all and per source. TLS handshakes begun, in all and per source;
     a burst is what comes in three seconds. Seconds for: the TLS handshake, a request's body, the head of a request (so,
-    too, keep-alive), and a connection in all unless it is a tunnel.
+    too, keep-alive), and a connection in all unless it is a tunnel. `clients`: connections of those who ask, in all and
+    per identity.
     """
 
     strangers: int = 256
@@ -34,6 +35,8 @@ class HttpsLimits:
     body_s: float = 10.0
     idle_s: float = 10.0
     life_s: float = 30.0
+    clients: int = 1_024
+    per_client: int = 64
 
 
 # All strangers come from one address there, and who they are it does not say: what each may do is the proxy's to limit.
@@ -48,6 +51,7 @@ class Gate:
         self.limits = limits
         self._refusals = refusals
         self.places = Places(limits.strangers, limits.per_source)
+        self.kept = Places(limits.clients, limits.per_client)
         self._all = TokenBucket(Rate.of(limits.per_second), 0.0)
         self._sources = SourceBuckets(Rate.of(limits.per_second_of_source), 0.0)
         self.connections: dict[object, Connection] = {}  # by the protocol that reads them
@@ -61,6 +65,11 @@ class Gate:
         """The connection that `protocol` reads is one of ours and may stay; its place is free again."""
         if (connection := self.connections.get(protocol)) is not None:
             connection.settle()
+
+    def keeps(self, protocol: object, identity: str) -> bool:
+        """As `settled`, for a client that has a share of all such connections; False if it has no more of it."""
+        connection = self.connections.get(protocol)
+        return connection is None or connection.keep(identity)
 
     async def lost(self, protocol: object) -> None:
         """Returns once the connection that `protocol` reads is gone."""
@@ -87,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._gate, self._make, self._context = gate, make, context
         self._raw: asyncio.Transport | None = None
         self._source: str | None = None  # while it holds a place
+        self._kept_for: str | None = None  # in whose share it is
         self._end: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
         self._inner: asyncio.Protocol | None = None
@@ -102,6 +112,15 @@ class Connection(asyncio.Protocol):
         if self._source is not None:
             self._gate.places.leave(self._source)
             self._source = None
+
+    def keep(self, identity: str) -> bool:
+        """Settles it in the share of whoever asks by it first."""
+        if self._kept_for is None:
+            if self._lost or not self._gate.kept.take(identity):
+                return self._lost
+            self._kept_for = identity
+        self.settle()
+        return True
 
     def abort(self) -> None:
         if self._raw is not None:
@@ -150,6 +169,9 @@ class Connection(asyncio.Protocol):
         self._lost = True
         self.ended.set()
         self.settle()
+        if self._kept_for is not None:
+            self._gate.kept.leave(self._kept_for)
+            self._kept_for = None
         if self._inner is not None:
             self._gate.connections.pop(self._inner, None)
             self._inner.connection_lost(exc)

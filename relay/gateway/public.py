@@ -22,8 +22,9 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.dpop import TOKEN_S, Proof, ProofRefused, Proofs, Tokens
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.nonces import Nonces
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.listening import Gate
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore

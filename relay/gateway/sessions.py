@@ -20,8 +20,9 @@ from relay.gateway.errors import AuditUnavailable, GatewayError
 from relay.gateway.identity.agent import GatewayIdentity
 from relay.gateway.identity.attestation import Attestation, Attested
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import Enrolment, Joined, Registration
+from relay.gateway.identity.enrolment import Enrolment, Joined
 from relay.gateway.identity.probes import Probes
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.watch import Watch
 from relay.gateway.requests import Acknowledgements, Asker, Requests, Settled
 from relay.gateway.trace import TraceStore

@@ -32,6 +32,7 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import create_state, open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import HopNote, TraceStore, parse_note
+from relay.gateway.upstream.keys import ProviderKey
 from relay.hop.app import HopLimits
 from relay.hop.pipe import Pipe
 from relay.sim.scripted_provider import MODEL, ScriptedProvider
@@ -54,7 +55,7 @@ DOMAIN: Final = "sim.example"
 RADIO: Final = Endpoint("ble", "")  # any hop in reach
 SCAN_S: Final = 20.0  # how long an edge looks for a hop before it calls that a failure
 _TRACES: Final = 16  # kept in memory; few, so that a short run, too, shows whether anything grows beyond its bound
-_PROVIDER_KEY: Final = Secret(b"sk-of-a-provider-that-asks-for-none")
+_PROVIDER_KEY: Final = ProviderKey(Secret(b"sk-of-a-provider-that-asks-for-none"))
 
 
 class VirtualClock(Clock):

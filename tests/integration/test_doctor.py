@@ -29,6 +29,7 @@ from relay.gateway.identity.ca import (
     renew_intermediate,
 )
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import Invitations
 from relay.gateway.identity.probes import PROBE_S, Probes
 from relay.gateway.identity.rotation import PUBLISHED_S, rotate_root
 from relay.gateway.state.sqlcipher import open_state
@@ -39,7 +40,7 @@ from tests.support.fake_triton import FakeTriton
 from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, Clock, audit_lines, make_folder
 from tests.support.mock_provider import KEY, MockProvider
 from transport.edge_session import EdgeSession
-from transport.errors import PeerRefused, TransportError
+from transport.errors import BadInput, PeerRefused, TransportError
 from transport.identity.svid import SpiffeId, make_csr
 from transport.identity.tls import client_context
 from transport.identity.verify import VerifiedPeer, verify_svid
@@ -224,12 +225,12 @@ async def test_a_full_audit(folder: Path, provider: MockProvider, monkeypatch: p
 async def test_a_state_that_takes_nothing(
     folder: Path, provider: MockProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(self: Enrolment) -> None:
+    async def full(self: Invitations) -> None:
         raise DiskFull("the disk is full", hint="make room")
 
     config = write(folder, provider.base_url)
     async with serving(config):
-        monkeypatch.setattr(Enrolment, "check_writable", full)
+        monkeypatch.setattr(Invitations, "check_writable", full)
         found = broken(await examined(config))
         assert (found.stage, found.finding, found.hint) == ("issuance", "the disk is full", "make room")
 
@@ -413,6 +414,9 @@ async def test_a_probe_that_was_not_used_runs_out(folder: Path) -> None:
             issued = await probes.issue({"edge": make_csr(SigningKey.generate())})
             return verify_svid(issued["edge"].chain, authority.bundle, role="edge", now=clock.now)
 
+        for role in ("gateway", "workload", "admin"):  # edges believe whatever is a gateway
+            with pytest.raises(BadInput):
+                await probes.issue({role: make_csr(SigningKey.generate())})
         late, twice = await peer(), await peer()
         assert probes.take(twice) and not probes.take(twice)
         assert await database.run(lambda connection: connection.execute(

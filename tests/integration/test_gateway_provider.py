@@ -18,7 +18,7 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.taps.meter import Meter
 from relay.gateway.upstream.base import Timeouts, checked_base_url
-from relay.gateway.upstream.keys import key_from_environment, key_from_file
+from relay.gateway.upstream.keys import ProviderKey, key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider, chunk
@@ -60,7 +60,7 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     policy = allowing({"/edge/*": ["small", "large"]})
     pipeline = Pipeline(
         checks=[Authorise(policy), Schema()],
-        answerers={"chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList()},
+        answerers={"chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList()},
         taps=[Meter], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
     )
     yield Lab(provider, pipeline, tracing, audit, directory, upstream)

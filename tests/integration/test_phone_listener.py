@@ -20,7 +20,8 @@ from relay.gateway.audit.refusals import PER_MINUTE, Refusals
 from relay.gateway.https import listen_https
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.dpop import TOKEN_S, USED_BY_KEY_MAX
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import IDLE_MAX_S
 from relay.gateway.listening import Gate, HttpsLimits
 from relay.gateway.public import FIRST_MAX, REFUSED_CODE, make_public_app
 from relay.gateway.sessions import Sessions

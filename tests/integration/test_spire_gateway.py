@@ -14,10 +14,12 @@ import pytest
 from edge_client.gateway_client import GatewayClient
 from edge_client.identity import NAMESPACE, Identities
 from edge_client.outbox import Outbox
-from relay.gateway.errors import ConfigError
+from relay.gateway.config import parse
+from relay.gateway.errors import ConfigError, SetupRefused
+from relay.gateway.folder import make_upstream
 from relay.gateway.identity.agent import NUMBER_FILE
 from relay.gateway.identity.ca import LIFETIMES, ROOT_FILE, ROOT_PURPOSE, Authority, sign_intermediate, unseal
-from relay.gateway.identity.upstream import write_upstream
+from relay.gateway.identity.upstream import CERTIFICATE_FILE, write_upstream
 from relay.hop.app import Hop, HopLimits
 from relay.hop.identity import HopHome, of_agent
 from store.database import STORE_SCHEMA, Database
@@ -29,14 +31,16 @@ from tests.integration.test_gateway_serve import CONFIG, Device, Running, ask, j
 from tests.support.ca import Ca
 from tests.support.edge_lab import read
 from tests.support.fake_agent import FakeAgent, offer
-from tests.support.gateway_lab import DOMAIN, ROOT_PASSPHRASE, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, ROOT_PASSPHRASE, chat, make_folder
 from tests.support.mock_provider import WHOLE, MockProvider
 from tests.support.spire_ca import SpireCa
 from transport import telemetry
 from transport.edge_session import EdgeSession
 from transport.errors import AgentLost, IdentityRefused, LinkLost, PeerRefused
+from transport.identity.revocation import RevocationList, read_list, sign_list
 from transport.identity.source import AgentSource
-from transport.identity.svid import SpiffeId, Svid, TrustBundle
+from transport.identity.svid import SpiffeId, Svid, TrustBundle, load_certificate
+from transport.identity.tls import client_context
 from transport.identity.verify import verify_svid
 from transport.links.base import Endpoint, connect
 from transport.primitives import SigningKey
@@ -150,6 +154,60 @@ async def test_a_joined_devices_name_is_not_spires_to_give(world: World) -> None
     await session.close()
 
 
+async def test_nor_by_the_serial_number_of_the_devices_own_certificate(world: World) -> None:
+    """Who holds SPIRE's authority chooses serial numbers, and has perhaps seen one of ours."""
+    device = await joined(world.running)
+    assert device.svid is not None
+    serial = load_certificate(device.svid.chain[0]).serial_number
+    with pytest.raises(PeerRefused):
+        await world.asks(world.ca.issue("edge/lap-1", serial=serial))
+    await (await device.session()).close()
+
+
+async def test_a_stolen_upstream_is_over_at_every_door_however_many_were_made(
+    made: Path, spire: SpireCa, tmp_path: Path
+) -> None:
+    """All that this folder has made, not the last alone: an older one is good yet, and may be the stolen one."""
+    folder = Path(shutil.copytree(made / "gateway", tmp_path / "gateway"))
+    write_upstream(folder, tmp_path / "second", root_passphrase=ROOT_PASSPHRASE, now=time.time())
+    await make_upstream(
+        parse(CONFIG.format(base_url="http://127.0.0.1:9").encode(), folder), tmp_path / "third",
+        passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time(), compromised=True,
+    )
+    stolen, third = (spire, SpireCa(tmp_path / "second")), SpireCa(tmp_path / "third")
+    async with FakeAgent(tmp_path / "gateway.sock") as agent, MockProvider() as provider:
+        agent.give(third.issue("gateway/main"), bundle=third.bundle())
+        async with serving(folder, provider, text(agent)) as running:
+            world = World(running, agent, third, tmp_path)
+            place = Endpoint.parse(f"wss://{running.ready.https}/v1/tunnel")
+            for ca in stolen:
+                with pytest.raises(PeerRefused):
+                    await world.asks(ca.issue("edge/lap-9"))
+                with pytest.raises((PeerRefused, IdentityRefused, LinkLost)):
+                    link = await connect(place, tls=client_context(ca.bundle(), ca.issue("hop/pi-9")))
+                    await link.receive()
+                await until(lambda: running.audit()[-1]["event"] == "https.refused")
+            assert {one["reason"] for one in running.audit() if one["event"] == "https.refused"} == {"revoked"}
+            assert world.refused() == ["revoked"] * 2
+            assert (await running.ask_admin("devices"))["devices"] == []
+            await world.asks(third.issue("edge/lap-9"))
+            await (await connect(place, tls=client_context(ca.bundle(), third.issue("hop/pi-9")))).close()
+            assert [one["id"] for one in (await running.ask_admin("devices"))["devices"]] == [
+                ME, f"spiffe://{DOMAIN}/hop/pi-9"
+            ]
+
+
+async def test_an_upstream_that_the_folder_does_not_know_is_not_said_to_be_listed(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made / "gateway", tmp_path / "gateway"))
+    (folder / CERTIFICATE_FILE).unlink()
+    with pytest.raises(SetupRefused, match="knows of no upstream"):
+        await make_upstream(
+            parse(CONFIG.format(base_url="http://127.0.0.1:9").encode(), folder), tmp_path / "new",
+            passphrase=PASSPHRASE, root_passphrase=ROOT_PASSPHRASE, now=time.time(), compromised=True,
+        )
+    assert not (tmp_path / "new").exists()
+
+
 async def test_an_hour_is_the_longest(world: World) -> None:
     with pytest.raises(PeerRefused):
         await world.asks(world.ca.issue("edge/lap-9", lifetime=4_000.0))
@@ -243,6 +301,14 @@ async def test_the_doctor_finds_the_chain_whole_and_an_agent_that_is_away(
         async with test_doctor.serving(config):
             whole = await test_doctor.examined(config)
             assert [one.status for one in whole[:4]] == ["ok"] * 4, whole
+            other = Ca(name="another root")  # without ours: what the agent took out goes on being believed
+            agent.give(other.issue("gateway/main"), bundle=other.bundle())
+            while (source := (await test_doctor.examined(config))[0]).status == "ok":
+                pass
+            assert source.status == "failed" and "trust bundle is not taken" in source.finding
+            agent.give(spire.issue("gateway/main"), bundle=spire.bundle())
+            while (source := (await test_doctor.examined(config))[0]).status != "ok":
+                pass
             await agent.stop()
             while (source := (await test_doctor.examined(config))[0]).status == "ok":
                 pass  # it is noticed within moments
@@ -315,7 +381,9 @@ async def test_a_hop_and_an_edge_by_their_agents_and_new_identities_under_way(wo
 async def test_an_edge_whose_identity_has_run_out_waits_for_its_agent(spire: SpireCa, tmp_path: Path) -> None:
     database = Database.open(tmp_path / "store.db", DatabaseKey.generate(), schema=STORE_SCHEMA)
     settings, tracing = Settings(database, NAMESPACE), telemetry.start("edge")
-    source = AgentSource("/nowhere.sock", "edge", connect=lambda socket, take, lost: lambda: None)
+    source = AgentSource(
+        "/nowhere.sock", "edge", connect=lambda socket, take, lost: lambda: None, clock=lambda: spire.now
+    )
     source.take(offer(spire.issue("edge/lap-9", start=-3_590.0, lifetime=3_600.0), bundle=spire.bundle()))
     await source.close()
     identities = Identities(settings, source)
@@ -329,6 +397,14 @@ async def test_an_edge_whose_identity_has_run_out_waits_for_its_agent(spire: Spi
     await identities.close()
     tracing.close()
     database.close()
+
+
+def test_what_spire_signs_is_no_revocation_list(spire: SpireCa) -> None:
+    """An entry of SPIRE's could have the signer's ID, and end every device, or bring back a gateway that was ended."""
+    forged = sign_list(spire.issue("authority/revocation"), 1, [1, 2, 3], [], now=time.time())
+    with pytest.raises(IdentityRefused) as refused:
+        read_list(forged.data, spire.bundle(), now=time.time(), held=RevocationList())
+    assert refused.value.rule == "revocation list signer"
 
 
 def test_what_spire_gets_leads_to_our_root_with_room_for_its_own(made: Path, spire: SpireCa) -> None:

@@ -97,6 +97,22 @@ def test_a_copied_home_opens_by_no_other_tpm(
     assert "no TPM can be used" in edge("outbox", code=8)[1]
 
 
+def test_the_passphrase_stays_while_nothing_else_opens_the_store(
+    home: Path, machine: SoftwareTpm, make: MakeTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TPM that was cleared since, or is not there: `passphrase off` would leave nobody who opens it."""
+    edge("store", "tpm", "on")
+    with monkeypatch.context() as patch:
+        for name, says in ((make().name, "another TPM"), ("device:/dev/no-tpm", "no TPM can be used")):
+            patch.setenv("CAUSEWAY_TPM", name)
+            told = edge("store", "passphrase", "off", code=3)[1]
+            assert "nothing else opens the store" in told and says in told and "hint: " in told
+        assert ways_in(home / "store.key") == ["passphrase", "tpm"]
+        patch.setenv("CAUSEWAY_TPM", machine.name)
+        edge("store", "passphrase", "off")
+    assert ways_in(home / "store.key") == ["tpm"]
+
+
 def test_the_passphrase_may_go_and_come_back_but_one_way_stays(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for way in ("passphrase", "tpm"):  # the only way, and one that is not on
         told = edge("store", way, "off", code=3 if way == "passphrase" else 0)[1]

@@ -353,13 +353,14 @@ async def test_what_is_no_grpc_ends_its_connection_alone(
         await caller.first("FetchX509Bundles")
 
 
-async def test_a_connection_may_send_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_may_send_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message that is announced as 4 GiB would otherwise be kept as it comes."""
     monkeypatch.setattr(server_module, "BYTES_PER_S", 0)
     async with connected(lab.socket) as caller:
         with pytest.raises((StreamTerminatedError, ConnectionError)):
             for _ in range(BYTES_BURST // 3_000):
                 await refused(caller, "ValidateJWTSVID", audience="a", svid="x" * 3_000)
+    monkeypatch.setattr(server_module, "BYTES_PER_S", 1 << 40)
     async with connected(lab.socket) as caller:
         lab.clock.now += 60
         await caller.first("FetchX509Bundles")

@@ -30,7 +30,8 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.backup import ENROLMENT_STEP, _forget
 from relay.gateway.errors import EnrolmentRefused, NotFound, SetupRefused
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.serials import LIVE_MAX
 from relay.gateway.state.sqlcipher import _SCHEMA

@@ -70,7 +70,7 @@ class Ca:
         self, path: str = "edge/lap-1", *, start: float = -300.0, lifetime: float = 3900.0,
         key: SigningKey | None = None, uris: Sequence[str] | None = None, usage: x509.KeyUsage | None = None,
         with_usage: bool = True, ca: bool = False, foreign_key: Any = None, padding: int = 0, extended: bool = True,
-        with_aki: bool = True, dns: Sequence[str] = (),
+        with_aki: bool = True, dns: Sequence[str] = (), serial: int | None = None,
     ) -> Svid:
         """A leaf and the intermediates. `start` is seconds from `now`; by default valid for an hour from now.
 
@@ -83,7 +83,7 @@ class Ca:
         public = foreign_key if foreign_key is not None else key.private_key.public_key()
         builder = (
             x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.signer.subject).public_key(public)
-            .serial_number(x509.random_serial_number())
+            .serial_number(serial or x509.random_serial_number())
             .not_valid_before(_when(self.now + start)).not_valid_after(_when(self.now + start + lifetime))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )

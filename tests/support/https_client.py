@@ -92,9 +92,9 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def https_gateway(
-    made: Path, folder: Path, provider: MockProvider, *, text: str = CONFIG, clock: Any = None
+    made: Path, folder: Path, provider: MockProvider, *, text: str = CONFIG, clock: Any = None, **more: Any
 ) -> AsyncIterator[Gateway]:
-    """`made`: by `make_folder`, to be copied."""
+    """`made`: by `make_folder`, to be copied. `more`: for `app.serve`."""
     if not folder.exists():  # noqa: ASYNC240
         shutil.copytree(made, folder)
     (folder / "provider.key").write_text(KEY)
@@ -103,7 +103,7 @@ async def https_gateway(
     config = parse((folder / "gateway.toml").read_bytes(), folder)
     stop, told = asyncio.Event(), asyncio.get_running_loop().create_future()
     timing = {} if clock is None else {"clock": clock}
-    task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop, **timing))
+    task = asyncio.create_task(app.serve(config, PASSPHRASE, ready=told.set_result, stop=stop, **timing, **more))
     await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task

@@ -26,6 +26,7 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
+from relay.gateway.upstream.keys import ProviderKey
 from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import PASSPHRASE, allowing, audit_lines
 from tests.support.memory_link import MemoryLink, memory_links
@@ -115,7 +116,7 @@ async def gateway(
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=["defect-detection"] if inference else ())
         answerers: dict[str, Answerer] = {
-            "chat": Forward(upstream, Secret(KEY.encode()), tracing), "models": ModelList(),
+            "chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")

@@ -16,7 +16,8 @@ from typing import Any
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import SVID_LIFETIME_S, Authority
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import JWT_SVID, TokenKeys
 from relay.gateway.identity.workloads.entries import Workload

@@ -12,7 +12,9 @@ from relay.gateway.admin import Admin
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import PROBE_NAME
+from relay.gateway.identity.registrations import IDLE_MAX_S
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.trace import TraceStore
@@ -25,11 +27,11 @@ from transport.primitives import SigningKey, sha256
 
 EDGE = ("edge",)
 SOURCE = "spire"
-OURS, THEIRS = 10, 1 << 100  # serials; of the second kind none is on record here
+OURS, THEIRS = 10, 1 << 100  # serials of peers that nobody verified; of the second kind none is on record here
 
 
 def from_spire(peer: VerifiedPeer) -> str:
-    return SOURCE if peer.serial >= THEIRS else ""
+    return SOURCE if peer.serial >= THEIRS and not peer.leaf else ""
 
 
 @dataclass
@@ -126,6 +128,20 @@ async def test_one_source_does_not_speak_for_another(lab: Lab) -> None:
         lab.enrolment.enrolment_of(lab.peer("workload/a"))
 
 
+async def test_revoked_it_stays_revoked_after_somebody_else_has_held_the_id(lab: Lab) -> None:
+    """A device may be invited to it; when that moves on to another ID, the one that was revoked does not come back."""
+    await lab.enrolment.attested(identity("edge/a"), SOURCE)
+    await lab.revocation.revoke("edge/a", "lost")
+    device = SigningKey.generate()
+    await lab.join("edge/a", device)
+    await lab.join("edge/b", device)
+    assert [one.status for one in lab.enrolment.registrations()] == ["revoked", "replaced", "active"]
+    for source in (SOURCE, "workload"):
+        assert await lab.refused("edge/a", source) == "registration was revoked"
+    await lab.revocation.reinstate("edge/a")
+    assert (await lab.enrolment.attested(identity("edge/a"), SOURCE)).enrolment == 4
+
+
 async def test_revoked_it_stays_revoked_until_it_is_reinstated(lab: Lab) -> None:
     made = await lab.enrolment.attested(identity("edge/a"), SOURCE)
     await lab.revocation.revoke("edge/a", "lost")
@@ -206,7 +222,9 @@ async def test_ninety_idle_days_end_it_and_the_source_may_begin_anew(lab: Lab) -
     ]
 
 
-@pytest.mark.parametrize("path", ["gateway/main", "admin/eve", "workload/admin", "workload/admin/x", "stranger/x"])
+@pytest.mark.parametrize("path", [
+    "gateway/main", "admin/eve", "workload/admin", "workload/admin/x", "stranger/x", f"edge/{PROBE_NAME}",
+])
 async def test_no_source_vouches_for_a_privileged_role(lab: Lab, path: str) -> None:
     assert await lab.refused(path) == "not an ID for this source"
     assert lab.enrolment.registrations() == []

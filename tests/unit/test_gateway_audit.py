@@ -121,3 +121,27 @@ async def test_text_is_bounded_and_a_closed_log_refuses(tmp_path: Path) -> None:
     assert len(audit_lines(path)[0]["text"]) == 512
     with pytest.raises(AuditUnavailable):
         await log.append("late")
+
+
+async def test_what_is_no_text_is_escaped(tmp_path: Path) -> None:
+    """Names of files may be any bytes; one of those ended all writing, and all who waited for it waited for ever."""
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    async with asyncio.timeout(60):
+        await log.append("workload.refused", path=os.fsdecode(b"/tmp/\xff/x"))
+        await log.append("after")
+    await log.close()
+    assert audit_lines(path)[0]["path"] == "/tmp/\\udcff/x"
+    assert verify(path)[0] == 2
+
+
+async def test_a_record_that_cannot_be_made_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    async with asyncio.timeout(60):
+        with pytest.raises(AuditUnavailable):
+            await log.append("event", number=object())  # type: ignore[arg-type]
+        await log.append("after")
+    await log.close()
+    assert caplog.messages == ["the audit log cannot be written: TypeError"]
+    assert verify(path)[0] == 1

@@ -309,3 +309,27 @@ def test_a_low_and_a_high_s_are_the_same_proof(lab: Lab) -> None:
     twin = f"{head}.{body}.{pack(r.to_bytes(32, 'big') + (order - s).to_bytes(32, 'big'))}"
     lab.proofs.use(lab.check(text))
     assert lab.rule(twin) == "replayed"
+
+
+@pytest.mark.parametrize("part", ["header", "claims"])
+def test_M14_a_proof_has_one_reading(lab: Lab, part: str) -> None:
+    """As tokens: what names a member twice, two readers could read differently."""
+    header = json.dumps({"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk_of(KEY)}).encode()
+    claims = json.dumps(lab.claims()).encode()
+    assert lab.rule(jws(header, claims, KEY)) == ""
+    if part == "header":
+        header = b'{"typ":"JWT",' + header[1:]
+    else:
+        claims = b'{"htm":"GET",' + claims[1:]
+    assert lab.rule(jws(header, claims, KEY)) == "form"
+
+
+def test_M14_a_proof_has_one_text(lab: Lab) -> None:
+    text = lab.proof()
+    head, body, signature = text.split(".")
+    last = signature[-1]
+    others = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = others[others.index(last) ^ 1]  # two bits of the last character are of no byte
+    assert lab.rule(f"{head}.{body}.{signature[:-1]}{other}") == "form"
+    assert lab.rule(f"{head}.{body}.{signature}==") == "form"
+    assert lab.rule(text) == ""

@@ -13,7 +13,8 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuditUnavailable, EnrolmentRefused, SetupRefused
 from relay.gateway.identity.attestation import Attested
 from relay.gateway.identity.ca import Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Joined
+from relay.gateway.identity.enrolment import Enrolment, Joined
+from relay.gateway.identity.registrations import IDLE_MAX_S
 from relay.gateway.identity.serials import LIVE_MAX, PRUNE_EVERY_S
 from relay.gateway.state.sqlcipher import DATABASE_FILE, open_state
 from store.database import Database

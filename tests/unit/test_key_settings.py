@@ -10,7 +10,7 @@ from relay.gateway.config import EXAMPLE, parse
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.identity.held import Held
 from relay.gateway.key_settings import KmsKeys, Pkcs11Keys, SoftwareKeys, keys_of, keys_section, root_is_sealed
-from relay.gateway.keys import custody_of
+from relay.gateway.keys import _pin, custody_of
 
 DOC = (Path(__file__).parents[2] / "docs" / "KEYS.md").read_text()
 TOKEN, CLOUD, ROOT = re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL)
@@ -37,6 +37,16 @@ def test_without_a_section_keys_are_in_software() -> None:
     assert not custody_of(SoftwareKeys()).holds
     with pytest.raises(ConfigError, match="keys"):
         keys_of(b'keys = "none"')
+
+
+def test_a_pin_that_others_may_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "pin"
+    file.write_text("1234\n")
+    file.chmod(0o600)
+    assert _pin(str(file), "gateway-token-pin")() == "1234" and not caplog.records
+    file.chmod(0o640)
+    assert _pin(str(file), "gateway-token-pin")() == "1234"
+    assert [str(file) in line and "1234" not in line for line in caplog.messages] == [True]
 
 
 def test_a_key_that_is_held_is_not_looked_for_elsewhere() -> None:

@@ -24,6 +24,7 @@ SERIALS_MAX: Final = 64
 FRESH_S: Final = 3_600  # from this update to the next, at the latest
 SIGNER_ROLE: Final = "authority"  # nobody can join under it
 SIGNER_PATH: Final = "/authority/revocation"
+_ISSUERS_MAX: Final = 2  # intermediate and root
 LABEL: Final = b"Causeway 1 revocation list"
 
 _Number = Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
@@ -146,7 +147,8 @@ def _contents_of(data: bytes) -> tuple[_Signed, _Content]:
 def _verified(data: bytes, bundle: TrustBundle, now: float) -> tuple[_Content, VerifiedPeer]:
     signed, content = _contents_of(data)
     peer = verify_svid(signed.chain, bundle, role=SIGNER_ROLE, now=now)
-    if peer.id.path != SIGNER_PATH or content.trust_domain != bundle.trust_domain:
+    # A gateway's own intermediate signs the signer. What is further down is no gateway's: SPIRE's, below the same root.
+    if peer.id.path != SIGNER_PATH or len(peer.issuers) > _ISSUERS_MAX or content.trust_domain != bundle.trust_domain:
         raise IdentityRefused("the revocation list is not signed by who may", rule="revocation list signer")
     peer.key.verify(signed.signature, signed_input(LABEL, sha256(signed.content), peer.leaf_sha256))
     if content.this_update > now + LEEWAY_S:

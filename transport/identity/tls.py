@@ -8,19 +8,21 @@ OpenSSL verifies path and validity; the SVID's own rules come from `transport.id
 import base64
 import os
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from transport.errors import IdentityRefused, LocalMisuse
 from transport.identity.revocation import RevocationList
-from transport.identity.svid import Svid, TrustBundle
+from transport.identity.svid import Svid, TrustBundle, load_certificate
 from transport.identity.verify import VerifiedPeer, check_leaf, clock_error
 from transport.primitives import sha256
 
 NOTHING_REVOKED: Final = RevocationList()
 _PEM_LINE: Final = 64
 _EXPIRED, _NOT_YET_VALID = 10, 9
+_DER: Final = 2  # X509_FILETYPE_ASN1, as the library's certificates want to be asked
 _RULES: Final = {  # of OpenSSL's verification errors, as docs/SPIFFE.md has them
     2: "root", 7: "certificate signature", 18: "root", 19: "root", 20: "root", 21: "root", 24: "authority cA",
     25: "path length", 26: "purpose", 32: "authority keyCertSign", 34: "critical extension", 51: "name constraints",
@@ -40,7 +42,7 @@ class SvidObject(ssl.SSLObject):
     own_leaf_sha256: bytes | None = None  # of the certificate shown on this very connection
     loaded_leaf_sha256: ClassVar[bytes | None] = None  # of the one that the context shows on new connections
     bundle: ClassVar[TrustBundle]
-    revoked: ClassVar[RevocationList]
+    revoked: ClassVar["staticmethod[[], RevocationList]"]
     roles: ClassVar[frozenset[str]]
     required: ClassVar[bool]
 
@@ -56,7 +58,8 @@ class SvidObject(ssl.SSLObject):
             if leaf is None:
                 raise IdentityRefused("the peer showed no certificate", rule="certificate")
             peer = check_leaf(leaf, self.bundle.trust_domain, self.roles)
-            self.revoked.check(peer)
+            peer = replace(peer, issuers=tuple(load_certificate(der).serial_number for der in self._path()[1:]))
+            self.revoked().check(peer)
             self.peer = peer
         except IdentityRefused as refusal:
             error = SvidRefused(str(refusal))
@@ -64,31 +67,38 @@ class SvidObject(ssl.SSLObject):
             raise error from refusal
 
 
+    def _path(self) -> list[bytes]:
+        """What OpenSSL has verified, in DER, leaf first. A method of `SSLObject`'s own from Python 3.13 on."""
+        path = self._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+        return [one if isinstance(one, bytes) else one.public_bytes(_DER) for one in path]
+
+
 def server_context(
-    svid: Svid, bundle: TrustBundle, peer_roles: Collection[str], *, require_client: bool
+    svid: Svid, bundle: TrustBundle, peer_roles: Collection[str], *, require_client: bool,
+    revoked: Callable[[], RevocationList] = lambda: NOTHING_REVOKED,
 ) -> ssl.SSLContext:
     """For a listener. With `require_client=False` a client may come without certificate (joining has none yet).
 
-    A certificate that is shown must be an SVID of `bundle` in one of `peer_roles`, or the handshake fails.
+    A certificate that is shown must be an SVID of `bundle` in one of `peer_roles`, with nothing in its path that
+    `revoked` has at that moment, or the handshake fails.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
     context.num_tickets = 0
-    return _prepare(context, svid, bundle, peer_roles, required=require_client)
+    return _prepare(context, svid, bundle, peer_roles, required=require_client, revoked=revoked)
 
 
 def client_context(
     bundle: TrustBundle, svid: Svid | None = None, *, server_role: str = "gateway",
     revoked: RevocationList = NOTHING_REVOKED,
 ) -> ssl.SSLContext:
-    """For a client that speaks only to an SVID of `server_role` that is not on the list; host names play no part.
-
-    Of the list only leaf certificates are looked for: the library does not show the others (Python before 3.13).
+    """For a client that speaks only to an SVID of `server_role` with nothing of the list in its path; host names play
+    no part.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    return _prepare(context, svid, bundle, (server_role,), required=True, revoked=revoked)
+    return _prepare(context, svid, bundle, (server_role,), required=True, revoked=lambda: revoked)
 
 
 def unverified_context() -> ssl.SSLContext:
@@ -181,11 +191,11 @@ def _of_openssl(error: BaseException, role: str) -> IdentityRefused | None:
 
 def _prepare(
     context: ssl.SSLContext, svid: Svid | None, bundle: TrustBundle, roles: Collection[str], *, required: bool,
-    revoked: RevocationList = NOTHING_REVOKED,
+    revoked: Callable[[], RevocationList],
 ) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=b"".join(bundle.roots))
-    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required, "revoked": revoked}
+    rules = {"bundle": bundle, "roles": frozenset(roles), "required": required, "revoked": staticmethod(revoked)}
     context.sslobject_class = type("SvidObject", (SvidObject,), rules)
     if svid is not None:
         load_svid(context, svid)

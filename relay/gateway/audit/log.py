@@ -53,7 +53,7 @@ class AuditLog:
         """Writes one record; returns when it is on stable storage. Raises AuditUnavailable: then do not go on."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         record: dict[str, Value] = {"time": round(self._clock(), 6), "event": event}
-        record.update((name, value[:_MAX_TEXT] if isinstance(value, str) else value) for name, value in fields.items())
+        record.update((name, _text(value) if isinstance(value, str) else value) for name, value in fields.items())
         self._waiting.append((record, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
@@ -79,6 +79,9 @@ class AuditLog:
                 await asyncio.to_thread(self._write, [record for record, _ in batch])
             except (OSError, AuditUnavailable) as cause:
                 _log.error("the audit log cannot be written: %s", getattr(cause, "strerror", None) or cause)
+                error = AuditUnavailable("the audit log cannot be written")
+            except Exception as cause:  # a defect of ours; whoever waits must not wait for ever, nor all after them
+                _log.error("the audit log cannot be written: %s", type(cause).__name__)
                 error = AuditUnavailable("the audit log cannot be written")
             for _, future in batch:
                 if not future.done():
@@ -128,6 +131,11 @@ class AuditLog:
         if line:
             self._sequence = int(msgspec.json.decode(line)["seq"])
             self._head = hashlib.sha256(line).hexdigest()
+
+
+def _text(value: str) -> str:
+    """As much of it as a record has room for; what is no text (names of files may be any bytes) is escaped."""
+    return value[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
 def verify(path: Path) -> tuple[int, str]:

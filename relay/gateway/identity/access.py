@@ -12,8 +12,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import TokenRefused, Unverified
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.token_keys import ACCESS_S, TokenKeys
 from transport.errors import IdentityRefused
 from transport.identity.verify import LEEWAY_S
@@ -57,11 +58,11 @@ class AccessTokens:
         self, issuer: str, keys: TokenKeys, enrolment: Enrolment, *, clock: Callable[[], float] = time.time
     ) -> None:
         """`issuer`: the gateway's URL, which is its tokens' audience too."""
-        self._issuer, self.keys, self._enrolment, self._clock = issuer, keys, enrolment, clock
+        self._issuer, self.keys, self._enrolment, self.clock = issuer, keys, enrolment, clock
 
     async def give(self, registration: Registration, bound: Bound, *, until: float) -> tuple[str, Claims]:
         """A token, that ends no later than `until`, nor than the registration would of idleness. Raises StoreError."""
-        now = int(self._clock())
+        now = int(self.clock())
         claims = Claims(
             iss=self._issuer, sub=registration.id, aud=self._issuer, iat=now, client_id=registration.id,
             exp=int(min(now + ACCESS_S, until, registration.ends())), jti=random_bytes(16).hex(), cnf=bound,
@@ -73,7 +74,7 @@ class AccessTokens:
         """Raises TokenRefused: by a rule of the form or the signature (`TokenKeys.verify`), or "issuer", "audience",
         "expired", "not yet valid", "binding", "registration".
         """
-        claims, now = self.keys.verify(text, TYP, Claims), self._clock()
+        claims, now = self.keys.verify(text, TYP, Claims), self.clock()
         if claims.iss != self._issuer:
             raise TokenRefused("issuer")
         if claims.aud != self._issuer:

@@ -14,9 +14,10 @@ from msgspec import Meta, Struct
 from relay.gateway.identity.access import Seconds
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.dpop import Proof
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import TokenRefused, Unverified
 from relay.gateway.identity.once import UsedOnce
+from relay.gateway.identity.registrations import Registration
 from transport.errors import BadInput
 from transport.identity.revocation import RevocationList
 from transport.identity.svid import SpiffeId
@@ -88,8 +89,6 @@ class Assertions:
         if max(claims.nbf, claims.iat) > now + LEEWAY_S:
             raise TokenRefused("not yet valid")
         key, registration, until = await self._holder(unverified.chain(), role, proof, now)
-        if key.spki != proof.key.spki:
-            raise TokenRefused("binding")
         if registration.id != claims.sub:
             raise TokenRefused("subject")
         unverified.verified(key, _Claims)
@@ -105,12 +104,14 @@ class Assertions:
     async def _holder(
         self, chain: list[bytes], role: str, proof: Proof, now: float
     ) -> tuple[VerifyKey, Registration, float]:
-        """The key that must have signed, whose it is, and until when."""
+        """The key that must have signed, which made the proof; whose it is, and until when."""
         if not chain:
             registration = self._enrolment.registration(proof.device_id)
             return proof.key, registration, registration.ends()
         peer = verify_svid(chain, self._authority.bundle, role=role, now=now)
         self._revocations().check(peer)
+        if peer.key.spki != proof.key.spki:  # before anything is done for its holder: certificates are no secrets
+            raise TokenRefused("binding")
         await self._enrolment.meet(peer)
         return peer.key, self._enrolment.current(self._enrolment.enrolment_of(peer), str(peer.id)), peer.not_after
 

@@ -417,6 +417,11 @@ def serial_of(der: bytes) -> tuple[int, float]:
     return certificate.serial_number, certificate.not_valid_after_utc.timestamp()
 
 
+def pem_ends(data: bytes) -> float:
+    """When the first of the certificates in a PEM file ends, unix seconds. Raises ValueError."""
+    return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(data))
+
+
 def pem_of(der: bytes) -> bytes:
     """A certificate for people and their tools."""
     return x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM)

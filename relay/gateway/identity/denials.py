@@ -32,6 +32,7 @@ ASSERTION: Final = "assertion"
 REQUEST: Final = "request"
 _WIRE: Final = {
     "certificate: none": "identity_unknown",
+    "certificate: overloaded": "overloaded",
     "certificate": "identity_refused",
     "token": "invalid_token",
     "proof: nonce": "use_dpop_nonce",

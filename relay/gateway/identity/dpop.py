@@ -16,6 +16,7 @@ from jwt.algorithms import ECAlgorithm
 from jwt.utils import base64url_decode, base64url_encode
 from msgspec import Meta, Struct
 
+from relay.gateway.identity.jose import TokenRefused, Unverified
 from relay.gateway.identity.nonces import NONCE_S, Nonces
 from relay.gateway.identity.once import UsedOnce
 from transport.primitives import VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
@@ -164,10 +165,11 @@ def _verified(text: str) -> tuple[VerifyKey, _Claims]:
     Raises ProofRefused.
     """
     try:
+        Unverified(text, longest=PROOF_MAX).unproven(_Claims)  # what has one reading alone, as our tokens
         header = msgspec.convert(_jws.get_unverified_header(text), _Header)
         key = ECAlgorithm.from_jwk(msgspec.to_builtins(header.jwk))
         assert isinstance(key, EllipticCurvePublicKey)
         payload = _jws.decode_complete(text, key, algorithms=[ALGORITHM])["payload"]
         return VerifyKey(key), msgspec.json.decode(payload, type=_Claims)
-    except (PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
+    except (TokenRefused, PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
         raise ProofRefused("form") from None

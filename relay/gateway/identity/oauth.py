@@ -23,10 +23,12 @@ from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import ROLES, Callers, hash_of_certificate, only, svid_of
 from relay.gateway.identity.denials import ASSERTION, CERTIFICATE, PROOF, REQUEST, Denied
 from relay.gateway.identity.dpop import ProofRefused, Proofs
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import ALGORITHM, TokenRefused, thumbprint
 from relay.gateway.identity.nonces import Nonces
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.token_keys import TokenKeys
+from relay.rates import Rate, SourceBuckets
 from store.errors import StoreError
 from transport.errors import IdentityRefused
 from transport.identity.revocation import RevocationList
@@ -38,6 +40,7 @@ GRANT: Final = "client_credentials"
 FIELDS_MAX: Final = 16
 PROOFS_MAX: Final = 131_072  # in a minute, each for one request; some 250 bytes
 PROOFS_BY_KEY_MAX: Final = 8_192
+TOKENS: Final = Rate(2.0, 120)  # of one enrolment: each is on record, and signed, perhaps where that has its price
 KEY_SET_S: Final = 300  # for which a key set may be kept; a key is published for a day before it signs
 _FORM: Final = "application/x-www-form-urlencoded"
 _STATUS: Final = {"overloaded": 503, "unavailable": 503, "invalid_client": 401}  # all others: 400
@@ -72,6 +75,7 @@ class OAuth:
         self._issuer, self._tokens, self._assertions, self._callers = issuer, tokens, assertions, callers
         self._proofs, self._enrolment, self._audit, self._refusals = proofs, enrolment, audit, refusals
         self._body_s = body_s
+        self._rates = SourceBuckets(TOKENS, tokens.clock())
 
     def offer(self, app: web.Application) -> None:
         """Adds the routes; and a nonce to each answer to a proof."""
@@ -116,10 +120,16 @@ class OAuth:
         if form.get("scope"):
             raise Denied(REQUEST, "scope")
         asserts = "client_assertion" in form or "client_assertion_type" in form
+        shown = ASSERTION if asserts else CERTIFICATE
         prove = self._by_assertion(request, form) if asserts else self._by_svid(request)
         registration, bound, until = await prove
         if form.get("client_id", registration.id) != registration.id:
-            raise Denied(ASSERTION if asserts else CERTIFICATE, "client_id", registration.id)
+            raise Denied(shown, "client_id", registration.id)
+        now = self._tokens.clock()
+        if until <= now:  # on a connection that stands
+            raise Denied(shown, "expired", registration.id)
+        if not self._rates.of(str(registration.enrolment), now).take(now):
+            raise Denied(shown, "overloaded", registration.id)
         await self._enrolment.seen(registration.enrolment)
         token, claims = await self._tokens.give(registration, bound, until=until)
         await self._audit.append(
@@ -182,7 +192,7 @@ class OAuth:
         error = denied.error
         if error != "use_dpop_nonce":
             await self._refusals.append("oauth.refused", reason=denied.reason, id=denied.id, peer=request.remote)
-        return _error("invalid_client" if denied.shown == CERTIFICATE else error)
+        return _error("invalid_client" if denied.shown == CERTIFICATE and error != "overloaded" else error)
 
 
 def _error(error: str) -> web.Response:

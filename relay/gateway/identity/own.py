@@ -72,6 +72,7 @@ class OfAgent:
         self.elsewhere = from_spire
         self._source, self._authority, self._directory, self._clock = source, authority, directory, clock
         self._news = asyncio.Event()
+        self._not_taken = ""
         source.on_change.append(self._news.set)
 
     def follow(self) -> None:
@@ -93,6 +94,9 @@ class OfAgent:
 
     def finding(self) -> Finding | None:
         """What is wrong with the agent; None if it has given what is in use."""
+        if self._not_taken:  # who was taken out of it is believed still
+            return Finding("failed", f"the agent's trust bundle is not taken: {self._not_taken}",
+                           "this gateway goes on with the one of before, and would not start anew")
         failure, left = self._source.failure, self._source.svid.not_after - self._clock()
         if left <= 0:
             return Finding("failed", f"this gateway's identity has run out: {failure or 'the agent gave no other'}",
@@ -112,7 +116,9 @@ class OfAgent:
             self._news.clear()
             try:
                 self.follow()
+                self._not_taken = ""
             except (ConfigError, StoreError) as error:
+                self._not_taken = str(error)
                 _log.error("the SPIFFE agent's trust bundle is not taken: %s", error)
 
 

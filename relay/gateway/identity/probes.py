@@ -10,11 +10,14 @@ from typing import Final
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.identity.ca import BACKDATE_S, Authority, Issued
-from relay.gateway.identity.enrolment import PROBE_NAME, Enrolment
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.invitations import PROBE_NAME
+from transport.errors import BadInput
 from transport.identity.svid import SpiffeId, parse_csr
 from transport.identity.verify import VerifiedPeer
 
 PROBE_S: Final = 120  # from when it is issued
+_ROLES: Final = ("edge", "hop")  # never one that others believe for its role alone, as edges do a gateway's
 
 
 class Probes:
@@ -29,13 +32,16 @@ class Probes:
     async def issue(self, requests: Mapping[str, bytes]) -> dict[str, Issued]:
         """A probe for each role, by its certificate request. Does what issuing to a device does: record, state, key.
 
-        Raises ProtocolViolation for what is no request of ours, AuditUnavailable, StoreError, AuthorityExpired.
+        Raises BadInput for another role, ProtocolViolation for what is no request of ours, AuditUnavailable,
+        StoreError, AuthorityExpired.
         """
+        if not set(requests) <= set(_ROLES):
+            raise BadInput("there are probes of edges and hops alone")
         now = self._clock()
         domain = self._authority.trust_domain
         keys = {SpiffeId(domain, f"/{role}/{PROBE_NAME}"): parse_csr(csr) for role, csr in requests.items()}
         await self._audit.append("probe.issued", ids=" ".join(map(str, keys)), not_after=int(now) + PROBE_S)
-        await self._enrolment.check_writable()
+        await self._enrolment.invitations.check_writable()
         made = [
             await self._authority.issue_aside(identity, key, now=now, lifetime_s=BACKDATE_S + PROBE_S)
             for identity, key in keys.items()

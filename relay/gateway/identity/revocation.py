@@ -14,7 +14,8 @@ from typing import Final
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import AuthorityExpired, NotFound, SetupRefused
 from relay.gateway.identity.ca import INTERMEDIATE_LIFETIME_S, Authority
-from relay.gateway.identity.enrolment import IDLE_MAX_S, Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.registrations import IDLE_MAX_S, Registration
 from store.database import Connection, Database
 from store.files import write_private
 from transport.identity.revocation import (
@@ -77,7 +78,7 @@ class Revocation:
         identity = found[0].id if found else str(self._enrolment.identity(who))
         ending = [one for one in found if one.status == "active" or (numbered and one.status == "replaced")]
         holder = not numbered or any(one.status == "active" for one in ending)
-        invitations = await self._enrolment.open_invitations(identity) if holder else 0
+        invitations = await self._enrolment.invitations.waiting(identity) if holder else 0
         if not found and not invitations:
             raise NotFound("nobody has joined under this ID, and nobody is invited to", hint="is it spelt right?")
         numbers = tuple(one.enrolment for one in ending)

@@ -35,8 +35,8 @@ from relay.gateway.identity.ca import (
     unseal,
 )
 from relay.gateway.identity.custody import SOFTWARE, Custody
-from relay.gateway.identity.enrolment import IDLE_MAX_S
 from relay.gateway.identity.held import name_of
+from relay.gateway.identity.registrations import IDLE_MAX_S
 from store.errors import StoreMissing
 from store.files import write_private
 from store.keys import Unlock

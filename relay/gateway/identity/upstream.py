@@ -43,7 +43,7 @@ def write_upstream(
     custody: Custody = SOFTWARE,
 ) -> Upstream:
     """Makes the folder `out` (0700): key (PKCS#8, not encrypted: SPIRE reads it so), certificate and roots, in PEM. A
-    copy of the certificate stays in `directory`.
+    copy of the certificate stays in `directory`, beside those of before that are good yet.
 
     Raises SetupRefused if `out` exists, or if the root is of before there was room for two intermediates;
     AuthorityExpired, WrongKey, StoreMissing.
@@ -68,14 +68,21 @@ def write_upstream(
     write_private(out / KEY_FILE, [private], replace=False)
     write_private(out / CERTIFICATE_FILE, [pem_of(der)], replace=False)
     write_private(out / BUNDLE_FILE, [pem_of(one) for one in root.roots], replace=False)
-    write_private(directory / CERTIFICATE_FILE, [pem_of(der)], replace=True)
+    copies = [one for one in _copies(directory) if _upstream(one).not_after > now]
+    write_private(directory / CERTIFICATE_FILE, [
+        one.public_bytes(serialization.Encoding.PEM) for one in (*copies, made)
+    ], replace=True)
     return _upstream(made)
 
 
-def latest(directory: Path) -> Upstream | None:
-    """What was made last for a SPIRE server, by the copy of its certificate here."""
+def made_before(directory: Path, *, now: float) -> list[Upstream]:
+    """All that was made for SPIRE servers and has not run out, by the copies of the certificates here."""
+    return [one for one in map(_upstream, _copies(directory)) if one.not_after > now]
+
+
+def _copies(directory: Path) -> list[x509.Certificate]:
     path = directory / CERTIFICATE_FILE
-    return _upstream(x509.load_pem_x509_certificate(path.read_bytes())) if path.exists() else None
+    return x509.load_pem_x509_certificates(path.read_bytes()) if path.exists() else []
 
 
 def _upstream(certificate: x509.Certificate) -> Upstream:

@@ -250,10 +250,12 @@ def _pidfd(connection: PeerSocket, pid: int) -> int:
 
 def _path_of(descriptor: int) -> str | None:
     """Where an open file is, if a path leads to it: not if it was deleted or replaced, nor if the path that the kernel
-    knows is another mount namespace's and means something else here.
+    knows is another mount namespace's and means something else here; nor if it is no text, which no entry could name
+    and no record hold.
     """
     path = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - " (deleted)" and the like are no paths
     try:
+        path.encode()
         there = os.lstat(path)
     except (OSError, ValueError):
         return None

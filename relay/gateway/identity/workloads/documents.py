@@ -14,8 +14,9 @@ from typing import Final
 import msgspec
 
 from relay.gateway.identity.ca import Issued
-from relay.gateway.identity.enrolment import Enrolment, Registration
+from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.jose import TokenRefused
+from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.spiffe_bundle import jwt_entries
 from relay.gateway.identity.token_keys import TokenKeys
 from relay.gateway.identity.workloads.entries import Workload

@@ -27,7 +27,7 @@ class Workloads:
             entries, Documents(enrolment, bundle, keys, clock=clock), audit, refusals, caller=current_caller,
             clock=clock,
         )
-        self._server = WorkloadServer(socket, self._api.handlers())
+        self._server = WorkloadServer(socket, self._api.handlers(), users={one.uid for one in entries})
         keys.changed.append(self.look_again)
 
     def look_again(self) -> None:
@@ -40,3 +40,4 @@ class Workloads:
 
     async def close(self) -> None:
         await self._server.close()
+        self._api.close()

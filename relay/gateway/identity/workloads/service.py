@@ -12,7 +12,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -47,7 +49,9 @@ Answer = Callable[[list[Workload]], Awaitable[tuple[Any, list[str], float]]]  # 
 
 @dataclass(frozen=True)
 class WorkloadLimits:
-    """Of one user. `calls` is what begins, `streams` what goes on at once; `hashing` of all, at once."""
+    """Of one user: `calls` is what begins, `streams` what goes on at once. Of all: `hashing`, files that are read at
+    once, one of each user.
+    """
 
     calls: Rate = CALLS
     streams: int = 64
@@ -68,7 +72,9 @@ class WorkloadApi:
         self._limits = limits or WorkloadLimits()
         self._calls = SourceBuckets(self._limits.calls, clock())
         self._streams: Counter[int] = Counter()
-        self._hashing = asyncio.Semaphore(self._limits.hashing)
+        # Not the threads that all others share: a file may be slow for ever.
+        self._threads = ThreadPoolExecutor(self._limits.hashing, "attestation")
+        self._turns = {one.uid: asyncio.Lock() for one in entries}
         self._wake = asyncio.Event()
 
     def handlers(self) -> dict[str, Handler]:
@@ -89,6 +95,10 @@ class WorkloadApi:
         """To be called when keys, roots or registrations have changed: every stream answers anew, or ends."""
         self._wake.set()
         self._wake = asyncio.Event()
+
+    def close(self) -> None:
+        """Once no call is under way."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
@@ -201,16 +211,29 @@ class WorkloadApi:
 
     async def _attested(self, caller: Caller) -> tuple[Seen, list[Workload]]:
         """Who calls, and the entries that this process fits now. Raises GRPCError after a record if there are none."""
+        if (turn := self._turns.get(caller.uid)) is None:
+            raise await self._denied("no entry fits", Seen(caller.pid, caller.uid, None, None))
         path, digest = wants_file(self._entries, caller.uid)
         try:
-            async with self._hashing:
-                seen = await asyncio.to_thread(caller.attest, self._digests, path=path, digest=digest)
+            seen = await self._look(turn, partial(caller.attest, self._digests, path=path, digest=digest))
         except NotAttested as refused:
             raise await self._denied(refused.reason, Seen(caller.pid, caller.uid, None, None)) from None
         entries = matching(self._entries, seen)
         if not entries:
             raise await self._denied(seen.unreadable or "no entry fits", seen)
         return seen, entries
+
+    async def _look(self, turn: asyncio.Lock, attest: Callable[[], Seen]) -> Seen:
+        """One of each user at a time. A call that is cancelled gives its turn back when its thread is done."""
+        await turn.acquire()
+        looking = asyncio.get_running_loop().run_in_executor(self._threads, attest)
+
+        def done(_: asyncio.Future[Seen]) -> None:
+            turn.release()
+            looking.cancelled() or looking.exception()  # else nobody may have asked
+
+        looking.add_done_callback(done)
+        return await asyncio.shield(looking)
 
     async def _granted(self, entries: Sequence[Workload], make: Callable[[Workload], Awaitable[T]]) -> list[T]:
         """What is made for each of the IDs that may still have it. Raises GRPCError if that is none of them."""
