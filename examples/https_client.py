@@ -10,6 +10,7 @@ import argparse
 import json
 import ssl
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def tls_context() -> ssl.SSLContext:
 def post(tls: ssl.SSLContext, url: str, body: bytes, headers: dict[str, str]) -> Any:
     if not url.startswith("https://"):
         raise SystemExit("the gateway's address begins with https://")
-    return urllib.request.urlopen(urllib.request.Request(url, body, headers), context=tls)  # noqa: S310
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body, headers), context=tls)  # noqa: S310
+    except urllib.error.HTTPError as refused:  # its body says why: OpenAI's form, or OAuth's
+        raise SystemExit(f"{refused.code}: {refused.read().decode()}") from None
 
 
 def token(tls: ssl.SSLContext, gateway: str) -> str:

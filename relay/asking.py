@@ -1,6 +1,7 @@
 """Secrets from a person or a file: passphrases for both groups of commands. Never from argv."""
 
 import getpass
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def passphrase_from_terminal(prompt: str, *, confirm: bool) -> Passphrase:
     if confirm and hidden("Once more") != first:
         raise PassphraseRefused("the two passphrases differ", hint="nothing was created; try again")
     return Passphrase(first)
+
+
+def credential(name: str) -> Path | None:
+    """The file of a secret that systemd gives this service (LoadCredential=), if it does."""
+    file = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere")) / name
+    return file if file.is_file() else None
 
 
 def passphrase_from_file(file: Path, option: str) -> Passphrase:

@@ -216,18 +216,21 @@ def create_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
     """
     key = DatabaseKey.generate()
     store_id = os.urandom(_STORE_ID_LEN)
-    _write(path, store_id, [(_KIND_PASSPHRASE, _wrap(key, passphrase, store_id))], replace=False)
+    _write(path, store_id, [(_KIND_PASSPHRASE, _by_passphrase(key, passphrase, store_id))], replace=False)
     return key
 
 
 def unlock_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
     """The key in a key file. Takes about 0.2 s. Raises StoreMissing, WrongKey, StoreCorrupt."""
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    bodies = [body for kind, body in wrappings if kind == _KIND_PASSPHRASE]
+    store_id, bodies = _bodies(path, _KIND_PASSPHRASE)
     if not bodies:
         raise WrongKey("this store is not unlocked by a passphrase", hint="unset CAUSEWAY_PASSPHRASE_FILE")
+
+    def kek(settings: bytes) -> bytes:
+        return stretch(passphrase, KdfCost.decode(settings[: KdfCost.LENGTH]), settings[KdfCost.LENGTH :])
+
     for body in bodies:
-        key = _unwrap(body, passphrase, store_id)
+        key = _unwrap(body, KdfCost.LENGTH + SALT_LEN, kek, store_id, _KIND_PASSPHRASE)
         if key is not None:
             return key
     raise WrongKey("the passphrase is wrong", hint="check the keyboard layout and which store this is")
@@ -240,24 +243,17 @@ def unlock(path: Path, by: Unlock) -> DatabaseKey:
 
 def held_for(path: Path) -> bytes | None:
     """The store id if a held key opens this key file too; else None. Raises StoreMissing, StoreCorrupt."""
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    return store_id if any(kind == _KIND_HELD for kind, _ in wrappings) else None
+    store_id, bodies = _bodies(path, _KIND_HELD)
+    return store_id if bodies else None
 
 
 def unlock_held(path: Path, held: HeldKey) -> DatabaseKey:
     """The key in a key file. Raises StoreMissing, WrongKey, StoreCorrupt."""
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    for kind, body in wrappings:
-        if kind != _KIND_HELD:
-            continue
-        if len(body) != _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
-            raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
-        aead = AESGCM(held.expose())
-        try:
-            value = aead.decrypt(body[:_NONCE_LEN], body[_NONCE_LEN:], _associated(store_id, b"", _KIND_HELD))
-        except InvalidTag:
-            continue
-        return DatabaseKey(value)
+    store_id, bodies = _bodies(path, _KIND_HELD)
+    for body in bodies:
+        key = _unwrap(body, 0, lambda _: held.expose(), store_id, _KIND_HELD)
+        if key is not None:
+            return key
     raise WrongKey("the key that is kept for this store does not open it", hint="the passphrase still does")
 
 
@@ -270,7 +266,7 @@ def add_held(path: Path, key: DatabaseKey, keep: Callable[[bytes, HeldKey], None
     def body(store_id: bytes) -> bytes:
         held = HeldKey.generate()
         keep(store_id, held)
-        return _wrap_held(key, held, store_id, b"", _KIND_HELD)
+        return _wrap(key, held.expose(), b"", store_id, _KIND_HELD)
 
     _add(path, _KIND_HELD, body)
 
@@ -289,20 +285,14 @@ def ways_in(path: Path) -> list[str]:
 
 def unlock_by_tpm(path: Path, unseal: Callable[[bytes], bytes]) -> DatabaseKey:
     """The key in a key file, by the TPM that has sealed it. Raises what `unseal` raises, else as `unlock_held`."""
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    body = next((body for kind, body in wrappings if kind == _KIND_TPM), None)
-    if body is None:
+    store_id, bodies = _bodies(path, _KIND_TPM)
+    if not bodies:
         raise WrongKey("this store is not unlocked by a TPM", hint="`edge store tpm on`")
-    length = int.from_bytes(body[:2], "big")
-    settings, rest = body[: 2 + length], body[2 + length :]
-    if len(settings) != 2 + length or len(rest) != _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
-        raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
-    aead = AESGCM(HeldKey(unseal(settings[2:])).expose())
-    try:
-        value = aead.decrypt(rest[:_NONCE_LEN], rest[_NONCE_LEN:], _associated(store_id, settings, _KIND_TPM))
-    except InvalidTag:
-        raise WrongKey("what the TPM has sealed does not open this store", hint="the passphrase still does") from None
-    return DatabaseKey(value)
+    length = 2 + int.from_bytes(bodies[0][:2], "big")
+    key = _unwrap(bodies[0], length, lambda sealed: HeldKey(unseal(sealed[2:])).expose(), store_id, _KIND_TPM)
+    if key is None:
+        raise WrongKey("what the TPM has sealed does not open this store", hint="the passphrase still does")
+    return key
 
 
 def add_tpm(path: Path, key: DatabaseKey, seal: Callable[[bytes], bytes]) -> None:
@@ -314,7 +304,7 @@ def add_tpm(path: Path, key: DatabaseKey, seal: Callable[[bytes], bytes]) -> Non
         if len(sealed) > _MAX_SEALED:
             raise StoreMisuse("what the TPM has sealed is too long")
         settings = len(sealed).to_bytes(2, "big") + sealed
-        return settings + _wrap_held(key, held, store_id, settings, _KIND_TPM)
+        return _wrap(key, held.expose(), settings, store_id, _KIND_TPM)
 
     _add(path, _KIND_TPM, body)
 
@@ -326,7 +316,7 @@ def remove_tpm(path: Path) -> None:
 
 def add_passphrase(path: Path, key: DatabaseKey, passphrase: Passphrase) -> None:
     """Lets this passphrase open the file, in place of one before. Takes about 0.2 s. Raises as `add_held`."""
-    _add(path, _KIND_PASSPHRASE, lambda store_id: _wrap(key, passphrase, store_id))
+    _add(path, _KIND_PASSPHRASE, lambda store_id: _by_passphrase(key, passphrase, store_id))
 
 
 def remove_passphrase(path: Path) -> None:
@@ -351,39 +341,44 @@ def _remove(path: Path, kind: int) -> bytes:
     return store_id
 
 
-def _wrap_held(key: DatabaseKey, held: HeldKey, store_id: bytes, settings: bytes, kind: int) -> bytes:
-    nonce = os.urandom(_NONCE_LEN)
-    return nonce + AESGCM(held.expose()).encrypt(nonce, key.expose(), _associated(store_id, settings, kind))
-
-
 def _write(path: Path, store_id: bytes, wrappings: Sequence[tuple[int, bytes]], *, replace: bool) -> None:
     parts = [struct.pack(">BH", kind, len(body)) + body for kind, body in wrappings]
     content = _MAGIC + store_id + bytes([len(wrappings)]) + b"".join(parts)
     write_private(path, [content, hashlib.sha256(content).digest()], replace=replace)
 
 
-def _wrap(key: DatabaseKey, passphrase: Passphrase, store_id: bytes) -> bytes:
-    cost, salt, nonce = KdfCost.DEFAULT, os.urandom(SALT_LEN), os.urandom(_NONCE_LEN)
-    settings = cost.encode() + salt
-    aead = AESGCM(stretch(passphrase, cost, salt))
-    return settings + nonce + aead.encrypt(nonce, key.expose(), _associated(store_id, settings))
+def _by_passphrase(key: DatabaseKey, passphrase: Passphrase, store_id: bytes) -> bytes:
+    cost, salt = KdfCost.DEFAULT, os.urandom(SALT_LEN)
+    return _wrap(key, stretch(passphrase, cost, salt), cost.encode() + salt, store_id, _KIND_PASSPHRASE)
 
 
-def _unwrap(body: bytes, passphrase: Passphrase, store_id: bytes) -> DatabaseKey | None:
-    settings_len = KdfCost.LENGTH + SALT_LEN
-    if len(body) != settings_len + _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
+def _wrap(key: DatabaseKey, kek: bytes, settings: bytes, store_id: bytes, kind: int) -> bytes:
+    nonce = os.urandom(_NONCE_LEN)
+    return settings + nonce + AESGCM(kek).encrypt(nonce, key.expose(), _associated(store_id, settings, kind))
+
+
+def _unwrap(
+    body: bytes, length: int, kek: Callable[[bytes], bytes], store_id: bytes, kind: int
+) -> DatabaseKey | None:
+    """The key in a wrapping that begins with `length` bytes of settings, of which `kek` makes what opens it."""
+    settings, rest = body[:length], body[length:]
+    if len(body) != length + _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
         raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
-    settings, rest = body[:settings_len], body[settings_len:]
-    kek = stretch(passphrase, KdfCost.decode(settings[: KdfCost.LENGTH]), settings[KdfCost.LENGTH :])
+    aead = AESGCM(kek(settings))
     try:
-        value = AESGCM(kek).decrypt(rest[:_NONCE_LEN], rest[_NONCE_LEN:], _associated(store_id, settings))
+        return DatabaseKey(aead.decrypt(rest[:_NONCE_LEN], rest[_NONCE_LEN:], _associated(store_id, settings, kind)))
     except InvalidTag:
         return None
-    return DatabaseKey(value)
 
 
-def _associated(store_id: bytes, settings: bytes, kind: int = _KIND_PASSPHRASE) -> bytes:
+def _associated(store_id: bytes, settings: bytes, kind: int) -> bytes:
     return _DOMAIN + store_id + bytes([_FORMAT, kind]) + settings
+
+
+def _bodies(path: Path, kind: int) -> tuple[bytes, list[bytes]]:
+    """The store id, and the wrappings of that kind."""
+    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    return store_id, [body for one, body in wrappings if one == kind]
 
 
 def _parse(data: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:

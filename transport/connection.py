@@ -83,8 +83,8 @@ _HINTS: Final = {
 _CLOSE_TEXT: Final = {
     CLOSE_REFUSED: (
         "the gateway did not accept this identity",
-        "the invitation may be used up, expired or for a device with a TPM (`edge join --tpm`), the device revoked; "
-        "ask the gateway's administrator",
+        "a device that has joined may have been revoked; for one that joins, the invitation may be used up, expired or "
+        "for a device with a TPM (`edge join --tpm`); ask the gateway's administrator",
     ),
     CLOSE_REVOKED: (
         "the gateway has revoked this device",

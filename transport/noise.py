@@ -242,10 +242,6 @@ class HandshakeState:
         return primitives.Secret(self._symmetric.ck)
 
     @property
-    def remote_static(self) -> bytes | None:
-        return self._rs
-
-    @property
     def complete(self) -> bool:
         return self._index == len(self._pattern.messages)
 

@@ -254,7 +254,7 @@ async def _state(config: "Config", app: "App") -> dict[str, Any]:
 
 
 def _print(state: dict[str, Any], *, failed: bool) -> None:
-    print(f"store      {state['home']}, unlocked by the {state['unlock']}")
+    print(f"store      {state['home']}, unlocked by the {'TPM' if state['unlock'] == Unlock.TPM else state['unlock']}")
     print(f"gateway    {'joined as ' + state['identity'] if state['identity'] else 'none: nothing leaves this device'}")
     print(f"documents  {state['documents']}, {state['chunks']} passages")
     if failed:

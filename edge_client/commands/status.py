@@ -44,7 +44,8 @@ def status(
             "pairing": serving is not None and serving.pairing > 0, "store": "none", "documents": 0, "chunks": 0,
             "models": models_there(config), "identity": None, "endpoints": [], "outbox": {}, "answers": 0,
             "link": {"state": "none", "endpoint": "", "via": "", "error": None},
-            "disk": {"state": disk.state, "how": disk.how}, "tpm": tpm(), "fault": None, "next": [],
+            "disk": {"state": disk.state, "how": disk.how}, "tpm": tpm(),
+            "tpm_used": config.tpm.tcti, "locked": None, "fault": None, "next": [],
         }
         fault = None
         try:
@@ -57,6 +58,7 @@ def status(
                         await _fill(app, result)  # the identity may have been renewed
         except (NoPassphrase, NoKeyring, TpmError) as error:
             result["store"], fault = "locked", error.fault
+            result["locked"] = {"code": error.code, "message": str(error), "hint": error.hint}
         result["fault"] = fault or _fault(result)
         result["next"] = _next(result)
         if as_json:
@@ -159,7 +161,11 @@ def _next(result: dict[str, Any]) -> list[str]:
     if result["serve"] == "locked":
         steps.append("`edge store unlock` unlocks the store for `edge serve` and the commands beside it")
     if result["store"] == "locked":
-        steps.append("the store is locked: set CAUSEWAY_PASSPHRASE_FILE, or run this on a terminal")
+        why = result["locked"]
+        if why["code"] == "no_passphrase":
+            steps.append("the store is locked: set CAUSEWAY_PASSPHRASE_FILE, or run this on a terminal")
+        else:
+            steps.append(": ".join(filter(None, ("the store is locked", why["message"], why["hint"]))))
         return steps
     if result["link"]["state"] == "down":
         steps.append(result["link"]["error"]["hint"] or "is the hop on, and in reach?")
@@ -180,6 +186,8 @@ def _next(result: dict[str, Any]) -> list[str]:
 
 
 def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
+    from store.tpm import SYSTEM_TPM
+
     print(f"home       {result['home']}")
     held = f", {result['documents']} documents, {result['chunks']} passages" if result["store"] == "open" else ""
     print(f"store      {result['store']}{held}")
@@ -188,7 +196,8 @@ def _print_status(result: dict[str, Any], serving: "Serving | None") -> None:
         if serving.pairing:
             print(f"phone      waited for where there is no hop, {until_when(serving.pairing)}")
     print(f"disk       {result['disk']['state']} ({result['disk']['how']})")
-    print(f"tpm        {result['tpm']}")
+    other = "" if result["tpm_used"] == SYSTEM_TPM else f"; {result['tpm_used']} is named in its place"
+    print(f"tpm        {result['tpm']}{other}")
     for kind, name in result["models"].items():
         print(f"{kind:<10} {name or 'not there'}")
     identity = result["identity"]

@@ -26,6 +26,7 @@ from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.response import HttpSink
+from relay.gateway.sessions import finished
 from relay.gateway.trace import TraceStore
 from relay.places import Places
 from transport.errors import TransportError
@@ -107,12 +108,8 @@ class Api:
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Takes nothing new, and lets what runs finish for up to `seconds`, or until `hurry` is set."""
         self._draining = True
-        if works := [one.work for one in self._running]:
-            hurried = asyncio.create_task(hurry.wait())
-            finished = asyncio.create_task(_all_of(works))
-            await asyncio.wait({finished, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            hurried.cancel()
-            finished.cancel()
+        if works := {one.work for one in self._running}:
+            await finished(works, seconds, hurry)
         for one in list(self._running):
             one.cut(_STOPPING)
 
@@ -235,10 +232,6 @@ class Api:
         for one in list(self._running):
             if one.context.policy and (refusal := await self._still(one.context)) is not None:
                 one.cut(Refusal(403, "policy_changed", refusal.message))
-
-
-async def _all_of(works: Sequence[asyncio.Task[None]]) -> None:
-    await asyncio.wait(works)
 
 
 def _refused(refusal: Refusal, trace_id: str) -> web.Response:

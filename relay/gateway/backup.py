@@ -16,18 +16,16 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.config import CONFIG_FILE
 from relay.gateway.errors import SetupRefused
-from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE, Authority
-from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.folder import check_free, opened, stopped
+from relay.gateway.identity.ca import INTERMEDIATE_FILE, ROOT_CERTIFICATE_FILE, ROOT_FILE
 from relay.gateway.identity.held import HELD_FILE
-from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.rotation import NEXT_ROOT_FILE
 from relay.gateway.identity.upstream import CERTIFICATE_FILE as UPSTREAM_FILE
 from relay.gateway.key_settings import keys_of
 from relay.gateway.keys import custody_of
-from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE, open_state
+from relay.gateway.state.sqlcipher import DATABASE_FILE, KEY_FILE
 from store.database import Connection, Database
 from store.errors import StoreCorrupt
 from store.files import file_errors, write_private
@@ -96,7 +94,7 @@ async def restore(
     Raises SetupRefused if the folder is not empty or the list is older than the backup, IdentityRefused for a list that
     is not of this trust domain, WrongKey, StoreError.
     """
-    _check_free(directory)
+    check_free(directory)
     backup = await asyncio.to_thread(_read, source, passphrase)
     if revocations is not None and stored_list(revocations).this_update < backup.created - FRESH_S / 2:
         raise SetupRefused(
@@ -125,32 +123,20 @@ def _inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def _check_free(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
-
-
 async def _renew(
     directory: Path, passphrase: Passphrase, backup: _Backup, revocations: bytes | None, now: float
 ) -> list[str]:
     custody = custody_of(keys_of(backup.files[CONFIG_FILE]))
     unlocks = custody.unlock(directory, directory / KEY_FILE) or passphrase
-    with open_state(directory, unlocks) as database:
+    async with stopped(directory, unlocks, lambda: now) as (database, audit):
         await database.run(_forget)
-        audit = AuditLog(directory / AUDIT_FILE, clock=lambda: now)
-        try:
-            await audit.append(
-                "gateway.restored", backup_of=backup.created, audit_sequence=backup.audit_sequence,
-                audit_head=backup.audit_head, revocations="given" if revocations is not None else "none since",
-            )
-            authority = Authority.open(directory, unlocks, custody=custody)
-            enrolment = Enrolment(database, authority, audit, clock=lambda: now)
-            await enrolment.load()
-            revocation = Revocation(directory, database, authority, enrolment, audit, clock=lambda: now)
-            await revocation.refresh()
-            return [] if revocations is None else await revocation.learn(revocations, "restore")
-        finally:
-            await audit.close()
+        await audit.append(
+            "gateway.restored", backup_of=backup.created, audit_sequence=backup.audit_sequence,
+            audit_head=backup.audit_head, revocations="given" if revocations is not None else "none since",
+        )
+        _, revocation = await opened(directory, unlocks, custody, database, audit, lambda: now)
+        await revocation.refresh()
+        return [] if revocations is None else await revocation.learn(revocations, "restore")
 
 
 def _forget(connection: Connection) -> None:

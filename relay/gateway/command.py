@@ -5,7 +5,6 @@ they need its passphrase.
 """
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,17 +95,16 @@ def ask_passphrase(
     """From the file, systemd's credentials, or a prompt. Raises ConfigError where nobody can be asked; `alone` if it
     is needed because no gateway runs.
     """
-    from relay.asking import passphrase_from_file, passphrase_from_terminal
+    from relay import asking
     from relay.gateway.errors import ConfigError
     from store.keys import Passphrase
 
+    option = f"--{credential.removeprefix('gateway-')}-file"
     if file is not None:
-        return passphrase_from_file(file, f"--{credential.removeprefix('gateway-')}-file")
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and (Path(folder) / credential).is_file():
-        return Passphrase.from_file(Path(folder) / credential)
+        return asking.passphrase_from_file(file, option)
+    if (given := asking.credential(credential)) is not None:
+        return Passphrase.from_file(given)
     if not sys.stdin.isatty():
-        option = f"--{credential.removeprefix('gateway-')}-file"
         if alone:
             raise ConfigError(
                 "no gateway runs here, and there is no terminal to ask for the passphrase that opens its state",
@@ -114,4 +112,4 @@ def ask_passphrase(
             )
         raise ConfigError("a passphrase is needed and there is no terminal to ask on",
                           hint=f"give it by {option}, or {credential} as a systemd credential")
-    return passphrase_from_terminal(prompt, confirm=confirm)
+    return asking.passphrase_from_terminal(prompt, confirm=confirm)

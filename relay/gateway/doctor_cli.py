@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -51,7 +51,7 @@ def doctor(
     failed = next((one for one in stages if one.status == "failed"), None)
     if as_json:
         typer.echo(json.dumps({
-            "ok": failed is None, "gateway": examined.node or None, "stages": [_plain(one) for one in stages],
+            "ok": failed is None, "gateway": examined.node or None, "stages": [asdict(one) for one in stages],
         }))
     if failed is not None:
         raise typer.Exit(EXITS[failed.stage])
@@ -92,15 +92,9 @@ def _table(stages: "Sequence[Stage]") -> Any:
     return table
 
 
-def _plain(one: "Stage") -> dict[str, Any]:
-    return {"stage": one.stage, "status": one.status, "ms": one.ms, "finding": one.finding, "hint": one.hint}
-
-
 def _passphrase(file: Path | None) -> "Passphrase | None":
     """From a file or systemd's credentials; nobody is asked for one."""
-    from relay.asking import passphrase_from_file
+    from relay.asking import credential, passphrase_from_file
 
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if file is None and folder and (Path(folder) / "gateway-passphrase").is_file():
-        file = Path(folder) / "gateway-passphrase"
+    file = file or credential("gateway-passphrase")
     return None if file is None else passphrase_from_file(file, "--passphrase-file")

@@ -1,5 +1,9 @@
 """A gateway's folder while no gateway runs on it: made whole or not at all, its authority's keys replaced."""
 
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from relay.gateway.identity.ca import (
     serial_of,
     unseal,
 )
+from relay.gateway.identity.custody import Custody
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.held import name_of
 from relay.gateway.identity.revocation import Revocation
@@ -24,6 +29,7 @@ from relay.gateway.identity.rotation import rotate_root as take_step
 from relay.gateway.identity.upstream import made_before, write_upstream
 from relay.gateway.keys import custody_of
 from relay.gateway.state.sqlcipher import KEY_FILE, create_state, open_state
+from store.database import Database
 from store.files import write_private
 from store.keys import Passphrase, Unlock, unlock
 from transport.primitives import random_bytes
@@ -41,12 +47,7 @@ def create(
     KeysUnavailable: then keys that were made already stay where they are.
     """
     directory = directory.absolute()
-    try:
-        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    except OSError as error:
-        raise _cannot_make(directory, error) from None
-    if taken:
-        raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
+    check_free(directory)
     text = (EXAMPLE.format(trust_domain=trust_domain) + keys).encode()
     partial = directory.with_name(f".{directory.name}.{random_bytes(4).hex()}.partial")
     try:
@@ -64,14 +65,45 @@ def create(
     except OSError as error:
         raise _cannot_make(directory, error) from None
     finally:
-        if partial.exists():
-            for file in partial.iterdir():
-                file.unlink()
-            partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(directory: Path) -> None:
+    """Raises SetupRefused unless there is nothing there, or an empty folder."""
+    try:
+        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    except OSError as error:
+        raise _cannot_make(directory, error) from None
+    if taken:
+        raise SetupRefused(f"{directory} exists and is not empty", hint="choose another folder; nothing was changed")
 
 
 def _cannot_make(directory: Path, error: OSError) -> SetupRefused:
     return SetupRefused(f"cannot make {directory}: {(error.strerror or '').lower()}", hint="choose another folder")
+
+
+@asynccontextmanager
+async def stopped(
+    directory: Path, unlocks: Unlock, clock: Callable[[], float] = time.time
+) -> AsyncIterator[tuple[Database, AuditLog]]:
+    """State and audit of a gateway that does not run. Raises Busy if one does, WrongKey, AuditUnavailable."""
+    with open_state(directory, unlocks) as database:
+        audit = AuditLog(directory / AUDIT_FILE, clock=clock)
+        try:
+            yield database, audit
+        finally:
+            await audit.close()
+
+
+async def opened(
+    directory: Path, unlocks: Unlock, custody: Custody, database: Database, audit: AuditLog,
+    clock: Callable[[], float] = time.time,
+) -> tuple[Enrolment, Revocation]:
+    """What ends registrations there, loaded. Raises as `Authority.open`, StoreError."""
+    authority = Authority.open(directory, unlocks, custody=custody)
+    enrolment = Enrolment(database, authority, audit, clock=clock)
+    await enrolment.load()
+    return enrolment, Revocation(directory, database, authority, enrolment, audit, clock=clock)
 
 
 @dataclass(frozen=True)
@@ -91,49 +123,38 @@ async def renew_ca(
     Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable.
     """
     custody = custody_of(config.keys)
-    with open_state(config.directory, passphrase) as database:
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            await audit.append("authority.renewal", compromised=compromised)
-            old = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
-            end = renew_intermediate(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody,
+    async with stopped(config.directory, passphrase) as (database, audit):
+        await audit.append("authority.renewal", compromised=compromised)
+        old = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+        end = renew_intermediate(
+            config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+            lifetimes=config.identity.lifetimes(), custody=custody,
+        )
+        if compromised:
+            _, revocation = await opened(config.directory, passphrase, custody, database, audit)
+            await revocation.end_certificate(*serial_of(old.certificate))
+        if custody.holds and isinstance(passphrase, Passphrase):  # [keys] is new: the holder takes the rest over
+            online = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
+            custody.hold(
+                config.directory, config.directory / KEY_FILE, unlock(config.directory / KEY_FILE, passphrase),
+                first=lambda held: seal(config.directory / INTERMEDIATE_FILE, online, held, INTERMEDIATE_PURPOSE),
             )
-            if compromised:
-                authority = Authority.open(config.directory, passphrase, custody=custody)
-                enrolment = Enrolment(database, authority, audit)
-                await enrolment.load()
-                revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                await revocation.end_certificate(*serial_of(old.certificate))
-            if custody.holds and isinstance(passphrase, Passphrase):  # [keys] is new: the holder takes the rest over
-                online = unseal(config.directory / INTERMEDIATE_FILE, passphrase, INTERMEDIATE_PURPOSE)
-                custody.hold(
-                    config.directory, config.directory / KEY_FILE, unlock(config.directory / KEY_FILE, passphrase),
-                    first=lambda held: seal(config.directory / INTERMEDIATE_FILE, online, held, INTERMEDIATE_PURPOSE),
-                )
-                (config.directory / INTERMEDIATE_FILE).unlink()
-            return Renewed(end, name_of(old.key))
-        finally:
-            await audit.close()
+            (config.directory / INTERMEDIATE_FILE).unlink()
+        return Renewed(end, name_of(old.key))
 
 
 async def rotate_root(config: Config, *, passphrase: Unlock, root_passphrase: Unlock, now: float) -> Rotated:
     """Takes the next step towards a new root, for a gateway that is stopped. Raises SetupRefused if it is too early,
     Busy, WrongKey, AuditUnavailable, AuthorityExpired.
     """
-    with open_state(config.directory, passphrase):
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            await audit.append("authority.root_rotation")
-            rotated = take_step(
-                config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
-            )
-            await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
-            return rotated
-        finally:
-            await audit.close()
+    async with stopped(config.directory, passphrase) as (_, audit):
+        await audit.append("authority.root_rotation")
+        rotated = take_step(
+            config.directory, passphrase=passphrase, root_passphrase=root_passphrase, now=now,
+            lifetimes=config.identity.lifetimes(), custody=custody_of(config.keys),
+        )
+        await audit.append(f"authority.root_{rotated.step}", sequence=rotated.sequence)
+        return rotated
 
 
 async def make_upstream(
@@ -145,28 +166,21 @@ async def make_upstream(
     Raises Busy, WrongKey, AuditUnavailable, AuthorityExpired, KeysUnavailable, SetupRefused.
     """
     custody = custody_of(config.keys)
-    with open_state(config.directory, passphrase) as database:
-        audit = AuditLog(config.directory / AUDIT_FILE)
-        try:
-            await audit.append("authority.upstream", compromised=compromised)
-            old = made_before(config.directory, now=now)
-            if compromised and not old:
-                raise SetupRefused(
-                    "this folder knows of no upstream authority that is good yet, so none can be listed",
-                    hint="leave out --compromised; one of after the backup that this folder is from ends with its time",
-                )
-            made = write_upstream(
-                config.directory, out, root_passphrase=root_passphrase, now=now,
-                lifetimes=config.identity.lifetimes(), custody=custody,
+    async with stopped(config.directory, passphrase) as (database, audit):
+        await audit.append("authority.upstream", compromised=compromised)
+        old = made_before(config.directory, now=now)
+        if compromised and not old:
+            raise SetupRefused(
+                "this folder knows of no upstream authority that is good yet, so none can be listed",
+                hint="leave out --compromised; one of after the backup that this folder is from ends with its time",
             )
-            if compromised:
-                authority = Authority.open(config.directory, passphrase, custody=custody)
-                enrolment = Enrolment(database, authority, audit)
-                await enrolment.load()
-                revocation = Revocation(config.directory, database, authority, enrolment, audit)
-                for one in old:
-                    await revocation.end_certificate(one.serial, one.not_after)
-            await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
-            return made.not_after
-        finally:
-            await audit.close()
+        made = write_upstream(
+            config.directory, out, root_passphrase=root_passphrase, now=now,
+            lifetimes=config.identity.lifetimes(), custody=custody,
+        )
+        if compromised:
+            _, revocation = await opened(config.directory, passphrase, custody, database, audit)
+            for one in old:
+                await revocation.end_certificate(one.serial, one.not_after)
+        await audit.append("authority.upstream_made", serial=f"{made.serial:x}", not_after=int(made.not_after))
+        return made.not_after

@@ -68,7 +68,9 @@ def checked_keys(keys: Keys) -> Keys:
     if not isinstance(keys, SoftwareKeys) and keys.root is not None:
         places.append(("keys.root", keys.root))
     for where, place in places:
-        if isinstance(place, Pkcs11Place) and not _absolute(place.module, place.pin_file or "/"):
+        if isinstance(place, Pkcs11Place) and not all(
+            Path(one).is_absolute() for one in (place.module, place.pin_file or "/")
+        ):
             raise ConfigError(f"{where}: `module` and `pin_file` are absolute paths",
                               hint="the PIN stays out of the gateway's folder, of which there are backups")
     return keys
@@ -97,7 +99,3 @@ def keys_of(config: bytes) -> Keys:
         return checked_keys(msgspec.convert(tomllib.loads(config.decode()).get("keys", {"source": "file"}), Keys))
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise ConfigError("keys: this section is not valid", hint=_EXAMPLES) from None
-
-
-def _absolute(*paths: str) -> bool:
-    return all(Path(one).is_absolute() for one in paths)

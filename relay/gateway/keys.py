@@ -2,10 +2,10 @@
 """
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from relay.asking import credential
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.identity.held import Held, Holder
 from relay.gateway.key_settings import KeyPlace, Keys, KmsPlace, Pkcs11Place, SoftwareKeys
@@ -40,13 +40,12 @@ def _holder(place: KeyPlace, whose: str) -> Holder | None:
     return None
 
 
-def _pin(file: str | None, credential: str) -> Callable[[], str]:
+def _pin(file: str | None, name: str) -> Callable[[], str]:
     def read() -> str:
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        path = Path(file) if file is not None else Path(folder) / credential if folder else None
+        path = credential(name) if file is None else Path(file)
         if path is None:
             raise ConfigError("keys.pin_file: there is no PIN for the token",
-                              hint=f"name a file, or give {credential} as a systemd credential")
+                              hint=f"name a file, or give {name} as a systemd credential")
         try:
             if path.stat().st_mode & 0o077 and file is not None:  # what systemd gives is its own affair
                 _log.warning("others may read or write %s, the token's PIN; chmod 600 it", path)

@@ -21,6 +21,7 @@ from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutr
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable
+from relay.gateway.identity.callers import only
 from relay.gateway.identity.dpop import TOKEN_S, Proof, ProofRefused, Proofs, Tokens
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.nonces import Nonces
@@ -148,7 +149,7 @@ def make_public_app(
     async def join(request: web.Request) -> web.Response:
         event = "join.refused"
         body = await body_of(request, _JoinBody, gate.limits.body_s)
-        proof = await proven(event, request, _only(request, "DPoP"))
+        proof = await proven(event, request, only(request, "DPoP"))
         try:
             invitation = Invitation.parse(body.invitation)
         except BadInput:
@@ -162,7 +163,7 @@ def make_public_app(
     async def token(request: web.Request) -> web.Response:
         event = "token.refused"
         await body_of(request, _TokenBody, gate.limits.body_s)
-        proof = await proven(event, request, _only(request, "DPoP"))
+        proof = await proven(event, request, only(request, "DPoP"))
         registration = await registered(event, request, proof)
         await spent(event, request, proof)
         await enrolment.seen(registration.enrolment)
@@ -181,7 +182,7 @@ def make_public_app(
         return registration
 
     async def tunnel(request: web.Request) -> web.StreamResponse:
-        if _only(request, "Origin") != origin:
+        if only(request, "Origin") != origin:
             await refusals.append("tunnel.refused", reason="origin", peer=request.remote)
             raise _refusal("refused")
         # Browsers send no pings, and a quarter of a megabyte of them would be answered at one go while all others wait.
@@ -230,12 +231,6 @@ def make_public_app(
 def _refusal(code: str) -> Refused:
     status, message = _ANSWERS[code]
     return Refused(status, code, message)
-
-
-def _only(request: web.Request, header: str) -> str:
-    """A header that comes once, else ""."""
-    values = request.headers.getall(header, [])
-    return values[0] if len(values) == 1 else ""
 
 
 async def _first(socket: web.WebSocketResponse[Any], seconds: float) -> _First:

@@ -178,11 +178,7 @@ class Sessions:
         self._draining = True
         if tasks := self._tasks | self._requests.running:
             _log.warning("what is under way may end within %g s; a second signal ends it now", seconds)
-            finished = asyncio.create_task(_all_of(tasks, seconds))
-            hurried = asyncio.create_task((hurry or asyncio.Event()).wait())
-            await asyncio.wait({finished, hurried}, return_when=asyncio.FIRST_COMPLETED)
-            finished.cancel()
-            hurried.cancel()
+            await finished(tasks, seconds, hurry or asyncio.Event())
         await asyncio.gather(*(session.close("shutdown") for session in set(self._live)), return_exceptions=True)
 
     # --- one session ------------------------------------------------------------------------------------------------
@@ -407,6 +403,15 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
         pass
     except Exception as error:  # the session and the others go on; the text could quote a prompt
         _log.error("a request failed in the gateway: %s", type(error).__name__)
+
+
+async def finished(tasks: set[asyncio.Task[None]], seconds: float, hurry: asyncio.Event) -> None:
+    """Waits for all of them, for `seconds` at most, or until `hurry` is set."""
+    hurried = asyncio.create_task(hurry.wait())
+    done = asyncio.create_task(_all_of(tasks, seconds))
+    await asyncio.wait({done, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    done.cancel()
+    hurried.cancel()
 
 
 async def _all_of(tasks: set[asyncio.Task[None]], seconds: float) -> None:

@@ -185,7 +185,7 @@ class Hop:
             urls = self._gateways.all()
             for url in urls:
                 try:
-                    self._identity = await renew(self._home, seen, url, clock=self._clock)
+                    self._identity = await renew(self._home, seen, url, clock=self._clock, revoked=self._revoked)
                     break
                 except (TransportError, HopError):
                     if url == urls[-1]:

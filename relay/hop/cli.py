@@ -213,14 +213,13 @@ def _hinted(hints: tuple[str, ...]) -> str:
 
 
 def _passphrase(path: Path | None, *, confirm: bool) -> "Passphrase":
-    from relay.asking import passphrase_from_file, passphrase_from_terminal
+    from relay.asking import credential, passphrase_from_file, passphrase_from_terminal
     from store.keys import Passphrase
 
     if path is not None:
         return passphrase_from_file(path, "--passphrase-file")
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (Path(credentials) / "hop-passphrase").exists():
-        return Passphrase.from_file(Path(credentials) / "hop-passphrase")
+    if (given := credential("hop-passphrase")) is not None:
+        return Passphrase.from_file(given)
     _need_terminal("the passphrase", "--passphrase-file FILE")
     return passphrase_from_terminal("Passphrase", confirm=confirm)
 

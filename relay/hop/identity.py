@@ -36,7 +36,7 @@ from transport.identity.join import (
 from transport.identity.revocation import RevocationList, stored_list
 from transport.identity.source import AgentSource
 from transport.identity.svid import Svid, TrustBundle, make_csr
-from transport.identity.tls import client_context, peer_of, refusal_in, unverified_context
+from transport.identity.tls import NOTHING_REVOKED, client_context, peer_of, refusal_in, unverified_context
 from transport.identity.verify import VerifiedPeer, check_floor, verify_svid
 from transport.links.base import Endpoint
 from transport.primitives import Secret, SigningKey, sha256
@@ -242,15 +242,19 @@ async def join(
 
 
 async def renew(
-    home: HopHome, identity: HopIdentity, gateway: str, *, clock: Callable[[], float] = time.time
+    home: HopHome, identity: HopIdentity, gateway: str, *, clock: Callable[[], float] = time.time,
+    revoked: RevocationList = NOTHING_REVOKED,
 ) -> HopIdentity:
-    """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`."""
+    """A new SVID with a new key, by the device key alone: the old SVID may have run out. Seals it; raises as `join`.
+
+    A gateway that is `revoked` gives none: with it comes a trust bundle.
+    """
     assert identity.device_key is not None
     check_floor(identity.svid.not_before, clock())
     key = SigningKey.generate()
     device_id = sha256(identity.device_key.public.spki)
     body = {"device_id": pack(device_id)}
-    async with _talking(client_context(identity.bundle), gateway) as server:
+    async with _talking(client_context(identity.bundle, revoked=revoked), gateway) as server:
         issued = await _obtain(server, HttpsOperation.RENEW, device_id, body, identity.device_key, key)
     renewed = _identity(issued, key, identity.bundle, identity.device_key, gateway, clock())
     if renewed.svid.id != identity.svid.id:

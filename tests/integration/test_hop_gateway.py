@@ -18,6 +18,7 @@ from tests.support.ca import Ca
 from tests.support.joining_gateway import JoiningGateway
 from tests.support.running_hop import LIMIT, Running, dial, read
 from transport.errors import IdentityExpired, IdentityRefused, LinkLost
+from transport.identity.revocation import RevocationList
 from transport.links.base import connect
 from transport.links.websocket import WebSocketLink
 from transport.primitives import SigningKey
@@ -168,6 +169,18 @@ async def test_H13_a_hop_learns_the_new_root_before_it_meets_it(gateway: Joining
         assert told.bundle.roots == (gateway.ca.root_der, coming.root_der)
         moved = await renew(home, home.load(), rotated.url)
         assert (moved.bundle.sequence, moved.bundle.roots) == (3, (coming.root_der,))
+
+
+async def test_a_revoked_gateway_renews_nothing_and_plants_no_root(gateway: JoiningGateway, home: HopHome) -> None:
+    """By its own certificate, or by that of the intermediate that has signed it."""
+    joined = await join(home, gateway.invitation(), gateway.url)
+    gateway.sequence, gateway.issued_roots = 2, [gateway.ca.root_der, Ca(name="planted").root_der]
+    asked = len(gateway.requests)
+    revoked = RevocationList(1, serials=frozenset({gateway.ca.signer.serial_number}))
+    with pytest.raises(IdentityRefused) as refused:
+        await renew(home, joined, gateway.url, revoked=revoked)
+    assert refused.value.rule == "revoked"
+    assert len(gateway.requests) == asked and home.load().bundle == joined.bundle
 
 
 async def test_renewal_needs_only_the_device_key_and_never_takes_an_older_bundle(

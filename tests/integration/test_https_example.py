@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -61,7 +62,8 @@ async def test_the_example_asks_by_its_svid_and_by_a_token(gateway: Gateway) -> 
     (issued,) = (line for line in lines if line["event"] == "token.issued")
     assert [line.get("token") for line in intents] == [None, issued["token"]]
     status, _, errors = await example(gateway, model="large")
-    assert status == 1 and "403" in errors
+    assert status == 1 and errors.startswith("403: "), errors
+    assert json.loads(errors[5:])["error"]["code"] == "model_not_allowed"
     await call(gateway.folder, "revoke", {"who": "workload/reports", "reason": "test"})
     status, _, errors = await example(gateway)
     assert status == 1 and "PERMISSION_DENIED" in errors

@@ -155,6 +155,21 @@ def test_config_toml_names_the_tpm_and_the_environment_goes_before(home: Path, m
     assert "tcti" in edge("status", code=3)[1]
 
 
+def test_status_says_which_tpm_and_why_the_store_stays_locked(
+    home: Path, machine: SoftwareTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge("store", "tpm", "on")
+    assert f"; {machine.name} is named in its place" in edge("status")[0]
+    edge("store", "passphrase", "off")
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
+    assert json.loads(edge("status", "--json")[0])["locked"] is None
+    monkeypatch.setenv("CAUSEWAY_TPM", "device:/dev/no-tpm")
+    said = edge("status", code=8)[0]
+    assert "the store is locked: no TPM can be used at device:/dev/no-tpm: " in said
+    assert "CAUSEWAY_PASSPHRASE_FILE" not in said, "no passphrase opens it"
+    assert json.loads(edge("status", "--json", code=8)[0])["locked"]["code"] == "no_tpm"
+
+
 async def test_a_server_whose_tpm_has_gone_stays_locked(
     home: Path, machine: SoftwareTpm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

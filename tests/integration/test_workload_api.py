@@ -25,6 +25,7 @@ from relay.gateway.identity.workloads.documents import JWT_LIFETIME_S
 from relay.gateway.identity.workloads.messages import MESSAGES
 from relay.gateway.identity.workloads.server import BYTES_BURST, CONNECTIONS_OF_USER, WorkloadServer
 from relay.gateway.identity.workloads.service import AUDIENCES_MAX, CALLS
+from relay.gateway.identity.workloads.service import STREAMS as STREAMS_OF_USER
 from tests.support.ca import Ca
 from tests.support.gateway_lab import DOMAIN, make_folder
 from tests.support.workload_caller import HEADER, OF, STREAMS, Caller, connected
@@ -298,7 +299,7 @@ async def test_calls_come_back_with_time(lab: Lab) -> None:
 
 
 async def test_streams_at_once_are_bounded(lab: Lab) -> None:
-    limit = lab.workloads._api._limits.streams
+    limit = STREAMS_OF_USER
     async with connected(lab.socket) as caller, contextlib.AsyncExitStack() as stack:
         for _ in range(limit):
             stream = await stack.enter_async_context(caller.call("FetchX509Bundles"))

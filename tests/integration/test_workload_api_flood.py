@@ -20,7 +20,7 @@ from relay.gateway.identity.workloads import attest, server
 from relay.gateway.identity.workloads.attest import Digests
 from relay.gateway.identity.workloads.entries import Seen, Workload
 from relay.gateway.identity.workloads.server import WorkloadServer
-from relay.gateway.identity.workloads.service import WorkloadApi
+from relay.gateway.identity.workloads.service import HASHING, WorkloadApi
 from tests.support.gateway_lab import make_folder
 from tests.support.workload_caller import connected
 from tests.support.workload_lab import ME, PYTHON, workload, workload_lab
@@ -207,7 +207,7 @@ async def test_one_users_file_keeps_nobody_elses_waiting(
     monkeypatch.setattr(attest.Digests, "of", stuck)
     monkeypatch.setattr(WorkloadApi, "_attested", attested)
     async with workload_lab(made, tmp_path, entries) as lab, asyncio.timeout(LIMIT_S):
-        rounds = lab.workloads._api._limits.hashing + 1
+        rounds = HASHING + 1
         for number in range(1, rounds + 1):
             async with connected(lab.socket) as caller:
                 asking = asyncio.create_task(caller.first("FetchX509Bundles"))

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from jwt import PyJWS, PyJWTError
+from jwt import PyJWTError
 from jwt.algorithms import ECAlgorithm
 from jwt.utils import base64url_decode, base64url_encode
 from msgspec import Meta, Struct
@@ -21,22 +21,16 @@ from relay.gateway.identity.nonces import NONCE_S, Nonces
 from relay.gateway.identity.once import UsedOnce
 from transport.primitives import VerifyKey, hmac_sha256, random_bytes, same_bytes, sha256
 
-ALGORITHM: Final = "ES256"
 PROOF_MAX: Final = 2_048  # characters
 AROUND_S: Final = 60  # how far a device's clock may be off
 TOKEN_S: Final = 600
 USED_MAX: Final = 16_384  # proofs remembered in all and of one key, none for longer than its nonce is good
 USED_BY_KEY_MAX: Final = 64
 _KEPT_S: Final = NONCE_S + 2
-_jws = PyJWS(algorithms=[ALGORITHM])
 
 
-class ProofRefused(Exception):
-    """`rule` says what is wrong, in a word or two of a fixed set: "nonce" and "time" a page can do something about."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__(rule)
-        self.rule = rule
+class ProofRefused(TokenRefused):
+    """"nonce" and "time" are rules that a page can do something about."""
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,8 +92,6 @@ class Proofs:
 
         To be used up by `use` once it is known that the key may do what it asks for. Raises ProofRefused.
         """
-        if len(text) > PROOF_MAX or not text.isascii():
-            raise ProofRefused("form")
         key, claims = _verified(text)
         if claims.htm != method:
             raise ProofRefused("method")
@@ -160,16 +152,11 @@ def hash_of(token: str) -> str:
 
 
 def _verified(text: str) -> tuple[VerifyKey, _Claims]:
-    """The key that a proof names and was made by, and what it claims. The algorithm is ours to choose, not the proof's.
-
-    Raises ProofRefused.
-    """
+    """The key that a proof names and was made by, and what it claims. Raises ProofRefused."""
     try:
-        Unverified(text, longest=PROOF_MAX).unproven(_Claims)  # what has one reading alone, as our tokens
-        header = msgspec.convert(_jws.get_unverified_header(text), _Header)
-        key = ECAlgorithm.from_jwk(msgspec.to_builtins(header.jwk))
+        unverified = Unverified(text, longest=PROOF_MAX)
+        key = ECAlgorithm.from_jwk(msgspec.to_builtins(unverified.header(_Header).jwk))
         assert isinstance(key, EllipticCurvePublicKey)
-        payload = _jws.decode_complete(text, key, algorithms=[ALGORITHM])["payload"]
-        return VerifyKey(key), msgspec.json.decode(payload, type=_Claims)
-    except (TokenRefused, PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
+        return VerifyKey(key), unverified.verified(VerifyKey(key), _Claims)
+    except (TokenRefused, PyJWTError, ValueError):
         raise ProofRefused("form") from None

@@ -175,7 +175,8 @@ class Hsm:
             return KeysUnavailable(f"{self._module} is not a PKCS#11 module that can be loaded",
                                    hint="keys.module names it, as in /usr/lib/softhsm/libsofthsm2.so")
         name = type(error).__name__
-        return KeysUnavailable(f"the token {self._token} failed: {name}", hint="look into its own log", again=True)
+        hint = "does the module find its configuration, as by SOFTHSM2_CONF? its own log has more"
+        return KeysUnavailable(f"the token {self._token} failed: {name}", hint=hint, again=True)
 
 
 def _check(session: pkcs11.Session) -> None:

@@ -63,6 +63,13 @@ class Unverified:
         kid = self._header.get("kid", "")
         return kid if isinstance(kid, str) else ""
 
+    def header(self, kind: type[T]) -> T:
+        """All of it. Raises TokenRefused("header")."""
+        try:
+            return msgspec.convert(self._header, kind)
+        except msgspec.ValidationError:
+            raise TokenRefused("header") from None
+
     def chain(self) -> list[bytes]:
         """The certificates that it shows (RFC 7515 4.1.6), DER, to be verified before anything; empty if it has none.
 

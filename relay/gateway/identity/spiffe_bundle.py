@@ -7,6 +7,7 @@ Source: SPIFFE Trust Domain and Bundle section 4, X509-SVID section 6.1, JWT-SVI
 import base64
 from typing import Any, Final
 
+from relay.gateway.identity.jose import jwk_of
 from relay.gateway.identity.token_keys import TokenKeys
 from transport.identity.svid import TrustBundle, key_of, load_certificate
 
@@ -34,7 +35,5 @@ def jwt_entries(keys: TokenKeys) -> list[dict[str, str]]:
 
 
 def _jwk(der: bytes) -> dict[str, Any]:
-    point = key_of(load_certificate(der)).spki[-64:]  # uncompressed, so x and y come last
-    x, y = (base64.urlsafe_b64encode(half).decode("ascii").rstrip("=") for half in (point[:32], point[32:]))
     certificate = base64.b64encode(der).decode("ascii")  # x5c is not base64url
-    return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "x509-svid", "x5c": [certificate]}
+    return {**jwk_of(key_of(load_certificate(der))), "use": "x509-svid", "x5c": [certificate]}

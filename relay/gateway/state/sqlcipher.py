@@ -47,7 +47,8 @@ def _held(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy("another process holds this gateway's state", hint="wait for it, or stop it") from None
+            hint = "stop the gateway if it runs, else wait"
+            raise Busy("another process holds this gateway's state", hint=hint) from None
         yield
     finally:
         os.close(descriptor)  # and with it the lock

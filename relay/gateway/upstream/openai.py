@@ -24,6 +24,7 @@ from transport.primitives import Secret
 
 ANSWER_MAX: Final = 8 << 20  # bytes of a whole JSON answer
 STREAM_MAX: Final = 64 << 20  # bytes of a streamed one
+CONNECTIONS: Final = 100
 LINE_MAX: Final = 1 << 20
 _AFTER_DONE_S: Final = 2.0  # a stream that has said [DONE] need not be waited for
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -46,16 +47,13 @@ class OpenAiUpstream:
     """See `Upstream`. One pool of connections; made inside the running event loop, on first use."""
 
     def __init__(
-        self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, answer_max: int = ANSWER_MAX,
-        stream_max: int = STREAM_MAX, connections: int = 100,
+        self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, stream_max: int = STREAM_MAX
     ) -> None:
         self._base = checked_base_url(base_url)
         self.name = name
         self.host = urlsplit(self._base).hostname or ""
         self._timeouts = timeouts or Timeouts()
-        self._answer_max = answer_max
         self._stream_max = stream_max
-        self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -123,7 +121,7 @@ class OpenAiUpstream:
             except TimeoutError:
                 raise _timed_out() from None
             return Answer(200, "text/event-stream", True, _chained(first, lines))
-        whole = await self._whole(response, self._answer_max)
+        whole = await self._whole(response, ANSWER_MAX)
         _refuse_error(whole)
         return Answer(200, "application/json", False, _chained(whole, None))
 
@@ -209,7 +207,7 @@ class OpenAiUpstream:
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=15),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=15),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -36,26 +35,14 @@ from store.errors import StoreError
 HEADER: Final = "workload.spiffe.io"  # Workload Endpoint section 3: whoever was made to call by another lacks it
 AUDIENCES_MAX: Final = 16
 AUDIENCE_MAX: Final = 1_024  # characters
-CALLS: Final = Rate(10.0, 100)
+CALLS: Final = Rate(10.0, 100)  # of one user: what begins
+STREAMS: Final = 64  # and what goes on at once
+HASHING: Final = 2  # files that are read at once, one of each user
 _REQUEST_S: Final = 10.0  # for a request's few bytes to come
 _CHECK_S: Final = 60.0  # callers and bundles are looked at again; a host that slept must not wait out a long timer
 _log = logging.getLogger(__name__)
-
-
-
 T = TypeVar("T")
 Answer = Callable[[list[Workload]], Awaitable[tuple[Any, list[str], float]]]  # message, IDs in it, until when
-
-
-@dataclass(frozen=True)
-class WorkloadLimits:
-    """Of one user: `calls` is what begins, `streams` what goes on at once. Of all: `hashing`, files that are read at
-    once, one of each user.
-    """
-
-    calls: Rate = CALLS
-    streams: int = 64
-    hashing: int = 2
 
 
 class WorkloadApi:
@@ -63,17 +50,15 @@ class WorkloadApi:
 
     def __init__(
         self, entries: Sequence[Workload], documents: Documents, audit: AuditLog, refusals: Refusals, *,
-        caller: Callable[[], Caller | str], digests: Digests | None = None, limits: WorkloadLimits | None = None,
-        clock: Callable[[], float] = time.time,
+        caller: Callable[[], Caller | str], clock: Callable[[], float] = time.time,
     ) -> None:
         """`caller` says who is at the other end of the connection that the running call came by, or why nobody is."""
         self._entries, self._documents, self._audit, self._refusals = entries, documents, audit, refusals
-        self._caller, self._digests, self._clock = caller, digests or Digests(), clock
-        self._limits = limits or WorkloadLimits()
-        self._calls = SourceBuckets(self._limits.calls, clock())
+        self._caller, self._digests, self._clock = caller, Digests(), clock
+        self._calls = SourceBuckets(CALLS, clock())
         self._streams: Counter[int] = Counter()
         # Not the threads that all others share: a file may be slow for ever.
-        self._threads = ThreadPoolExecutor(self._limits.hashing, "attestation")
+        self._threads = ThreadPoolExecutor(HASHING, "attestation")
         self._turns = {one.uid: asyncio.Lock() for one in entries}
         self._wake = asyncio.Event()
 
@@ -259,7 +244,7 @@ class WorkloadApi:
 
     @contextlib.contextmanager
     def _slot(self, uid: int) -> Iterator[None]:
-        if self._streams[uid] >= self._limits.streams:
+        if self._streams[uid] >= STREAMS:
             raise GRPCError(Status.UNAVAILABLE, "too many streams")
         self._streams[uid] += 1
         try:
@@ -282,5 +267,3 @@ class WorkloadApi:
         with contextlib.suppress(AuditUnavailable):  # it is refused all the same
             await self._refusals.append("workload.refused", reason=reason, **known)
         return GRPCError(Status.PERMISSION_DENIED, "no identity issued")
-
-
