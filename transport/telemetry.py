@@ -54,6 +54,7 @@ ROUTE: Final = "causeway.route"  # edge: where the prompt went, and the route a 
 RULE: Final = "causeway.rule"  # edge: the router's rule that decided, a stable word of router/policy.py
 BYTES_IN: Final = "causeway.bytes.in"
 BYTES_OUT: Final = "causeway.bytes.out"
+FILTERED: Final = "causeway.filtered"  # secrets that the gateway cut out of an answer
 
 _TEXT_NAMES: Final = frozenset({
     GEN_AI_OPERATION, GEN_AI_PROVIDER, GEN_AI_REQUEST_MODEL, GEN_AI_RESPONSE_MODEL, ERROR_TYPE, SERVER_ADDRESS,

@@ -43,10 +43,12 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.reload import Reload, session_limits
 from relay.gateway.requests import Requests
-from relay.gateway.sessions import SessionLimits, Sessions
+from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
+from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
@@ -82,9 +84,11 @@ class Ready:
 async def serve(
     config: Config, passphrase: Unlock, *, ready: Callable[[Ready], None], stop: asyncio.Event,
     hurry: asyncio.Event | None = None, clock: Callable[[], float] = time.time, loopback_token: Secret | None = None,
+    reload: asyncio.Event | None = None,
 ) -> None:
     """Runs a gateway until `stop` is set, then lets running requests finish for `limits.drain_s`, or until `hurry` is.
 
+    `reload`: set it to have the configuration read anew.
     `loopback_token` opens `listen.insecure` to its holder; neither is taken without the other.
     Raises ConfigError, GatewayError, StoreError, LinkLost (an address that cannot be had); never once it is ready.
     """
@@ -126,7 +130,8 @@ async def serve(
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node=own_id,
+            answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
+            taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -137,15 +142,11 @@ async def serve(
         )
         await requests.forget_ended()
         token_keys = await token_keys_of(database, custody, clock)
-        limits = config.limits
         probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,
             refusals=refusals, tickets=TicketStore(), clock=clock,
-            limits=SessionLimits(
-                limits.sessions, limits.handshakes, limits.handshake_s, limits.requests_per_session,
-                full_per_second=limits.full_handshakes_per_s,
-            ),
+            limits=session_limits(config.limits),
             revocations=lambda: revocation.list, probes=probes, joining=own.joining,
             attestation=Attestation.load(config.ek_roots),
         )
@@ -219,7 +220,7 @@ async def serve(
             await listen_https(stack, page, door, context, gate)
         if config.insecure is not None and loopback_token is not None:
             one_caller = LoopbackCallers(loopback_token, config.trust_domain, enrolment)
-            gate = Gate(BEHIND_A_PROXY)
+            gate = Gate(HttpsLimits(per_source=HttpsLimits.strangers, per_client=HttpsLimits.clients))
             plain = api_for(one_caller, gate, ApiLimits(per_identity=ApiLimits.requests))
             apis.append(plain)
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
@@ -239,11 +240,17 @@ async def serve(
         control = ControlServer(config.directory, admin)
         await control.start()
         stack.push_async_callback(control.close)
-        for work in (_count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        reloading = Reload(
+            config, policy=policy, sessions=sessions, audit=audit,
+            keys=[one.key for one in asked if one.key is not None],
+        )
+        asked_to = reloading.when(reload or asyncio.Event())
+        for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
         await stop.wait()
+        limits = reloading.config.limits
         await asyncio.gather(
             sessions.drain(limits.drain_s, hurry),
             *(one.drain(limits.drain_s, hurry or asyncio.Event()) for one in apis),

@@ -194,16 +194,21 @@ def serve(
         help="Holds a token; whoever shows it at listen.insecure, by plain HTTP, is edge/insecure-loopback.",
     )] = None,
 ) -> None:
-    """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well."""
+    """Run the gateway until SIGTERM or SIGINT; a second one ends what is under way as well.
+
+    SIGHUP brings a changed configuration into force, as far as that needs no restart.
+    """
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
     from relay.gateway.identity.loopback import token_from_file
+    from relay.gateway.reload import set_log_level
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
     settings = load(config)
     token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    stop, hurry, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    set_log_level(settings.log_level)
 
     def end() -> None:
         (hurry if stop.is_set() else stop).set()
@@ -212,7 +217,8 @@ def serve(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
-        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token, reload=reload)
 
     asyncio.run(main())
 

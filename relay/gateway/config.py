@@ -134,6 +134,7 @@ class AttestationFile(_Section, frozen=True, kw_only=True):
 class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
+    log_level: Literal["error", "warning", "info"] = "warning"
     listen: Listen = Listen()
     public: PublicFile | None = None
     oauth: OAuth = OAuth()
@@ -184,6 +185,7 @@ class Config:
     workload_socket: Path | None = None
     workloads: tuple[Workload, ...] = ()
     issuer: str | None = None  # of access tokens, where the file names one
+    log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
 
 
@@ -261,7 +263,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file), insecure,
+        tuple(file.workload), _issuer(file), file.log_level, insecure,
     )
 
 
@@ -395,6 +397,7 @@ EXAMPLE: Final = '''\
 
 trust_domain = "{trust_domain}"
 # name = "main"                      # this gateway's ID is spiffe://{trust_domain}/gateway/main
+# log_level = "warning"              # or error, info; SIGHUP reads this file anew (docs/OPERATIONS.md)
 
 [listen]
 session = "tcp:127.0.0.1:7443"       # encrypted sessions straight from edges; leave out to accept hops only

@@ -84,6 +84,8 @@ class RequestContext:
 
     usage: Usage = field(default_factory=Usage)
     bytes_out: int = 0
+    answer_type: str = ""  # media type of the answer, once it has begun
+    filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
 
     @property
     def target(self) -> Route | None:
@@ -241,6 +243,7 @@ class Pipeline:
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
         taps = [make(context) for make in self._taps]
         async with answerer.answer(context) as answer:
+            context.answer_type = answer.content_type
             await sink.begin(answer.status, answer.content_type, streamed=answer.streamed)
             async for chunk in answer.chunks:
                 if self._still is not None and await self._still(context) is not None:
@@ -260,9 +263,11 @@ class Pipeline:
             await sink.write(data)  # waits for the device's credit, and with it the reading from the provider
 
     async def _outcome(self, context: RequestContext, result: str, code: str) -> None:
+        found = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
+            **({"filtered": found} if found else {}),
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
@@ -292,3 +297,5 @@ def _describe(span: Span, context: RequestContext) -> None:
     if context.model:
         span.set_attribute(names.GEN_AI_REQUEST_MODEL, context.model)
     span.set_attribute(names.BYTES_OUT, context.bytes_out)
+    if context.filtered:
+        span.set_attribute(names.FILTERED, sum(context.filtered.values()))

@@ -158,6 +158,13 @@ class Sessions:
                     del self._through[via]
             await link.close()
 
+    def limit(self, limits: SessionLimits) -> None:
+        """From now on; what is above them already stays."""
+        if limits.full_per_second != self._limits.full_per_second:
+            self._admission = Admission(limits.full_per_second, self._ticking())
+        self._limits = limits
+        self._handshaking.total, self._handshaking.share = limits.handshakes, limits.handshakes_per_source
+
     async def cut(self, ended: Sequence[Registration]) -> None:
         """Ends all that lives of registrations that have ended: sessions, told why; tunnels; tickets; calls, answers.
 

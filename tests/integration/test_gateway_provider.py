@@ -17,6 +17,7 @@ from relay.gateway.errors import AuditUnavailable, ConfigError
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.taps.meter import Meter
+from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.upstream.base import Timeouts, checked_base_url
 from relay.gateway.upstream.keys import ProviderKey, key_from_environment, key_from_file
 from relay.gateway.upstream.openai import OpenAiUpstream
@@ -61,7 +62,8 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     pipeline = Pipeline(
         checks=[Authorise(policy), Schema()],
         answerers={"chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList()},
-        taps=[Meter], audit=audit, telemetry=tracing, node="spiffe://field.example/gateway/main",
+        taps=[Meter, secret_filter(lambda: [KEY.encode()])], audit=audit, telemetry=tracing,
+        node="spiffe://field.example/gateway/main",
     )
     yield Lab(provider, pipeline, tracing, audit, directory, upstream)
     await upstream.close()
@@ -92,6 +94,26 @@ async def test_a_stream_arrives_byte_for_byte_in_whole_lines(lab: Lab) -> None:
     assert sink.ended
     assert request.usage.output_tokens == 5
     assert lab.provider.calls == 1
+
+
+async def test_secrets_in_a_stream_are_cut_out_and_counted_and_named_nowhere(lab: Lab) -> None:
+    aws, usage = "AKIAIOSFODNN7EXAMPLE", {"prompt_tokens": 11, "completion_tokens": 5}
+    pieces = ("use ", KEY[:9], KEY[9:], " or ", aws[:3], aws[3:], " then")
+    lab.provider.stream = [*map(chunk, pieces), chunk(None, usage=usage), b"data: [DONE]\n\n"]
+    sink, request = await lab.ask(chat(stream=True))
+    events = [json.loads(line[6:]) for line in sink.data.splitlines() if line.startswith(b"data: {")]
+    text = "".join(event["choices"][0]["delta"]["content"] for event in events[:-1])
+    assert text == "use [secret removed] or [secret removed] then"
+    assert len(events) == len(lab.provider.stream) - 1
+    assert request.usage.output_tokens == 5
+    outcome = lab.lines()[-1]
+    assert outcome["filtered"] == "aws-key=1 gateway-provider-key=1"
+    assert outcome["bytes_out"] == len(sink.data)
+    (span,) = [span for span in lab.tracing.finished(request.trace_id) if span.name == "request"]
+    assert span.attributes["causeway.filtered"] == 2
+    written = lab.everything_written() + sink.data
+    assert KEY[9:].encode() not in written
+    assert aws[3:].encode() not in written
 
 
 async def test_the_client_can_send_no_header_of_its_own(lab: Lab) -> None:

@@ -40,6 +40,9 @@ class ProviderKey:
     def refused(self, key: Secret) -> None:
         """The provider did not take `key`."""
 
+    def look(self) -> None:
+        """Has it read at once, where that is not done for each call anyway."""
+
     def _take(self, key: Secret) -> None:
         if key.expose() != self._key.expose():
             self._key = key
