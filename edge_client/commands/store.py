@@ -104,6 +104,8 @@ def _switch(
         def key() -> "DatabaseKey":
             if way != "passphrase" and "passphrase" in ways_in(config.key_path):
                 return unlock_key(config.key_path, passphrase(new=False))  # who switches a way on knows it
+            if way == "passphrase" and way not in ways and (opened := key_without_asking(config, ways)) is not None:
+                return opened  # what the environment names is the new one
             return unlocked_key(config, passphrase)
 
         ways = set(ways_in(config.key_path))

@@ -230,6 +230,7 @@ def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = Fa
 
     from relay.gateway.check_config import check
 
+    logging.basicConfig(level=logging.ERROR)  # what start would log as a warning is found and told here
     found, means = asyncio.run(check(config, time.time()))
     wrong = any(not one.warning for one in found)
     if as_json:

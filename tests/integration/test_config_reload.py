@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,9 @@ def test_what_needs_a_restart_is_named_by_key() -> None:
     assert needs_restart(old, replace(parse(text.encode(), Path("/srv")), log_level="info")) == []
 
 
-async def test_limits_are_those_of_now(made: Path) -> None:
-    async with session_gateway(made) as lab:
+async def test_limits_are_those_of_now(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "gateway")
+    async with session_gateway(tmp_path / "gateway") as lab:
         svid = await lab.device("lap-1")
         lab.sessions.limit(SessionLimits(sessions=1))
         one = await lab.session(svid)

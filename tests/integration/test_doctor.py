@@ -327,7 +327,7 @@ async def test_a_provider_that_does_not_do(folder: Path, provider: MockProvider,
         assert found.stage == "provider" and words in found.finding
 
 
-async def test_a_key_that_is_another_s(folder: Path, provider: MockProvider) -> None:
+async def test_L13_a_key_that_is_another_s(folder: Path, provider: MockProvider) -> None:
     config = write(folder, provider.base_url)
     (folder / "provider.key").write_text("sk-of-somebody-else")
     async with serving(config):

@@ -124,7 +124,7 @@ async def test_the_gateway_shows_what_the_agent_gave(world: World) -> None:
     assert len(given.chain) == 3
 
 
-async def test_an_edge_without_an_agent_joins_at_the_same_gateway(world: World) -> None:
+async def test_H12_an_edge_without_an_agent_joins_at_the_same_gateway(world: World) -> None:
     device = await joined(world.running)
     session = await device.session()
     assert json.loads(await ask(session, chat())) == WHOLE

@@ -127,7 +127,8 @@ def test_the_passphrase_may_go_and_come_back_but_one_way_stays(home: Path, monke
     assert ways_in(key) == ["tpm"]
     with pytest.raises(WrongKey, match="not unlocked by a passphrase"):
         unlock_key(key, Passphrase(WORDS))
-    monkeypatch.setattr("edge_client.passphrase.passphrase", lambda new: Passphrase("new words"))
+    (home.parent / "passphrase").write_text("new words")
+    monkeypatch.setenv("CAUSEWAY_PASSPHRASE_FILE", str(home.parent / "passphrase"))
     edge("store", "passphrase", "on")
     assert ways_in(key) == ["passphrase", "tpm"]
     unlock_key(key, Passphrase("new words"))

@@ -148,7 +148,7 @@ def test_by_a_symbolic_link_it_is_the_file_that_counts(
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "renamed over", "link moved"])
-def test_what_runs_counts_and_not_what_is_there_now(
+def test_M15_what_runs_counts_and_not_what_is_there_now(
     tmp_path: Path, run: Callable[..., Program], accept: Callable[[], Caller], how: str
 ) -> None:
     """A program at the path of another by the time that it is looked at."""
@@ -188,7 +188,7 @@ def test_who_connects_and_then_becomes_another_program_is_refused(
     assert reason(caller) == ANOTHER
 
 
-def test_who_execs_between_two_looks_at_once_is_refused(
+def test_M15_who_execs_between_two_looks_at_once_is_refused(
     tmp_path: Path, run: Callable[..., Program], accept: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last comparison is of after the file was read."""
