@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
 from relay.gateway.admin import Admin
+from relay.gateway.admin_alone import token_keys_of
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -21,16 +22,11 @@ from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
 from relay.gateway.examination import Asked, Examination
-from relay.gateway.folder import opened, stopped
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app, make_plain_app
 from relay.gateway.identity.attestation import Attestation
-from relay.gateway.identity.ca import (
-    SVID_LIFETIME_S,
-    Authority,
-)
+from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import Callers
-from relay.gateway.identity.custody import Custody
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.loopback import LoopbackCallers
 from relay.gateway.identity.oauth import make_oauth
@@ -38,7 +34,7 @@ from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
-from relay.gateway.identity.token_keys import ACCESS, ACCESS_S, JWT_SVID, Rotation, TokenKeys
+from relay.gateway.identity.token_keys import Rotation, TokenKeys
 from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
@@ -57,7 +53,6 @@ from relay.gateway.trace import TraceStore
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
-from store.database import Database
 from store.errors import StoreError
 from store.keys import Unlock
 from transport import telemetry
@@ -70,32 +65,6 @@ SPANS_FILE: Final = "spans.jsonl"
 SWEEP_S: Final = 300.0
 FLUSH_S: Final = 60.0  # how often the counts of refusals that had no record of their own are written
 _log = logging.getLogger(__name__)
-
-
-@asynccontextmanager
-async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]:
-    """The administrator's operations without a running gateway. Raises Busy if one runs, WrongKey and the like."""
-    async with stopped(config.directory, passphrase) as (database, audit):
-        custody = custody_of(config.keys)
-        enrolment, revocation = await opened(config.directory, passphrase, custody, database, audit)
-        await revocation.refresh()
-        admin = Admin(
-            enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
-            origin=config.public.origin if config.public else None,
-        )
-        admin.offer("rotate_tokens", Rotation(await _token_keys(database, custody, time.time), audit))
-        yield admin
-
-
-async def _token_keys(database: Database, custody: Custody, clock: Callable[[], float]) -> list[TokenKeys]:
-    """Those for access tokens, then those for JWT-SVIDs."""
-    made = [
-        TokenKeys(database, ACCESS, longest_s=ACCESS_S, clock=clock, custody=custody),
-        TokenKeys(database, JWT_SVID, longest_s=SVID_LIFETIME_S, clock=clock, custody=custody),
-    ]
-    for keys in made:
-        await keys.load()
-    return made
 
 
 @dataclass(frozen=True)
@@ -172,7 +141,7 @@ async def serve(
             refusals=refusals, policy=policy,
         )
         await requests.forget_ended()
-        token_keys = await _token_keys(database, custody, clock)
+        token_keys = await token_keys_of(database, custody, clock)
         probes = Probes(authority, enrolment, audit, clock=clock)
         sessions = Sessions(
             identity=identity, authority=authority, enrolment=enrolment, requests=requests, traces=traces, audit=audit,

@@ -61,7 +61,7 @@ def ask(
 async def _alone(
     settings: "Config", passphrase: "Unlock", operation: str, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    from relay.gateway.app import open_admin
+    from relay.gateway.admin_alone import open_admin
 
     async with open_admin(settings, passphrase) as admin:
         return await admin.call(operation, arguments)

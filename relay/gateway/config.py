@@ -18,9 +18,8 @@ from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
-from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.base import Timeouts, checked_base_url
 from relay.gateway.upstream.keys import SecretPlace
-from relay.gateway.upstream.openai import checked_base_url
 from transport.errors import BadInput
 from transport.identity.source import socket_path
 from transport.identity.svid import SpiffeId, check_trust_domain

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gateway_lab import PASSPHRASE, make_folder
+from tests.support.relay_process import CONFIG, secret_file
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Runs the command line as the installed script does, then tells which modules were loaded, after a marker line.
@@ -54,6 +57,17 @@ def test_relay_help_loads_neither_role() -> None:
     modules, text = loaded_after("relay.cli", ["relay", "--help"])
     assert "gateway" in text and "hop" in text
     assert modules & {"aiohttp", "cryptography", "sqlcipher3"} == set()
+
+
+def test_a_gateways_command_loads_no_http(tmp_path: Path) -> None:
+    """It asks the running gateway, or opens its folder; a web server's code would be a third of the waiting."""
+    folder = make_folder(tmp_path / "gw")
+    (folder / "gateway.toml").write_text(CONFIG.format(base_url="http://127.0.0.1:9/v1"))
+    passphrase = secret_file(tmp_path / "pass", PASSPHRASE.expose().decode())
+    config = ["--config", str(folder / "gateway.toml"), "--passphrase-file", str(passphrase)]
+    modules, text = loaded_after("relay.cli", ["relay", "gateway", "devices", "--json", *config])
+    assert json.loads(text) == {"devices": []}
+    assert "relay.gateway.config" in modules and modules & {"aiohttp", "relay.gateway.app", "llama_cpp"} == set()
 
 
 @pytest.mark.parametrize("command", [["relay", "hop", "--help"], ["relay", "hop", "serve", "--help"]])

@@ -18,9 +18,9 @@ from relay.gateway.forward import Forward, ModelList
 from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
-from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.base import Timeouts, checked_base_url
 from relay.gateway.upstream.keys import ProviderKey, key_from_environment, key_from_file
-from relay.gateway.upstream.openai import OpenAiUpstream, checked_base_url
+from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider, chunk
 from transport import telemetry

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from relay.gateway import app
+from relay.gateway.admin_alone import open_admin
 from relay.gateway.audit.log import verify
 from relay.gateway.config import Config, parse
 from relay.gateway.control import RemoteError, call
@@ -543,7 +544,7 @@ async def test_H15_handshakes_are_capped_and_strangers_told_to_come_later(made: 
 
 async def test_one_process_at_a_time_holds_the_state(gateway: Running) -> None:
     with pytest.raises(Busy):
-        async with app.open_admin(gateway.config, PASSPHRASE):
+        async with open_admin(gateway.config, PASSPHRASE):
             pass
 
 

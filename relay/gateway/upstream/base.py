@@ -1,9 +1,12 @@
-"""What the gateway needs of a provider, whatever its API looks like."""
+"""What the gateway needs of a provider, whatever its API looks like; without HTTP, which few commands need."""
 
+import ipaddress
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
+from relay.gateway.errors import ConfigError
 from relay.gateway.pipeline import Answer
 from transport.primitives import Secret
 
@@ -15,6 +18,33 @@ class Timeouts:
     connect: float = 10.0
     first_byte: float = 120.0
     idle: float = 60.0
+
+
+def checked_base_url(url: str) -> str:
+    """`url` without trailing slash. Raises ConfigError unless it is https, or http to loopback, without credentials."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ConfigError("the provider's base URL is not an http(s) URL", hint='like "https://api.example.com/v1"')
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ConfigError("the provider's base URL holds more than scheme, host, port and path",
+                          hint="the key belongs in key_file or key_env")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ConfigError("the provider's base URL is plain http to another machine",
+                          hint="use https; http would show the key to everyone on the way")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Upstream(Protocol):

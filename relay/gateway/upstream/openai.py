@@ -8,7 +8,6 @@ keys.
 """
 
 import asyncio
-import ipaddress
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,9 +17,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from relay.gateway.errors import ConfigError, ProviderFailure
+from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer
-from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.base import Timeouts, checked_base_url
 from transport.primitives import Secret
 
 ANSWER_MAX: Final = 8 << 20  # bytes of a whole JSON answer
@@ -42,33 +41,6 @@ class _Reply(msgspec.Struct):
 
 
 _reply = msgspec.json.Decoder(_Reply)
-
-
-def checked_base_url(url: str) -> str:
-    """`url` without trailing slash. Raises ConfigError unless it is https, or http to loopback, without credentials."""
-    parts = urlsplit(url)
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise ConfigError("the provider's base URL is not an http(s) URL", hint='like "https://api.example.com/v1"')
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ConfigError("the provider's base URL holds more than scheme, host, port and path",
-                          hint="the key belongs in key_file or key_env")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise ConfigError("the provider's base URL is plain http to another machine",
-                          hint="use https; http would show the key to everyone on the way")
-    return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class OpenAiUpstream:
