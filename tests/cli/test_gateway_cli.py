@@ -387,7 +387,8 @@ def test_an_authority_for_spire_and_the_next_when_that_was_stolen(folder: Path) 
     assert relay("rotate-key", "upstream", "--out", folder / "two", *keys).returncode == 0
     assert not (folder / "gw" / "revocations.list").exists(), "the first goes on"
     made = {
-        load_pem_x509_certificate((folder / name / "upstream.pem").read_bytes()).serial_number for name in ("one", "two")
+        load_pem_x509_certificate((folder / name / "upstream.pem").read_bytes()).serial_number
+        for name in ("one", "two")
     }
     done = relay("rotate-key", "upstream", "--out", folder / "three", "--compromised", *keys)
     assert done.returncode == 0, done.stderr
