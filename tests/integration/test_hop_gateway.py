@@ -372,13 +372,18 @@ async def test_an_svid_that_has_run_out_is_renewed_by_the_device_key(gateway: Jo
     assert [path for path, _ in gateway.requests] == ["/v1/join", "/v1/renew"]
 
 
-async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: HopHome) -> None:
+async def test_a_stranger_who_says_nothing_gives_up_the_place(gateway: JoiningGateway, home: HopHome) -> None:
     joined = await join(home, gateway.invitation(), gateway.url)
-    limits = {"max_links": 2, "first_s": 0.05, "pipe": PipeLimits(max_bytes=1000)}
-    async with Running(home, joined, gateway.url, **limits) as running:
+    async with Running(home, joined, gateway.url, first_s=0.05) as running:
         silent = await running.connect()
-        assert await silent.receive() == b""  # a stranger who says nothing gives up the place
+        assert await silent.receive() == b""
         assert gateway.tunnels == []
+        await silent.close()
+
+
+async def test_limits_on_links_and_bytes(gateway: JoiningGateway, home: HopHome) -> None:
+    joined = await join(home, gateway.invitation(), gateway.url)
+    async with Running(home, joined, gateway.url, max_links=2, pipe=PipeLimits(max_bytes=1000)) as running:
         held = [await running.connect() for _ in range(2)]
         for link in held:
             await link.send(b"x")
@@ -391,7 +396,7 @@ async def test_limits_on_links_bytes_and_silence(gateway: JoiningGateway, home: 
             with pytest.raises(LinkLost):  # which is no end of the data
                 while await held[0].receive():
                     pass
-        await asyncio.gather(*(link.close() for link in (silent, third, *held)))
+        await asyncio.gather(*(link.close() for link in (third, *held)))
 
 
 async def test_one_address_does_not_take_every_link(gateway: JoiningGateway, home: HopHome) -> None:
