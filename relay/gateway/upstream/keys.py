@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
-from transport.primitives import Secret
+from transport.primitives import Secret, same_bytes
 
 _MAX = 4_096
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class ProviderKey:
         """Has it read at once, where that is not done for each call anyway."""
 
     def _take(self, key: Secret) -> None:
-        if key.expose() != self._key.expose():
+        if not same_bytes(key.expose(), self._key.expose()):
             self._key = key
             _log.warning("the provider's key has changed; calls that begin from now on take the new one")
 
