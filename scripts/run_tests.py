@@ -83,8 +83,8 @@ def quick() -> list[Stage]:
 def full() -> list[Stage]:
     return [
         *quick(),
-        pytest_stage("whole processes", FULL_TESTS, 1200, "-n", "auto", "-m", "not model and not demo"),
-        pytest_stage("local model", [*QUICK_TESTS, *FULL_TESTS], 600, "-m", "model and not demo"),
+        pytest_stage("whole processes", FULL_TESTS, 900, "-n", "auto", "-m", "not model and not demo"),
+        pytest_stage("local model", [*QUICK_TESTS, *FULL_TESTS], 300, "-m", "model and not demo"),
     ]
 
 
@@ -101,8 +101,8 @@ def ci(scratch: Path) -> list[Stage]:
         *full(),
         Stage("wheel, empty venv", ["bash", "-c", install], 240),
         Stage("model of exactly once", [python, "scripts/check_model.py"], 200),  # some 40 s on a machine at rest
-        pytest_stage("README and demo", FULL_TESTS, 900, "-m", "demo"),
-        Stage("BlueZ in a machine", [python, "-m", "scripts.bluez_vm", "ci"], 1500),  # four minutes at rest
+        pytest_stage("README and demo", FULL_TESTS, 600, "-m", "demo"),
+        Stage("BlueZ in a machine", [python, "-m", "scripts.bluez_vm", "ci"], 1100),  # four minutes at rest
     ]
 
 

@@ -156,7 +156,7 @@ class PipeMachine(RuleBasedStateMachine):
         for end in self.ends:
             inside = end.pipe._in
             assert len(inside.ready) + len(inside._held) <= WINDOW
-            assert len(inside._grants) <= WINDOW + 1  # each another, from what is known to be sent to a window on
+            assert len(inside._grants) <= 4
             assert end.pipe.buffered <= QUEUE_MAX
 
     @invariant()

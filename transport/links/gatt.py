@@ -106,9 +106,11 @@ class _Incoming:
     def complete(self) -> bool:
         return self.end is not None and self.came == self.end[1]
 
-    def told(self, limit: int) -> None:
-        if limit > self._grants[-1]:
-            self._grants.append(limit)
+    def tell(self) -> int:
+        """What a state tells the peer: more in steps of half the window, so that few of them are to be remembered."""
+        if self.grant_due:
+            self._grants.append(self.limit)
+        return self._grants[-1]
 
     def data(self, value: bytes, now: float) -> None:
         number = self.came + (value[0] - self.came) % _SEQUENCES
@@ -359,7 +361,5 @@ class GattPipe:
         return self._in.peer_may_wait and self._told_at <= self._in.moved_at + STARVED_S
 
     def _state(self, now: float) -> bytes:
-        limit = self._in.limit
-        self._in.told(limit)
         self._told_at, self._mark_at = now, None
-        return _state.pack(_STATE, limit, self._out.sent)
+        return _state.pack(_STATE, self._in.tell(), self._out.sent)

@@ -73,8 +73,8 @@ export function makePipe(size, limit, granted, start) {
 				tell = false;
 				toldAt = now;
 				markAt = NEVER;
-				if (reach() > grants.at(-1)) grants.push(reach());
-				return Uint8Array.of(0x80, ...four(reach()), ...four(sent));
+				if (due()) grants.push(reach());
+				return Uint8Array.of(0x80, ...four(grants.at(-1)), ...four(sent));
 			}
 			if (queue.length && sent < limit) {
 				markAt = now + REPEAT_S; // when to say so, unless more leaves before
