@@ -16,7 +16,7 @@ from relay.gateway.errors import AuditUnavailable, EnrolmentRefused
 from relay.gateway.identity import clones
 from relay.gateway.identity.alerts import WORDS
 from relay.gateway.identity.clones import OVERLAP_S, RACE_S
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, Clock, audit_lines
 from tests.support.session_lab import Lab, gateway
 from transport.edge_session import EdgeSession
 from transport.identity.svid import Svid, make_csr
@@ -33,11 +33,6 @@ base_url = "http://127.0.0.1:1/v1"
 key_file = "provider.key"
 """
 A, B = f"spiffe://{DOMAIN}/hop/a", f"spiffe://{DOMAIN}/hop/b"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("copied") / "gateway")
 
 
 @pytest.fixture

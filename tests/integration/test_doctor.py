@@ -65,11 +65,6 @@ ANYWHERE = {"session": "tcp:127.0.0.1:0", "https": "127.0.0.1:0"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("doctor") / "gateway")
-
-
-@pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("doctor") / "impostor")
 

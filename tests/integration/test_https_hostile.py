@@ -16,18 +16,13 @@ from relay.gateway.identity import oauth
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.listening import HttpsLimits
 from relay.rates import Rate
-from tests.support.gateway_lab import chat, make_folder
+from tests.support.gateway_lab import chat
 from tests.support.https_client import Gateway, Workload, https_gateway
 from tests.support.mock_provider import MockProvider
 from tests.support.oauth_client import TokenClient
 from transport.identity.tls import client_context
 
 LIMIT_S = 60  # for hanging alone
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("hostile") / "gateway")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from relay.gateway import api, response
 from tests.support.ca import Ca
 from tests.support.fake_triton import FakeTriton, tensors
-from tests.support.gateway_lab import DOMAIN, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, chat
 from tests.support.https_client import CHAT, CONFIG, Gateway, Workload, https_gateway, last_words
 from tests.support.mock_provider import STREAM, WHOLE, MockProvider, chunk
 from transport import telemetry
@@ -21,11 +21,6 @@ from transport.identity.tls import client_context
 
 DONE = b"data: [DONE]"
 REVOKED = {"who": "workload/report-1", "reason": "lost"}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("https") / "gateway")
 
 
 @pytest.fixture

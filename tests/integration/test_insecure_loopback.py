@@ -13,7 +13,7 @@ from relay.gateway import app
 from relay.gateway.config import parse
 from relay.gateway.errors import ConfigError
 from relay.gateway.identity.loopback import ID_PATH, token_from_file
-from tests.support.gateway_lab import DOMAIN, PASSPHRASE, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, PASSPHRASE, chat
 from tests.support.https_client import CHAT, CONFIG, Gateway, https_gateway
 from tests.support.mock_provider import STREAM, WHOLE, MockProvider
 from transport.primitives import Secret
@@ -21,11 +21,6 @@ from transport.primitives import Secret
 TOKEN = "a-token-of-24-characters"
 INSECURE = CONFIG.replace("[provider]", 'insecure = "127.0.0.1:0"\n[provider]')
 ID = f"spiffe://{DOMAIN}{ID_PATH}"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("loopback") / "gateway")
 
 
 @pytest.fixture

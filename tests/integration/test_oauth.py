@@ -16,7 +16,7 @@ from relay.gateway.identity.jose import TOKEN_MAX
 from relay.gateway.identity.token_keys import TokenKeys
 from tests.support.ca import Ca
 from tests.support.dpop_page import LEFT_OUT, ath, jwk_of, jws, pack, without
-from tests.support.gateway_lab import DOMAIN, chat, make_folder
+from tests.support.gateway_lab import DOMAIN, chat
 from tests.support.https_client import CHAT, Gateway, Workload, https_gateway, last_words
 from tests.support.mock_provider import WHOLE, MockProvider
 from tests.support.oauth_client import ASSERTION_TYPE, TOKEN, TokenClient
@@ -25,11 +25,6 @@ from transport.primitives import SigningKey, random_bytes, sha256
 
 REVOKED = {"who": "workload/report-1", "reason": "lost"}
 KEYS: list[TokenKeys] = []  # of the gateway that was started last: those of its access tokens
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("oauth") / "gateway")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from relay.gateway.identity.workloads.server import BYTES_BURST, CONNECTIONS_OF_
 from relay.gateway.identity.workloads.service import AUDIENCES_MAX, CALLS
 from relay.gateway.identity.workloads.service import STREAMS as STREAMS_OF_USER
 from tests.support.ca import Ca
-from tests.support.gateway_lab import DOMAIN, make_folder
+from tests.support.gateway_lab import DOMAIN
 from tests.support.workload_caller import HEADER, OF, STREAMS, Caller, connected
 from tests.support.workload_lab import ME, PYTHON, Lab, spiffe_id, workload, workload_lab
 from transport.identity.svid import SpiffeId, TrustBundle
@@ -35,11 +35,6 @@ from transport.primitives import SigningKey
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
 LIMIT_S = 60  # for hanging alone
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("workloads") / "gateway")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from relay.gateway.identity.workloads.attest import Digests
 from relay.gateway.identity.workloads.entries import Seen, Workload
 from relay.gateway.identity.workloads.server import WorkloadServer
 from relay.gateway.identity.workloads.service import HASHING, WorkloadApi
-from tests.support.gateway_lab import make_folder
 from tests.support.workload_caller import connected
 from tests.support.workload_lab import ME, PYTHON, workload, workload_lab
 
@@ -32,11 +31,6 @@ _CALL = [
     (":method", "POST"), (":scheme", "http"), (":path", "/x"), (":authority", "x"), ("te", "trailers"),
     ("content-type", "application/grpc"),
 ]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("flood") / "gateway")
 
 
 @contextlib.asynccontextmanager

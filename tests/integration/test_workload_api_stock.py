@@ -12,18 +12,13 @@ from pathlib import Path
 import pytest
 
 from relay.gateway.identity.workloads.documents import JWT_LIFETIME_S
-from tests.support.gateway_lab import DOMAIN, make_folder
+from tests.support.gateway_lab import DOMAIN
 from tests.support.workload_lab import PYTHON, handed_on, spiffe_id, stock_client, workload, workload_lab
 from transport.errors import IdentityRefused
 from transport.identity.svid import Svid
 from transport.primitives import Secret, SigningKey
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who calls")
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("workloads") / "gateway")
-
-
 def chain(svid: dict[str, object]) -> list[bytes]:
     shown = svid["chain"]
     assert isinstance(shown, list)

@@ -22,7 +22,7 @@ from relay.gateway.identity.jose import TOKEN_MAX, TokenRefused, Unverified, jwk
 from relay.gateway.identity.token_keys import ACCESS, JWT_SVID, SIGNS_S, Rotation, TokenKeys
 from relay.gateway.state.sqlcipher import open_state
 from store.database import Database
-from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines, make_folder
+from tests.support.gateway_lab import PASSPHRASE, Clock, audit_lines
 from transport.errors import LocalMisuse
 from transport.primitives import SigningKey, VerifyKey
 
@@ -34,11 +34,6 @@ NOW = 1_800_000_000.0
 class Claims(msgspec.Struct, forbid_unknown_fields=True):
     exp: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
     sub: str = ""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("tokens") / "gateway")
 
 
 @dataclass
