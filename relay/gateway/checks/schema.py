@@ -20,6 +20,7 @@ DEPTH_MAX: Final = 32
 NODES_MAX: Final = 100_000  # objects and arrays in one body
 MESSAGES_MAX: Final = 2_048
 
+_NO_SCHEMA: Final = Refusal(404, "unknown_route", "the gateway has no such route")
 _TOO_LARGE: Final = Refusal(413, "request_too_large", "the request is over 1 MiB")
 _EMPTY: Final = Refusal(400, "empty_prompt", "the request holds no text to answer")
 _SHAPE: Final = Refusal(400, "invalid_request", "the request has a field that is not valid: shape")
@@ -126,6 +127,8 @@ class Schema:
                 return _BODY_UNWANTED
             context.parsed = True
             return None
+        if target.operation not in ("chat", "infer"):
+            return _NO_SCHEMA
         if len(context.body) > BODY_MAX:
             return _TOO_LARGE
         if context.content_type.partition(";")[0].strip().lower() != "application/json":
