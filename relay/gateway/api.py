@@ -16,7 +16,7 @@ from typing import Final
 from aiohttp import web
 
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.checks.schema import BODY_MAX
+from relay.gateway.checks.fields import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.callers import Caller, Callers
 from relay.gateway.identity.denials import Denied
