@@ -16,7 +16,7 @@ from typing import Final
 from aiohttp import web
 
 from relay.gateway.audit.refusals import Refusals
-from relay.gateway.checks.schema import BODY_MAX
+from relay.gateway.checks.fields import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
 from relay.gateway.identity.callers import Caller, Callers
 from relay.gateway.identity.denials import Denied
@@ -94,7 +94,8 @@ class Api:
 
     def offer(self, app: web.Application) -> None:
         """Adds the routes."""
-        app.router.add_post("/v1/chat/completions", self._serve)
+        for name in ("chat/completions", "responses", "embeddings", "messages"):
+            app.router.add_post(f"/v1/{name}", self._serve)
         app.router.add_get("/v1/models", self._serve, allow_head=False)
         app.router.add_post("/v2/models/{name}/infer", self._serve)
 

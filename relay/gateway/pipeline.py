@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from relay.gateway.audit.log import AuditLog
@@ -45,6 +46,13 @@ class Refusal:
         return {"error": {
             "message": self.message, "type": kind, "param": None, "code": self.code, "trace_id": trace_id,
         }}
+
+
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """A text that a model will read. `role`: system, developer, user, assistant or tool, whatever the API calls it."""
+
+    role: str
+    text: str
 
 
 @dataclass
@@ -81,6 +89,8 @@ class RequestContext:
     models: list[str] = field(default_factory=list)  # where a list of them is asked for
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
+    said: list[Said] = field(default_factory=list, repr=False)  # in order; images and files are not in it
+    output_max: int | None = None  # tokens that the request itself allows of all its answers together
 
     usage: Usage = field(default_factory=Usage)
     bytes_out: int = 0

@@ -42,20 +42,20 @@ class HttpSink:
 
     async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
         """Also ends a begun answer: by an event that says why, if it has events; it is not whole in any case."""
-        error = msgspec.json.encode(Refusal(status, code, message, retryable).as_openai(self._context.trace_id))
+        error = Refusal(status, code, message, retryable).as_openai(self._context.trace_id)
         if self.response is None:
             self.response = web.Response(
-                status=status, body=error, content_type="application/json",
+                status=status, body=msgspec.json.encode(error), content_type="application/json",
                 headers={**self._headers(), RETRY: "true" if retryable else "false"},
             )
             return
         transport = self._request.transport
         if transport is None:
             return
-        if self._head[2]:
+        if self._head[2] and (target := self._context.target) is not None:
             try:
                 async with asyncio.timeout(_PARTING_S):
-                    await self.response.write(b"\n\ndata: " + error + b"\n\n")
+                    await self.response.write(target.format.error(error))
             except (TimeoutError, OSError):
                 transport.abort()
         transport.close()  # without the last chunk, by which every client sees that something is missing

@@ -43,7 +43,9 @@ async def test_content_parts_and_tool_messages_pass() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "hello"}], "name": "x"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        ]},
         {"role": "tool", "content": "12", "tool_call_id": "1"},
     ]
     assert await code(json.dumps({"model": "small", "messages": messages}).encode()) == ""
