@@ -1,4 +1,4 @@
-"""The event loop of a serving gateway: libuv's where it runs, else asyncio's own, which costs a third more a request."""
+"""The event loop of a serving gateway: libuv's where it runs, else asyncio's own, which costs more."""
 
 import asyncio
 import sys
