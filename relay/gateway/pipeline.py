@@ -91,6 +91,7 @@ class RequestContext:
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
 
     usage: Usage = field(default_factory=Usage)
+    provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind

@@ -9,6 +9,7 @@ It takes one key only, counts accepted calls, and quotes the key in every error 
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
 from aiohttp import web
@@ -49,6 +50,7 @@ class MockProvider:
         self.ended = asyncio.Event()  # the handler is over, whoever ended it
         self.release = asyncio.Event()
         self.stream: list[bytes] = STREAM
+        self.refusing: Callable[[], object] = lambda: None  # called before a key is refused
         self.base_url = ""
         self._runner: web.AppRunner | None = None
 
@@ -76,6 +78,7 @@ class MockProvider:
         body = await request.read()
         self.headers.append(dict(request.headers))
         if request.headers.get("Authorization") != f"Bearer {KEY}" or self.mode == "401":
+            self.refusing()
             return web.json_response({"error": {"message": f"Incorrect API key provided: {KEY}"}}, status=401)
         self.calls += 1
         self.bodies.append(body)

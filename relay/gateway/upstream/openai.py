@@ -1,15 +1,15 @@
-"""An OpenAI-compatible provider, or a server of the open inference protocol, over HTTP.
+"""A provider over HTTP, whichever of the APIs it speaks: see `dialects` and `formats`.
 
 One configured base URL, no redirects, no proxy, no cookies.
 
-Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends in
-`[DONE]`. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
+Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends as its
+API says. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
 keys.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ import msgspec
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer
 from relay.gateway.upstream.base import Timeouts, checked_base_url
+from relay.gateway.upstream.dialects import Dialect, OpenAi
+from relay.gateway.upstream.formats import AnswerFormat
 from transport.primitives import Secret
 
 ANSWER_MAX: Final = 8 << 20  # bytes of a whole JSON answer
@@ -47,36 +49,40 @@ class OpenAiUpstream:
     """See `Upstream`. One pool of connections; made inside the running event loop, on first use."""
 
     def __init__(
-        self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, stream_max: int = STREAM_MAX
+        self, base_url: str, *, dialect: Dialect | None = None, name: str = "openai", timeouts: Timeouts | None = None,
+        stream_max: int = STREAM_MAX,
     ) -> None:
         self._base = checked_base_url(base_url)
         self.name = name
+        self.dialect = dialect or OpenAi()
         self.host = urlsplit(self._base).hostname or ""
         self._timeouts = timeouts or Timeouts()
         self._stream_max = stream_max
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
+    async def call(
+        self, route: str, body: bytes, *, form: AnswerFormat, model: str, stream: bool, key: Secret | None
+    ) -> AsyncIterator[Answer]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
         }
-        response = await self._send("POST", self._base + route.removeprefix("/v1"), body, headers, key)
+        response = await self._send("POST", self.dialect.path(route, model), body, headers, key)
         try:
             if response.status != 200:
                 raise await self._failure(response)
-            yield await self._answer(response, stream)
+            yield await self._answer(response, form, stream)
         finally:
             response.close()  # an answer read to its end has given its connection back already
 
-    async def ping(self, route: str, *, key: Secret | None) -> tuple[int, bool]:
+    async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
         """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read.
 
         Raises ProviderFailure if there was no answer.
         """
         headers = {"Accept": "application/json"}
-        response = await self._send("GET", self._base + route.removeprefix("/v1"), None, headers, key)
+        response = await self._send("GET", self.dialect.ping, None, headers, key)
         response.close()
         return response.status, response.content_type == "application/json"
 
@@ -86,14 +92,15 @@ class OpenAiUpstream:
             self._session = None
 
     async def _send(
-        self, method: str, url: str, body: bytes | None, headers: dict[str, str], key: Secret | None
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], key: Secret | None
     ) -> aiohttp.ClientResponse:
         headers |= {"Accept-Encoding": "identity", "User-Agent": "causeway-gateway"}
-        if key is not None:
-            headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
+        headers |= self.dialect.headers(key)  # added last; nothing can replace it
         try:
             async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
-                return await self._pool().request(method, url, data=body, headers=headers, allow_redirects=False)
+                return await self._pool().request(
+                    method, self._base + path, data=body, headers=headers, allow_redirects=False
+                )
         except aiohttp.ConnectionTimeoutError:
             raise ProviderFailure(
                 "the provider could not be reached in time", kind="provider_timeout", status=504, again=True
@@ -107,14 +114,14 @@ class OpenAiUpstream:
         except aiohttp.ClientError:
             raise _garbled() from None
 
-    async def _answer(self, response: aiohttp.ClientResponse, stream: bool) -> Answer:
+    async def _answer(self, response: aiohttp.ClientResponse, form: AnswerFormat, stream: bool) -> Answer:
         """Waits for the first good piece, so that a failure up to there has a status of its own."""
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise _garbled()
         if stream:
             if response.content_type != "text/event-stream":
                 raise _garbled()
-            lines = self._lines(response)
+            lines = self._lines(response, form.ends)
             try:
                 async with asyncio.timeout(self._timeouts.first_byte):
                     first = await anext(lines)
@@ -122,7 +129,7 @@ class OpenAiUpstream:
                 raise _timed_out() from None
             return Answer(200, "text/event-stream", True, _chained(first, lines))
         whole = await self._whole(response, ANSWER_MAX)
-        _refuse_error(whole)
+        form.check(whole)
         return Answer(200, "application/json", False, _chained(whole, None))
 
     async def _whole(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -133,8 +140,10 @@ class OpenAiUpstream:
                 raise ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
         return bytes(parts)
 
-    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """The stream's bytes, cut only behind newlines. ProviderFailure unless it is an event stream up to [DONE]."""
+    async def _lines(
+        self, response: aiohttp.ClientResponse, ends: Callable[[bytes], bool]
+    ) -> AsyncIterator[bytes]:
+        """The stream's bytes, cut only behind newlines. ProviderFailure unless it is an event stream up to its end."""
         held, total, done = b"", 0, False
         chunks = self._chunks(response)
         while True:
@@ -154,7 +163,7 @@ class OpenAiUpstream:
             cut = held.rfind(b"\n") + 1
             if cut:
                 whole, held = held[:cut], held[cut:]
-                done = _check_lines(whole) or done
+                done = _check_lines(whole, ends) or done
                 yield whole
         if not done or held.strip():
             raise _garbled()
@@ -190,7 +199,8 @@ class OpenAiUpstream:
                 kind="provider_rejected", status=400,
             )
         return ProviderFailure(
-            "the provider failed", kind="provider_error", status=502, again=status == 503  # a 503 was not accepted
+            "the provider failed", kind="provider_error", status=502,
+            again=status in (503, 529),  # these were not accepted; 529 is Anthropic's, when it has too much to do
         )
 
     async def _reason(self, response: aiohttp.ClientResponse) -> str:
@@ -223,32 +233,15 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIter
             yield chunk
 
 
-def _check_lines(whole: bytes) -> bool:
-    """Whether [DONE] is among these lines (WHATWG event streams). Raises ProviderFailure for lines that are none."""
+def _check_lines(whole: bytes, ends: Callable[[bytes], bool]) -> bool:
+    """Whether the end is among these lines (WHATWG event streams). Raises ProviderFailure for lines that are none."""
     done = False
     for line in whole.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if not line:
-            continue
-        if not line.startswith(_FIELDS):
-            raise _garbled()
         if line.startswith(b"data:"):
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                done = True
-            elif b'"error"' in data:
-                _refuse_error(data)
+            done = ends(line[5:].strip()) or done
+        elif line.rstrip(b"\r") and not line.startswith(_FIELDS):
+            raise _garbled()
     return done
-
-
-def _refuse_error(data: bytes) -> None:
-    """Raises ProviderFailure unless `data` is a JSON object without an error in it."""
-    try:
-        reply = _reply.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise _garbled() from None
-    if reply.error is not None:
-        raise ProviderFailure("the provider failed", kind="provider_error", status=502)
 
 
 def _garbled() -> ProviderFailure:
