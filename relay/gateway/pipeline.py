@@ -14,8 +14,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from relay.gateway.audit.log import AuditLog
@@ -32,19 +33,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Refusal:
-    """The end of a request, for the device: HTTP status, stable code, words for a person."""
+    """The end of a request, for the device: HTTP status, stable code (of `checks.problems`), words for a person.
+
+    `param` names the field at fault; `headers` go with it by HTTPS, such as Retry-After. A session carries neither.
+    """
 
     status: int
     code: str
     message: str
     retryable: bool = False
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    def as_openai(self, trace_id: str) -> dict[str, Any]:
-        """The error object an OpenAI client knows, with the trace id."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {
-            "message": self.message, "type": kind, "param": None, "code": self.code, "trace_id": trace_id,
-        }}
+
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """A text that a model will read. `role`: system, developer, user, assistant or tool, whatever the API calls it."""
+
+    role: str
+    text: str
 
 
 @dataclass
@@ -81,6 +87,8 @@ class RequestContext:
     models: list[str] = field(default_factory=list)  # where a list of them is asked for
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
+    said: list[Said] = field(default_factory=list, repr=False)  # in order; images and files are not in it
+    output_max: int | None = None  # tokens that the request itself allows of all its answers together
 
     usage: Usage = field(default_factory=Usage)
     bytes_out: int = 0
@@ -128,15 +136,15 @@ class Tap(Protocol):
 class Sink(Protocol):
     """Where an answer goes: a call of the journal, or an HTTPS response.
 
-    `calling` is told before anybody is called. `refuse` may also end a begun answer; it is `retryable` only if nobody
-    can have accepted the request.
+    `calling` is told before anybody is called. `refuse` may also end a begun answer; the refusal is
+    `retryable` only if nobody can have accepted the request.
     """
 
     async def calling(self) -> None: ...
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None: ...
     async def write(self, data: bytes) -> None: ...
     async def end(self) -> None: ...
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None: ...
+    async def refuse(self, refusal: Refusal) -> None: ...
 
 
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
@@ -182,7 +190,7 @@ class Pipeline:
             if refusal is not None:
                 span.set_attribute(names.ERROR_TYPE, refusal.code)
                 span.set_attribute(names.HTTP_STATUS, refusal.status)
-                await sink.refuse(refusal.status, refusal.code, refusal.message, retryable=refusal.retryable)
+                await sink.refuse(refusal)
 
     async def _admit(self, context: RequestContext) -> Refusal | None:
         """None once every check has passed and the intent is on record. Nobody has been called until then."""

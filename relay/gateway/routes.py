@@ -4,22 +4,28 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
+from relay.gateway.upstream.formats import CHAT, MESSAGES, RESPONSES, AnswerFormat
+
 
 @dataclass(frozen=True)
 class Route:
     """`operation` names who answers it (and is the GenAI operation name); `bodied` routes carry a JSON body.
 
-    `model`: the one that the route itself names; "" where the body does, or none is meant.
+    `model`: the one that the route itself names; "" where the body does, or none is meant. `format`: of its answers.
     """
 
     operation: str
     verb: str
     bodied: bool
     model: str = ""
+    format: AnswerFormat = CHAT
 
 
 ROUTES: Final[dict[tuple[str, str], Route]] = {
     ("POST", "/v1/chat/completions"): Route("chat", "model:invoke", bodied=True),
+    ("POST", "/v1/responses"): Route("responses", "model:invoke", bodied=True, format=RESPONSES),
+    ("POST", "/v1/embeddings"): Route("embeddings", "model:invoke", bodied=True),
+    ("POST", "/v1/messages"): Route("messages", "model:invoke", bodied=True, format=MESSAGES),
     ("GET", "/v1/models"): Route("models", "model:invoke", bodied=False),  # of those that it may
     ("POST", "/v2/models/NAME/infer"): Route("infer", "model:invoke", bodied=True),
 }
@@ -35,6 +41,9 @@ HTTPS_ROUTES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/v1/revocations"): "relay:use",  # of hops, by their role; what they bring is believed for its signature
     ("GET", "/v1/tunnel"): "relay:use",  # decided for each request and the device that makes it, in `requests`
     ("POST", "/v1/chat/completions"): "model:invoke",  # as in a session: decided in `checks.authorise`
+    ("POST", "/v1/responses"): "model:invoke",
+    ("POST", "/v1/embeddings"): "model:invoke",
+    ("POST", "/v1/messages"): "model:invoke",
     ("GET", "/v1/models"): "model:invoke",
     ("POST", "/v2/models/{name}/infer"): "model:invoke",
     ("POST", "/oauth/token"): OPEN,  # what its tokens allow is decided with each request that they come with

@@ -316,6 +316,21 @@ def test_serve_says_where_and_commands_ask_it_without_a_passphrase(
     assert KEY not in serving.stderr.read()
 
 
+def test_a_hangup_reloads_the_configuration_and_a_broken_one_is_told(
+    folder: Path, serving: "subprocess.Popen[str]"
+) -> None:
+    assert serving.stderr is not None
+    assert "gateway ready" in serving.stderr.readline()
+    file = folder / "gw" / "gateway.toml"
+    good = file.read_text()
+    file.write_text(good + '[limits]\ndrain_s = "soon"\n')
+    serving.send_signal(signal.SIGHUP)
+    assert "not reloaded, that of before stays in force: limits.drain_s" in serving.stderr.readline()
+    file.write_text(good + "[limits]\ndrain_s = 0.5\n")
+    serving.send_signal(signal.SIGHUP)
+    assert serving.stderr.readline() == "relay: the configuration is reloaded\n"
+
+
 def test_serve_starts_unattended_by_systemd_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     credentials = folder / "credentials"
     credentials.mkdir()

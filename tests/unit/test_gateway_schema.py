@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.gateway.checks import problems
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import BODY_MAX, Schema
 from relay.gateway.pipeline import Refusal
@@ -43,7 +44,9 @@ async def test_content_parts_and_tool_messages_pass() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "hello"}], "name": "x"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        ]},
         {"role": "tool", "content": "12", "tool_call_id": "1"},
     ]
     assert await code(json.dumps({"model": "small", "messages": messages}).encode()) == ""
@@ -102,7 +105,7 @@ async def test_a_refusal_names_our_field_and_never_the_value() -> None:
     for body in (chat(temperature="CANARY-9"), chat(**{"CANARY-9 field": 1}), b'{"model": CANARY-9'):
         refusal = await through(body)
         assert refusal is not None
-        assert "CANARY-9" not in json.dumps(refusal.as_openai("0" * 32))
+        assert "CANARY-9" not in json.dumps(problems.body(refusal, "0" * 32))
 
 
 @given(st.binary(max_size=200))

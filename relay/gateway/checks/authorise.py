@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from relay.gateway.checks.schema import ModelName
+from relay.gateway.checks.fields import ModelName
 from relay.gateway.errors import PolicyUnavailable
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy

@@ -15,6 +15,7 @@ import msgspec
 from relay.gateway.pipeline import RequestContext
 from relay.gateway.taps.redaction import Redaction
 from relay.gateway.taps.shapes import Shapes
+from relay.gateway.upstream.formats import CHAT
 
 QUEUE_MAX: Final = 1 << 18  # bytes of events that wait for one of them; beyond, what is undecided is cut
 _NAMES: Final = frozenset({"role", "type", "id", "name", "index", "object", "call_id", "item_id"})  # never split
@@ -64,6 +65,8 @@ class SecretFilter:
     """
 
     def __init__(self, context: RequestContext, shapes: Shapes) -> None:
+        target = context.target
+        self._ends = (CHAT if target is None else target.format).ends
         self._context = context
         self._shapes = shapes
         self._held = b""  # a JSON body, of a stream the line that has not ended, of plain text what is undecided
@@ -125,6 +128,8 @@ class SecretFilter:
             self._add(_Line(line))
         else:
             self._event(line, payload)
+            if self._ends(payload):
+                self._end_texts()
 
     def _event(self, line: bytes, payload: bytes) -> None:
         try:
@@ -142,6 +147,8 @@ class SecretFilter:
         if self._suspicious(payload):
             taken.changed = self._walk(event, {(id(piece.holder), piece.key) for piece in taken.pieces})
         self._add(taken)
+        if str(event.get("type")).endswith((".done", "_stop")):  # of one text, and others go on
+            self._end_texts((event.get("item_id"), event.get("index")))
 
     def _piece(self, path: tuple[Any, ...], text: bytes, holder: Any = None, key: Any = None) -> _Piece:
         redaction, length = self._texts.setdefault(path, (self._redaction(), [0]))
@@ -181,9 +188,11 @@ class SecretFilter:
         _forget_tokens(line.event)
         return b"data: " + msgspec.json.encode(line.event) + line.raw[len(line.raw.rstrip(b"\r\n")):]
 
-    def _end_texts(self) -> None:
-        for redaction, _ in self._texts.values():
-            redaction.finish()
+    def _end_texts(self, whose: tuple[Any, ...] = ()) -> None:
+        """All of them, or those whose path begins so."""
+        for path, (redaction, _) in self._texts.items():
+            if path[:len(whose)] == whose:
+                redaction.finish()
 
     def _suspicious(self, raw: bytes) -> bool:
         """Whether a text in this JSON could hold a secret: its first letters, or an escape, which could be any."""
@@ -249,7 +258,11 @@ def _deltas(event: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]
 
 def _forget_tokens(event: Any) -> None:
     """Without the tokens beside a text, which would spell what was cut out of it."""
-    choices = event.get("choices") if isinstance(event, dict) else None
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("logprobs") is not None:
-            choice["logprobs"] = None
+    stack = [event]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict) and node.get("logprobs") is not None:
+            node["logprobs"] = [] if isinstance(node["logprobs"], list) else None
+        for value in node.values() if isinstance(node, dict) else node:
+            if isinstance(value, dict | list):
+                stack.append(value)
