@@ -276,7 +276,7 @@ class Pipeline:
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            **({"filtered": found} if found else {}),
+            provider=context.provider, **({"filtered": found} if found else {}),
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
