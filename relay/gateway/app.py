@@ -17,6 +17,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
 from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
@@ -43,6 +44,8 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.reload import Reload, session_limits
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import Sessions
@@ -123,15 +126,19 @@ async def serve(
         policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
+        quotas = Quotas(config.quotas, clock=clock)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
         asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
             asked.append(server := await _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), Quota(quotas)], still=authorise.still,
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
+            taps=[
+                Allowance, Meter,
+                secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None]),
+            ],
         )
         journal = Journal(database, clock=clock)
         await journal.load()

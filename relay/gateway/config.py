@@ -18,6 +18,7 @@ from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
+from relay.gateway.quota.settings import UNLIMITED, Limiting, PriceEntry, Quota, checked_quotas
 from relay.gateway.upstream.base import Timeouts, checked_base_url
 from relay.gateway.upstream.keys import SecretPlace
 from transport.errors import BadInput
@@ -149,6 +150,8 @@ class _File(_Section, frozen=True, kw_only=True):
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
+    quota: list[Quota] = []
+    price: list[PriceEntry] = []
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class Config:
     issuer: str | None = None  # of access tokens, where the file names one
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
+    quotas: Limiting = UNLIMITED
 
 
 def load(path: Path) -> Config:
@@ -259,11 +263,18 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, file.group, file.allow, file.policy, file.provider.models,
         elsewhere=[] if inference is None else inference.models,
     )
+    served = () if inference is None else inference.models
+    closed = file.policy.opa is None and not file.policy.cedar  # so that [[allow]] says it all
+    quotas = checked_quotas(
+        file.quota, file.price, groups=file.group, allows=file.allow if closed else None,
+        models={*file.provider.models, *(one for allow in file.allow for one in allow.models), *served},
+        uncounted=served,
+    )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file), file.log_level, insecure,
+        tuple(file.workload), _issuer(file), file.log_level, insecure, quotas,
     )
 
 
@@ -463,6 +474,22 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 [[allow]]
 id = "/edge/*"
 models = ["gpt-4o-mini"]
+
+# How much of it: requests, tokens and money in any minute, hour, day or month; docs/QUOTAS.md.
+# [[quota]]
+# name = "edge-hour"
+# id = "/edge/*"                     # or group = "factory-floor"
+# per = "device"                     # or "role": all of them together
+# models = ["gpt-4o-mini"]           # counted together; left out: any
+# window = "1h"
+# requests = 600
+# tokens = 200000
+# money = "0.50"
+# [[price]]                          # of a million tokens; needed where money is limited
+# model = "gpt-4o-mini"
+# input = "0.15"
+# output = "0.60"
+# output_max = 4096                  # what is set aside for an answer whose request names no limit
 
 # For more than that: groups of IDs, and rules in Cedar beside [[allow]], or OPA in their place (docs/POLICY.md).
 # `relay gateway policy check` tries them, `relay gateway policy reload` brings them into force.

@@ -144,7 +144,7 @@ class Ledger:
                 short = short or free < 1
                 continue
             room = free - input_tokens if kind == TOKENS else price.affords(free, input_tokens)
-            if kind == MONEY and model not in self._prices:
+            if kind == MONEY and self._unpriced(model, input_tokens + output_tokens):
                 room = -1
             granted = min(granted, room)
         if short or granted < least:
@@ -154,16 +154,17 @@ class Ledger:
             window.held += amounts[kind]
         return Hold(lane, price, input_tokens, granted, amounts)
 
-    def extend(self, hold: Hold, output_tokens: int, now: int) -> bool:
-        """Makes it `output_tokens` in all, if every window has room for that."""
+    def extend(self, hold: Hold, output_tokens: int, now: int) -> int | None:
+        """Makes it `output_tokens` in all, if every window has room for that; else the kind of one that has not."""
         amounts = (1, hold.input + output_tokens, hold.price.cost(hold.input, output_tokens))
         more = [after - before for after, before in zip(amounts, hold.amounts, strict=True)]
-        if any(more[kind] > max(0, window.free(now)) for kind, window, _ in hold.lane):
-            return False
+        for kind, window, _ in hold.lane:
+            if more[kind] > max(0, window.free(now)):
+                return kind
         for kind, window, _ in hold.lane:
             window.held += more[kind]
         hold.output, hold.amounts = output_tokens, amounts
-        return True
+        return None
 
     def settle(self, hold: Hold, requests: int, input_tokens: int, output_tokens: int, now: int) -> int:
         """Ends a reservation, once, and charges what it came to; the money in it."""
@@ -233,8 +234,11 @@ class Ledger:
             self._slots[key] = slot
         return False
 
+    def _unpriced(self, model: str, tokens: int) -> bool:
+        return tokens > 0 and model not in self._prices
+
     def _denied(self, lane: Lane, model: str, wanted: tuple[int, int, int], now: int) -> Denied:
-        unpriced = model not in self._prices
+        unpriced = self._unpriced(model, wanted[TOKENS])
         found = [
             Denied(slot, kind, None if kind == MONEY and unpriced else window.wait(wanted[kind], now))
             for kind, window, slot in lane if wanted[kind] > window.free(now) or (kind == MONEY and unpriced)
