@@ -1,9 +1,10 @@
 """Processes beside the gateway: `python -m benchmarks.bare_proxy provider|proxy PORT UPSTREAM`, both on aiohttp.
 
-`provider` answers each chat completion at once, to one key. `proxy` is the least that a gateway on aiohttp can be: it
-compares a token, puts the provider's key in its place, and passes the bytes on.
+`provider` answers each chat completion at once, or in events at a pace, to one key. `proxy` is the least that a gateway
+on aiohttp can be: it compares a token, puts the provider's key in its place, and passes the bytes on.
 """
 
+import asyncio
 import sys
 
 import aiohttp
@@ -16,15 +17,35 @@ ANSWER = (
     b'"assistant","content":"Air scatters blue light more than red."},"finish_reason":"stop"}],"usage":{'
     b'"prompt_tokens":21,"completion_tokens":9,"total_tokens":30}}'
 )
+EVENTS, PACE_S = 64, 0.010
+_EVENT = (
+    b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"mock-pace","choices":[{"index":0,"delta":{'
+    b'"content":" token"},"finish_reason":%s}]}\n\n'
+)
 _UPSTREAM = web.AppKey("upstream", str)
 _SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
-async def _answer(request: web.Request) -> web.Response:
-    await request.read()
+async def _answer(request: web.Request) -> web.StreamResponse:
+    body = await request.read()
     if request.headers.get("Authorization") != f"Bearer {KEY}":
         return web.Response(status=401)
+    if b'"stream": true' in body:
+        return await _streamed(request)
     return web.Response(body=ANSWER, content_type="application/json")
+
+
+async def _streamed(request: web.Request) -> web.StreamResponse:
+    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await answer.prepare(request)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    for number in range(1, EVENTS + 1):
+        whole = number == EVENTS
+        await answer.write(_EVENT % (b'"stop"' if whole else b"null") + b"data: [DONE]\n\n" * whole)
+        await asyncio.sleep(began + number * PACE_S - clock())
+    await answer.write_eof()
+    return answer
 
 
 async def _pass(request: web.Request) -> web.Response:

@@ -1,18 +1,29 @@
-"""A gateway for benchmarks: a folder of its own, and the command that serves it on plain loopback to one token."""
+"""A gateway for benchmarks: a folder of its own, and the command that serves it, on plain loopback to one token.
 
+Every check is on, with limits that the load does not come to.
+"""
+
+import asyncio
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from relay.gateway.identity.ca import create_authority
-from relay.gateway.state.sqlcipher import create_state
+from relay.gateway.audit.log import AUDIT_FILE, AuditLog
+from relay.gateway.identity.ca import Authority, create_authority
+from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.state.sqlcipher import create_state, open_state
 from store.keys import Passphrase
+from transport.identity.join import Invitation
+from transport.identity.svid import TrustBundle
 
+PASSPHRASE = Passphrase("bench")
 _CONFIG = """
 trust_domain = "bench.example"
 [listen]
-https = "127.0.0.1:0"
+https = "127.0.0.1:{https}"
+session = "tcp:127.0.0.1:{session}"
 insecure = "127.0.0.1:{port}"
 [provider]
 base_url = "{upstream}/v1"
@@ -23,15 +34,16 @@ models = ["mock-model", "mock-pace"]
 """
 
 
-def prepare(folder: Path, *, port: int, upstream: str, key: str, token: str) -> list[str]:
+def prepare(
+    folder: Path, *, port: int, upstream: str, key: str, token: str, session: int = 0, https: int = 0
+) -> list[str]:
     """Makes a gateway in `folder` and returns the command that runs it: every check, and the audit, as for anybody."""
     folder.mkdir(mode=0o700, parents=True)
-    passphrase = Passphrase("bench")
     create_authority(
-        folder, "bench.example", passphrase=passphrase, root_passphrase=Passphrase("bench root"), now=time.time()
+        folder, "bench.example", passphrase=PASSPHRASE, root_passphrase=Passphrase("bench root"), now=time.time()
     )
-    create_state(folder, passphrase)
-    (folder / "gateway.toml").write_text(_CONFIG.format(port=port, upstream=upstream))
+    create_state(folder, PASSPHRASE)
+    (folder / "gateway.toml").write_text(_CONFIG.format(port=port, upstream=upstream, session=session, https=https))
     for name, text in (("provider.key", key), ("token", token), ("passphrase", "bench")):
         (folder / name).touch(mode=0o600)
         (folder / name).write_text(text)
@@ -40,6 +52,18 @@ def prepare(folder: Path, *, port: int, upstream: str, key: str, token: str) -> 
         "--config", str(folder / "gateway.toml"), "--passphrase-file", str(folder / "passphrase"),
         "--insecure-loopback", str(folder / "token"),
     ]
+
+
+async def invited(folder: Path, paths: Sequence[str]) -> tuple[TrustBundle, list[Invitation]]:
+    """Invitations to a gateway that does not run yet."""
+    with open_state(folder, PASSPHRASE) as database:
+        audit, authority = AuditLog(folder / AUDIT_FILE), Authority.open(folder, PASSPHRASE)
+        try:
+            enrolment = Enrolment(database, authority, audit)
+            await enrolment.load()
+            return authority.bundle, list(await asyncio.gather(*(enrolment.invite(path) for path in paths)))
+        finally:
+            await audit.close()
 
 
 def as_shell(command: list[str], root: Path) -> str:

@@ -25,7 +25,7 @@ from relay.gateway.identity.registrations import Registration
 from relay.gateway.listening import Gate
 from relay.gateway.pipeline import Pipeline, Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
-from relay.gateway.response import HttpSink
+from relay.gateway.response import HttpSink, refused
 from relay.gateway.sessions import finished
 from relay.gateway.trace import TraceStore
 from relay.places import Places
@@ -127,16 +127,16 @@ class Api:
         if refusal is None and not self._places.take(place):
             refusal = _FULL if self._places.taken >= self._places.total else _BUSY
         if refusal is not None:
-            return _refused(refusal, _trace_id(traceparent))
+            return refused(request, refusal, _trace_id(traceparent))
         try:
             if not self._gate.keeps(request.protocol, place):
-                return _closing(_BUSY, _trace_id(traceparent))
+                return _closing(request, _BUSY, _trace_id(traceparent))
             await self._enrolment.seen(caller.enrolment)
             body = await self._body(request)
             if not isinstance(body, Refusal) and not self._callers.stands(caller):
                 body = _NOT_GOOD  # since the body began to come; whoever is ended otherwise, `authenticate` finds
             if isinstance(body, Refusal):
-                return _closing(body, _trace_id(traceparent))
+                return _closing(request, body, _trace_id(traceparent))
             return await self._answered(request, caller, RequestContext(
                 request_id=random_bytes(16), method=request.method, route=request.path,
                 content_type=request.headers.get("Content-Type", ""), body=body, traceparent=traceparent,
@@ -180,9 +180,8 @@ class Api:
             await asyncio.gather(work, lost, return_exceptions=True)
             self._running.discard(running)
         if running.why is not None and not sink.whole:
-            await sink.refuse(running.why.status, running.why.code, running.why.message,
-                              retryable=running.why.retryable)
-        return sink.response or _refused(_FAILED, context.trace_id)  # to nobody, as a rule: the client has gone
+            await sink.refuse(running.why)
+        return sink.response or refused(request, _FAILED, context.trace_id)  # to nobody, as a rule: the client has gone
 
     async def _carry_out(self, context: RequestContext, sink: HttpSink) -> None:
         try:
@@ -207,7 +206,7 @@ class Api:
                 )
             except AuditUnavailable:
                 _log.error("a refusal could not be audited")
-        answer = _refused(refusal, trace_id)
+        answer = refused(request, refusal, trace_id)
         if refusal.status == 401:
             answer.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{refusal.code}"'
         sends = (request.content_length or 0) or "Transfer-Encoding" in request.headers
@@ -235,16 +234,9 @@ class Api:
                 one.cut(Refusal(403, "policy_changed", refusal.message))
 
 
-def _refused(refusal: Refusal, trace_id: str) -> web.Response:
-    return web.json_response(
-        refusal.as_openai(trace_id), status=refusal.status,
-        headers={"Cache-Control": "no-store", "X-Should-Retry": "true" if refusal.retryable else "false"},
-    )
-
-
-def _closing(refusal: Refusal, trace_id: str) -> web.Response:
+def _closing(request: web.Request, refusal: Refusal, trace_id: str) -> web.Response:
     """And what else comes is not looked at."""
-    answer = _refused(refusal, trace_id)
+    answer = refused(request, refusal, trace_id)
     answer.force_close()
     return answer
 

@@ -144,15 +144,15 @@ class Call:
             self.sha256, self.whole, self._stored = sha256, True, length
             self._ended()
 
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
+    async def refuse(self, refusal: Refusal) -> None:
         """Ends the call without an answer. It is forgotten if nobody can have accepted it, else that is its outcome."""
-        if not self._called or (retryable and self.head is None):
+        if not self._called or (refusal.retryable and self.head is None):
             if await self._journal.writer.run(lambda connection: calls.release(connection, self.number)):
                 self.usage.rows -= 1
                 self.released = True
-                self.give_up(Refusal(status, code, message, retryable))
+                self.give_up(refusal)
         else:
-            await self.settle(Refusal(status, code, message))
+            await self.settle(Refusal(refusal.status, refusal.code, refusal.message))
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A sink that writes streamed answers in the compact form of the session, so that the journal keeps no more either."""
 
-from relay.gateway.pipeline import Sink
+from relay.gateway.pipeline import Refusal, Sink
 from transport.events import CONTENT_TYPE, PLAIN_TYPE, EventEncoder
 
 
@@ -30,5 +30,5 @@ class Compact:
             await self._sink.write(rest)
         await self._sink.end()
 
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
-        await self._sink.refuse(status, code, message, retryable=retryable)
+    async def refuse(self, refusal: Refusal) -> None:
+        await self._sink.refuse(refusal)

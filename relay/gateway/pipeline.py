@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from opentelemetry.trace import Span, SpanKind
@@ -33,19 +33,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Refusal:
-    """The end of a request, for the device: HTTP status, stable code, words for a person."""
+    """The end of a request, for the device: HTTP status, stable code (of `checks.problems`), words for a person.
+
+    `param` names the field at fault; `headers` go with it by HTTPS, such as Retry-After. A session carries neither.
+    """
 
     status: int
     code: str
     message: str
     retryable: bool = False
-
-    def as_openai(self, trace_id: str) -> dict[str, Any]:
-        """The error object an OpenAI client knows, with the trace id."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {
-            "message": self.message, "type": kind, "param": None, "code": self.code, "trace_id": trace_id,
-        }}
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Said(msgspec.Struct, frozen=True, gc=False):
@@ -156,15 +154,15 @@ class Tap(Protocol):
 class Sink(Protocol):
     """Where an answer goes: a call of the journal, or an HTTPS response.
 
-    `calling` is told before anybody is called. `refuse` may also end a begun answer; it is `retryable` only if nobody
-    can have accepted the request.
+    `calling` is told before anybody is called. `refuse` may also end a begun answer; the refusal is
+    `retryable` only if nobody can have accepted the request.
     """
 
     async def calling(self) -> None: ...
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None: ...
     async def write(self, data: bytes) -> None: ...
     async def end(self) -> None: ...
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None: ...
+    async def refuse(self, refusal: Refusal) -> None: ...
 
 
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
@@ -212,7 +210,7 @@ class Pipeline:
             if refusal is not None:
                 span.set_attribute(names.ERROR_TYPE, refusal.code)
                 span.set_attribute(names.HTTP_STATUS, refusal.status)
-                await sink.refuse(refusal.status, refusal.code, refusal.message, retryable=refusal.retryable)
+                await sink.refuse(refusal)
 
     async def _admit(self, context: RequestContext) -> Refusal | None:
         """None once every check has passed and the intent is on record. Nobody has been called until then."""

@@ -1,17 +1,33 @@
 """An answer of the pipeline as an HTTP response: JSON whole, or events as they come, as fast as the client reads."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
+from relay.gateway.checks.problems import body, media_type
 from relay.gateway.pipeline import Refusal, RequestContext
 from transport.errors import LinkLost
 
 STALL_S: Final = 60.0  # how long a client may read nothing of what waits for it
 RETRY: Final = "X-Should-Retry"  # what OpenAI's clients go by
 _PARTING_S: Final = 0.5  # for the last words to a client whose answer is cut
+
+
+def refused(
+    request: web.Request, refusal: Refusal, trace_id: str, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A refusal as the whole answer, in the shape that clients of its route know."""
+    return web.Response(
+        status=refusal.status, body=msgspec.json.encode(body(refusal, trace_id, request.path)),
+        content_type=media_type(request.headers.get("Accept", "")),
+        headers={
+            "Cache-Control": "no-store", **(headers or {}), RETRY: "true" if refusal.retryable else "false",
+            **refusal.headers,
+        },
+    )
 
 
 class HttpSink:
@@ -40,14 +56,10 @@ class HttpSink:
         self.whole = True
         await self._sent(b"", last=True)
 
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
+    async def refuse(self, refusal: Refusal) -> None:
         """Also ends a begun answer: by an event that says why, if it has events; it is not whole in any case."""
-        error = Refusal(status, code, message, retryable).as_openai(self._context.trace_id)
         if self.response is None:
-            self.response = web.Response(
-                status=status, body=msgspec.json.encode(error), content_type="application/json",
-                headers={**self._headers(), RETRY: "true" if retryable else "false"},
-            )
+            self.response = refused(self._request, refusal, self._context.trace_id, self._headers())
             return
         transport = self._request.transport
         if transport is None:
@@ -55,6 +67,7 @@ class HttpSink:
         if self._head[2] and (target := self._context.target) is not None:
             try:
                 async with asyncio.timeout(_PARTING_S):
+                    error = body(refusal, self._context.trace_id, self._context.route)
                     await self.response.write(target.format.error(error))
             except (TimeoutError, OSError):
                 transport.abort()

@@ -65,13 +65,15 @@ def test_every_row_of_the_identity_benchmark_has_its_numbers() -> None:
     assert [bound for _, bound in judged] == [1.0, 1.0, 3.0, 3.0, 200.0], judged
 
 
-def test_the_gateway_is_measured_beside_a_bare_proxy() -> None:
+def test_the_gateway_is_measured_beside_a_bare_proxy_and_by_session_in_streams_and_for_long() -> None:
     done = subprocess.run(
         [BENCH, "gateway", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    row, = json.loads(done.stdout)["rows"]
-    assert row["unit"] == "us" and row["ours"] > 0 and row["peer"] > 0 and row["peer_name"]
+    cost, session, lost, late, behind, memory = json.loads(done.stdout)["rows"]
+    assert cost["unit"] == session["unit"] == "us" and memory["unit"] == "MiB"
+    assert all(row["ours"] > 0 and row["peer"] > 0 and row["peer_name"] for row in (cost, session, memory))
+    assert (lost["ours"], lost["ratio"]) == (0, 1) and late["ours"] >= 0 and math.isfinite(behind["ours"])
 
 
 @pytest.mark.parametrize("early_data", ["on", "off"])

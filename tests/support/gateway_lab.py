@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.gateway.identity.ca import create_authority
-from relay.gateway.pipeline import RequestContext
+from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.settings import Allow, Policies, checked
 from relay.gateway.state.sqlcipher import create_state
@@ -97,9 +97,9 @@ class KeptSink:
     async def end(self) -> None:
         self.ended = True
 
-    async def refuse(self, status: int, code: str, message: str, *, retryable: bool = False) -> None:
-        self.refused = (status, code, retryable)
-        self.message = message
+    async def refuse(self, refusal: Refusal) -> None:
+        self.refused = (refusal.status, refusal.code, refusal.retryable)
+        self.message = refusal.message
 
 
 def audit_lines(path: Path) -> list[dict[str, Any]]:

@@ -263,7 +263,7 @@ async def refuse_once(world: World, *, called: bool, retryable: bool) -> Refusal
         world.calls += called
         if called:
             await call.calling()
-        await call.refuse(429, "no_luck", "not now", retryable=retryable)
+        await call.refuse(Refusal(429, "no_luck", "not now", retryable))
 
     call = await world.journal.claim(key(), DIGEST, int(world.clock()) + 600, run)
     assert isinstance(call, Call)
@@ -296,7 +296,7 @@ async def test_C5_a_begun_answer_is_never_released(world: World) -> None:
         await call.calling()
         await call.begin(200, "text/plain", streamed=True)
         await call.write(b"some")
-        await call.refuse(502, "provider_garbled", "cut short", retryable=True)
+        await call.refuse(Refusal(502, "provider_garbled", "cut short", retryable=True))
 
     call = await world.journal.claim(key(), DIGEST, int(world.clock()) + 600, run)
     assert isinstance(call, Call)
@@ -552,7 +552,7 @@ async def test_M9_a_full_journal_pauses_the_provider_then_cuts(database: Databas
                 await call.write(bytes(100))
                 wrote += 1
         except JournalFull as full:
-            await call.refuse(429, full.code, str(full))
+            await call.refuse(Refusal(429, full.code, str(full)))
 
     call = await world.journal.claim(key(), DIGEST, int(world.clock()) + 600, run)
     assert isinstance(call, Call) and call.task is not None

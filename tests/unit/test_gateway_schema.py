@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.gateway.checks import problems
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import BODY_MAX, Schema
 from relay.gateway.pipeline import Refusal
@@ -104,7 +105,7 @@ async def test_a_refusal_names_our_field_and_never_the_value() -> None:
     for body in (chat(temperature="CANARY-9"), chat(**{"CANARY-9 field": 1}), b'{"model": CANARY-9'):
         refusal = await through(body)
         assert refusal is not None
-        assert "CANARY-9" not in json.dumps(refusal.as_openai("0" * 32))
+        assert "CANARY-9" not in json.dumps(problems.body(refusal, "0" * 32))
 
 
 @given(st.binary(max_size=200))

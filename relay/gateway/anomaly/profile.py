@@ -6,7 +6,7 @@ minutes and has a cap, so that only some kinds alone can lead far; the score is 
 
 Habit is learnt by the hour and a day late. Of hours in which the device was under suspicion, and of the day before,
 nothing is learnt: an attack does not become habit while it is noticed. A person who lifts a state thereby says that its
-reasons are all right: for a day these count a quarter, and meanwhile they are learnt.
+reasons are all right: for a day these count little, and meanwhile they are learnt.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from relay.gateway.anomaly.signs import (
 DAY_S: Final = 86_400.0
 HALF_LIFE_S: Final = 300.0
 EXCUSED_S: Final = DAY_S
-EXCUSED_SHARE: Final = 0.25
+EXCUSED_SHARE: Final = 0.15  # all that is load together does not come to a throttle
 YOUNG: Final = 8.0  # hours learnt, before which hours and models mean nothing
 MARKS_MAX: Final = 64
 MODELS_MAX: Final = 32
