@@ -44,6 +44,7 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.quota.kept import Kept
 from relay.gateway.quota.quotas import Quotas
 from relay.gateway.quota.tap import Allowance
 from relay.gateway.reload import Reload, session_limits
@@ -127,6 +128,9 @@ async def serve(
         stack.push_async_callback(policy.close)
         authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
         quotas = Quotas(config.quotas, clock=clock)
+        kept = Kept(quotas, database, config.directory / AUDIT_FILE, lambda: audit.end)
+        await kept.load()
+        stack.push_async_callback(kept.close)
         answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
         asked = [Asked(upstream, key, "/v1/models", "provider")]
         if config.inference is not None:
@@ -241,6 +245,7 @@ async def serve(
             asked=asked, clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        admin.offer("usage", quotas.usage)
         if workloads is not None:
             stack.push_async_callback(workloads.close)
             await workloads.start()
@@ -248,11 +253,11 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit,
+            config, policy=policy, sessions=sessions, quotas=quotas, audit=audit,
             keys=[one.key for one in asked if one.key is not None],
         )
         asked_to = reloading.when(reload or asyncio.Event())
-        for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        for work in (asked_to, _count_refusals(refusals), kept.keep(), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))

@@ -15,10 +15,11 @@ from relay.gateway.audit.log import AuditLog
 from relay.gateway.config import Config, Limits, load
 from relay.gateway.errors import GatewayError
 from relay.gateway.policy.decisions import Policy
+from relay.gateway.quota.quotas import Quotas
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.upstream.keys import ProviderKey
 
-_AT_ONCE: Final = ("rules", "limits", "log_level", "directory", "file")
+_AT_ONCE: Final = ("rules", "limits", "quotas", "log_level", "directory", "file")
 _PATHS: Final = {
     "session": "listen.session", "https": "listen.https", "health": "listen.health", "insecure": "listen.insecure",
     "workload_socket": "workload_api.socket", "workloads": "workload", "issuer": "oauth.issuer",
@@ -31,9 +32,10 @@ class Reload:
     """`config` is what is in force: that of the start, and what has been taken since."""
 
     def __init__(
-        self, config: Config, *, policy: Policy, sessions: Sessions, keys: Sequence[ProviderKey], audit: AuditLog
+        self, config: Config, *, policy: Policy, sessions: Sessions, quotas: Quotas, keys: Sequence[ProviderKey],
+        audit: AuditLog,
     ) -> None:
-        self.config = config
+        self.config, self._quotas = config, quotas
         self._policy, self._sessions, self._keys, self._audit = policy, sessions, keys, audit
 
     async def when(self, asked: asyncio.Event) -> None:
@@ -56,7 +58,10 @@ class Reload:
             await self._audit.append("config.refused", code=error.code, reason=str(error))
             raise
         restart = needs_restart(self.config, new)
-        self.config = replace(self.config, rules=new.rules, limits=new.limits, log_level=new.log_level)
+        self.config = replace(
+            self.config, rules=new.rules, limits=new.limits, quotas=new.quotas, log_level=new.log_level
+        )
+        self._quotas.replace(new.quotas)
         self._sessions.limit(session_limits(new.limits))
         set_log_level(new.log_level)
         for key in self._keys:

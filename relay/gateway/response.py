@@ -99,4 +99,6 @@ class HttpSink:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
+        if self._context.hold is not None:
+            headers |= self._context.hold.headers()
         return {**headers, "Traceparent": self._context.span} if self._context.span else headers

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay.gateway.policy.patterns import Groups
+from relay.gateway.quota.shown import MILLION
 from relay.gateway.quota.window import Window
 
 REQUESTS, TOKENS, MONEY = range(3)
-KINDS: Final = ("requests", "tokens", "money")
-MILLION: Final = 1_000_000
 SLOTS_MAX: Final = 20_000  # counted each by itself; some 2 KiB each
 OTHERS: Final = "*"  # who found no place of their own, as one
 _LANES_MAX: Final = 65_536
@@ -67,6 +66,9 @@ class Slot:
         self.windows = {
             kind: Window(limit, rule.seconds, now) for kind, limit in enumerate(rule.limits) if limit is not None
         }
+
+    def idle(self, now: int) -> bool:
+        return all(window.idle(now) for window in self.windows.values())
 
 
 Lane = tuple[tuple[int, Window, Slot], ...]
@@ -198,6 +200,9 @@ class Ledger:
     def slots(self) -> Iterator[Slot]:
         yield from self._slots.values()
 
+    def rules(self) -> list[Rule]:
+        return list(self._rules.values())
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -228,7 +233,7 @@ class Ledger:
         """Forgets one that counts nothing any more, so that nobody gets a new count by pushing out their old one."""
         for _ in range(min(_TRIES, len(self._slots))):
             key, slot = self._slots.popitem(last=False)
-            if all(window.idle(now) for window in slot.windows.values()):
+            if slot.idle(now):
                 self._lanes.clear()
                 return True
             self._slots[key] = slot

@@ -7,9 +7,11 @@ from typing import Any, Final
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.quota import estimate
-from relay.gateway.quota.ledger import KINDS, MONEY, Denied, Hold, Ledger, Price
-from relay.gateway.quota.settings import Limiting, shown, span
+from relay.gateway.quota.ledger import MONEY, Denied, Hold, Ledger, Price, Slot
+from relay.gateway.quota.settings import Limiting
+from relay.gateway.quota.shown import KINDS, shown, span
 
+PER: Final = ("device", "role")
 LEAST: Final = 64  # tokens of output for which a stream is begun at all
 CODES: Final = ("rate_limited", "quota_exceeded", "budget_exceeded")
 _SHOWN_MAX: Final = 8
@@ -54,23 +56,28 @@ class Quotas:
         least = LEAST if context.stream else None
         found = self.ledger.reserve(path, context.model, given, wanted, now, least=least)
         if isinstance(found, Denied):
-            return _refusal(found, given + wanted, priced=self.ledger.price(context.model) is not None)
+            return _refusal(found, given + wanted, now, priced=self.ledger.price(context.model) is not None)
         hold = self.running[path, context.request_id] = CallHold(self, found, context)
         return hold
 
-    def usage(self) -> list[dict[str, Any]]:
-        """A line for each limit of each device or role of which something is counted, in the order of the rules."""
-        now, lines = self.now(), []
-        for slot in self.ledger.slots():
-            for kind, window in slot.windows.items():
-                if not window.idle(now):
-                    lines.append({
-                        "quota": slot.rule.name, "for": slot.who or slot.rule.shown, "shared": slot.rule.shared,
-                        "models": None if slot.rule.models is None else sorted(slot.rule.models),
-                        "window_s": slot.rule.seconds, "counts": KINDS[kind], "used": window.spent,
-                        "reserved": window.held, "limit": window.limit, "resets_s": window.frees(now),
-                    })
-        return sorted(lines, key=lambda line: (str(line["quota"]), str(line["for"])))
+    async def usage(self) -> dict[str, Any]:
+        """The control socket's operation: each limit of each device or role of which something is counted, and those of
+        which nothing is, once.
+        """
+        now, ledger = self.now(), self.ledger
+        rules = ledger.rules()
+        slots = [slot for slot in ledger.slots() if not slot.idle(now)]
+        slots += [Slot(rule, "", now) for rule in rules if rule not in [slot.rule for slot in slots]]
+        slots.sort(key=lambda slot: (rules.index(slot.rule), slot.who))
+        return {"quotas": [
+            {
+                "quota": slot.rule.name, "for": slot.who or slot.rule.shown, "per": PER[slot.rule.shared],
+                "models": None if slot.rule.models is None else sorted(slot.rule.models),
+                "window_s": slot.rule.seconds, "counts": KINDS[kind], "used": window.spent, "reserved": window.held,
+                "limit": window.limit, "frees_s": window.frees(now),
+            }
+            for slot in slots for kind, window in slot.windows.items()
+        ]}
 
 
 class CallHold:
@@ -155,17 +162,21 @@ def _headers(lane: Any, now: int) -> dict[str, str]:
     }
 
 
-def _refusal(denied: Denied, tokens: int, *, priced: bool) -> Refusal:
+def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
     """In words, which a session has, too, and by headers; nothing of it is another device's."""
     rule, kind, wait = denied.slot.rule, denied.kind, denied.wait
-    text = f"quota {rule.name}: {shown(kind, rule.limits[kind] or 0)} in {span(rule.seconds)}{', shared' * rule.shared}"
+    allowed = shown(kind, rule.limits[kind] or 0)
+    limit = f"quota {rule.name}: {allowed} in {span(rule.seconds)}{' for all' * rule.shared}"
     if wait is not None:
-        text += f", would be exceeded; again in {span(wait)}"
+        text = f"{limit}, of which too little is left; again in {span(wait)}"
     elif kind == MONEY and not priced:
-        text += ", and this model has no price"
+        text = f"{limit}, and this model has no price"
     else:
-        text += f", is less than this request may come to, with up to {tokens:,} tokens; ask for fewer by max_tokens"
-    return Refusal(429, CODES[kind], text, wait is not None and wait <= _RETRY_S)
+        text = f"{limit}, and this request may come to {tokens:,} tokens; ask for fewer by max_tokens"
+    headers = _headers([(kind, denied.slot.windows[kind], denied.slot)], now) if not rule.shared else {}
+    if wait is not None:
+        headers["Retry-After"] = str(wait)
+    return Refusal(429, CODES[kind], text, wait is not None and wait <= _RETRY_S, headers=headers)
 
 
 _UNPRICED: Final = Price()

@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 from relay.gateway.errors import ConfigError
 from relay.gateway.policy.patterns import WILD, parse_pattern
 from relay.gateway.policy.settings import Allow, Group
-from relay.gateway.quota.ledger import KINDS, MILLION, MONEY, Price, Rule
+from relay.gateway.quota.ledger import MONEY, Price, Rule
+from relay.gateway.quota.shown import MILLION
 from relay.gateway.quota.window import CELLS
 
 _UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
@@ -179,23 +180,6 @@ def _money(where: str, text: str) -> int:
         raise ConfigError(f"{where}: this is not an amount of money",
                           hint='a decimal number in quotes, with six digits behind the point at most: "2.50"')
     return int(found[1]) * MILLION + int((found[2] or "").ljust(6, "0"))
-
-
-def shown(kind: int, amount: int) -> str:
-    """For people: `1,200 tokens`, `money 2.50`."""
-    if kind != MONEY:
-        return f"{amount:,} {KINDS[kind] if amount != 1 else KINDS[kind][:-1]}"
-    whole, rest = divmod(abs(amount), MILLION)
-    digits = f"{rest:06}".rstrip("0").ljust(2, "0")
-    return f"money {'-' * (amount < 0)}{whole:,}.{digits}"
-
-
-def span(seconds: int) -> str:
-    """In the largest unit that says it: `90 s`, `2 h`."""
-    for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * unit or seconds == unit:
-            return f"{-(-seconds // unit)} {name}"
-    return f"{seconds} s"
 
 
 def _known(models: Collection[str]) -> str:
