@@ -172,7 +172,7 @@ async def test_an_audit_that_begins_anew_is_read_from_its_beginning(machine: Mac
     await machine.start()
     machine.end(machine.begin())
     await machine.start()
-    assert machine.used() == {("hourly", "/edge/lap-1"): [6, 180, 29]}
+    assert machine.used() == {("hourly", "/edge/lap-1"): [6, 180, 30]}
 
 
 async def test_nothing_is_written_where_nothing_has_changed(machine: Machine) -> None:
