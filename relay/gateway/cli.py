@@ -200,7 +200,7 @@ def usage(
     if not answer["quotas"]:
         typer.echo("there are no quotas; [[quota]] in gateway.toml makes them")
         return
-    _table(COLUMNS, [row(one) for one in answer["quotas"]], right={4, 5, 6, 7})
+    _table(COLUMNS, [row(one) for one in answer["quotas"]], right={5, 6, 7, 8})
 
 
 @app.command()

@@ -19,7 +19,7 @@ from relay.gateway.quota.settings import (
     checked_quotas,
     uncovered,
 )
-from relay.gateway.quota.shown import shown, span
+from relay.gateway.quota.shown import row, shown, span
 
 ALLOWS = [Allow(id="/edge/*", models=["small"]), Allow(id="/workload/*", models=["large"])]
 GROUPS = [Group(name="floor", ids=["/edge/floor", "/workload/*"]), Group(name="far", ids=["/hop/*"])]
@@ -140,10 +140,18 @@ def test_money_is_counted_in_whole_millionths(whole: int, rest: int) -> None:
 
 
 def test_amounts_and_times_are_readable() -> None:
-    assert [shown(0, 1), shown(1, 1_200), shown(2, 2_500_000), shown(2, -1)] == [
-        "1 request", "1,200 tokens", "money 2.50", "money -0.000001"]
+    assert [shown(0, 1), shown(1, 1_200), shown(2, 2_500_000), shown(2, 1)] == [
+        "1 request", "1,200 tokens", "money 2.50", "money 0.000001"]
     assert [span(n) for n in (1, 60, 61, 119, 3_600, 3_601, 86_400, 90_000, 200_000)] == [
         "1 s", "1 min", "61 s", "119 s", "1 h", "61 min", "1 d", "25 h", "3 d"]
+
+
+def test_a_line_of_usage_is_readable() -> None:
+    line = {"quota": "floor", "for": "group floor", "per": "role", "models": ["large", "small"], "window_s": 86_400,
+            "counts": "money", "used": 1_250_000, "reserved": 0, "limit": 20_000_000, "frees_s": 90}
+    assert row(line) == ["floor", "group floor, all", "large, small", "1 d", "money", "1.25", "0.00", "20.00", "90 s"]
+    more = {"per": "device", "models": None, "counts": "tokens", "frees_s": 0}
+    assert row(line | more)[4:] == ["tokens", "1,250,000", "0", "20,000,000", ""]
 
 
 def test_the_example_of_the_configuration_is_one() -> None:
