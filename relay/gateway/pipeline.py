@@ -107,8 +107,9 @@ class RequestContext:
     hold: Hold | None = field(default=None, repr=False)
 
     usage: Usage = field(default_factory=Usage)
-    attempts: int = 0  # that reached a provider, where forward counts them
+    attempts: int = 0  # that reached a provider
     cut: str = ""  # code of the quota that was used up while the answer ran, which ends there as a whole one
+    provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
@@ -302,7 +303,7 @@ class Pipeline:
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            **({"filtered": found} if found else {}), **charged,
+            provider=context.provider, **({"filtered": found} if found else {}), **charged,
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:

@@ -28,6 +28,7 @@ PRICES = (
     PriceEntry(model="small", input="0.15", output="0.60", output_max=200),
     PriceEntry(model="large", input="3", output="12", output_max=200),
 )
+UNREACHED = ("provider_unreachable", "provider_timeout")
 ROUTES = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
 
 
@@ -56,6 +57,8 @@ class Scripted:
     @asynccontextmanager
     async def answer(self, request: RequestContext) -> AsyncIterator[Answer]:
         self.calls += 1
+        if self.failure is None or self.pieces or not (self.failure.again and self.failure.kind in UNREACHED):
+            request.attempts += 1
         if not self.pieces and self.failure is not None:
             raise self.failure
         if not self.pieces:
@@ -109,7 +112,7 @@ async def quota_lab(directory: Path, *quotas: Quota, **options: Any) -> AsyncIte
     found = Quotas(limiting(*quotas, **options), clock=lambda: 1_700_000_000.0, monotonic=lambda: clock.now)
     tracing, audit = telemetry.start("gateway", directory / "spans.jsonl"), AuditLog(directory / "audit.jsonl")
     pipeline = Pipeline(
-        checks=[Authorise(allowing({"/edge/*": [*MODELS, "pump"]}), served=["pump"]), Schema(), QuotaCheck(found)],
+        checks=[Authorise(allowing({"/edge/*": [*MODELS, "pump"]})), Schema(), QuotaCheck(found)],
         answerers=dict.fromkeys(("chat", "responses", "messages", "embeddings", "infer"), provider),
         taps=[Allowance, Meter, secret_filter(list)], audit=audit, telemetry=tracing,
         node="spiffe://field.example/gateway/main",

@@ -16,8 +16,7 @@ LEAST: Final = 64  # tokens of output for which a stream is begun at all
 CODES: Final = ("rate_limited", "quota_exceeded", "budget_exceeded")
 _SHOWN_MAX: Final = 8
 _RETRY_S: Final = 60  # whoever may come again so soon may do it unasked
-_UNREACHED: Final = ("provider_unreachable", "provider_timeout")
-_REFUSED: Final = ("provider_auth", "provider_rejected", "provider_rate_limited", "provider_error")  # not billed
+_UNBILLED: Final = ("provider_auth", "provider_rejected", "provider_error", "model_not_on_route")  # it said no
 
 
 class Quotas:
@@ -125,16 +124,13 @@ class CallHold:
     def _came_to(self, result: str, failure: ProviderFailure | None) -> tuple[int, int, int]:
         """Requests, and tokens in and out."""
         context, usage, hold = self.context, self.context.usage, self.hold
-        attempts = max(1, context.attempts)
         if not result:
             return 0, 0, 0
-        if failure is not None and not self._size:
-            if failure.again and failure.kind in _UNREACHED:
-                return context.attempts, 0, 0
-            if (failure.again or failure.kind in _REFUSED) and not context.answer_type:
-                return attempts, 0, 0
-        whole = result == "answered"
-        if not whole and not (context.stream and context.answer_type):
+        begun = bool(context.answer_type)
+        if failure is not None and not begun and (failure.again or failure.kind in _UNBILLED):
+            return context.attempts, 0, 0
+        attempts, whole = max(1, context.attempts), result == "answered"
+        if not whole and not (context.stream and begun):
             return attempts, hold.input, hold.output  # nobody can know what of it was done
         given = estimate.likely(hold.input) if usage.input_tokens is None else usage.input_tokens
         if usage.output_tokens is not None and (whole or usage.output_tokens > self.output):
@@ -176,7 +172,12 @@ def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
     headers = _headers([(kind, denied.slot.windows[kind], denied.slot)], now) if not rule.shared else {}
     if wait is not None:
         headers["Retry-After"] = str(wait)
-    return Refusal(429, CODES[kind], text, wait is not None and wait <= _RETRY_S, headers=headers)
+    again = wait is not None and wait <= _RETRY_S
+    return (
+        Refusal(429, "rate_limited", text, again, headers=headers),
+        Refusal(429, "quota_exceeded", text, again, headers=headers),
+        Refusal(429, "budget_exceeded", text, again, headers=headers),
+    )[kind]
 
 
 _UNPRICED: Final = Price()
