@@ -199,6 +199,7 @@ def serve(
 
     SIGHUP brings a changed configuration into force, as far as that needs no restart.
     """
+    from relay import event_loop
     from relay.gateway.app import serve as run
     from relay.gateway.config import load
     from relay.gateway.identity.loopback import token_from_file
@@ -221,7 +222,7 @@ def serve(
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token, reload=reload)
 
-    asyncio.run(main())
+    event_loop.run(main())
 
 
 @app.command("check-config")

@@ -6,7 +6,6 @@ A tunnel needs the SVID of a hop; an edge that comes straight needs none, since 
 plain HTTP on a loopback listener of its own.
 """
 
-import asyncio
 import logging
 import os
 import socket
@@ -29,7 +28,7 @@ from relay.gateway.identity.nonces import Nonces
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.spiffe_bundle import spiffe_bundle
 from relay.gateway.identity.token_keys import TokenKeys
-from relay.gateway.listening import Connection, Gate, HttpsLimits
+from relay.gateway.listening import Door, Gate, HttpsLimits
 from relay.gateway.sessions import Sessions
 from relay.gateway.trace import TraceStore
 from relay.gateway.tunnels import TunnelNotes, carry
@@ -233,22 +232,14 @@ async def listen_https(
     make = runner.server
     assert make is not None
     stack.push_async_callback(runner.cleanup)
-    loop = asyncio.get_running_loop()
-
-    def accepted() -> Connection:
-        return Connection(gate, make, context() if callable(context) else context)
-
     if isinstance(address, socket.socket):
-        server, host = await loop.create_server(accepted, sock=address), str(address.getsockname()[0])
+        listening, shown = address, _written(str(address.getsockname()[0]), address.getsockname()[1])
     else:
-        host = address[0]
-        try:
-            server = await loop.create_server(accepted, *address)
-        except OSError as error:
-            raise _no_listener(address, error) from None
+        listening, shown = bind(address)
+    door = Door(gate, make, context if callable(context) else lambda: context, listening)
     stack.callback(gate.close)
-    stack.callback(server.close)  # first of these three
-    return _written(host, server.sockets[0].getsockname()[1])
+    stack.callback(door.close)  # first of these three
+    return shown
 
 
 def bind(address: tuple[str, int]) -> tuple[socket.socket, str]:

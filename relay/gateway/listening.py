@@ -7,16 +7,21 @@ TLS handshakes are done so many times a second, of which one address has a quart
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.errors import AuditUnavailable
 from relay.places import Places, source_of
 from relay.rates import Rate, SourceBuckets, TokenBucket, take_all
 from transport.identity.tls import client_refusal
+
+_BACKLOG: Final = 1_024  # connections that the kernel holds until they are accepted
+_AT_ONCE: Final = 64  # of them accepted before the loop goes on
+_PAUSE_S: Final = 1.0  # where none can be accepted
 
 
 @dataclass(frozen=True)
@@ -89,20 +94,78 @@ class Gate:
             connection.abort()
 
 
+class Door:
+    """Accepts what connects to one socket.
+
+    The sockets are accepted here and given to the loop afterwards: a loop whose server accepts them may read the first
+    of a client's bytes before TLS is there to take them.
+    """
+
+    def __init__(
+        self, gate: Gate, make: Callable[[], asyncio.Protocol], context: Callable[[], ssl.SSLContext | None],
+        listening: socket.socket,
+    ) -> None:
+        """Accepts until `close`. `make` makes the protocol that reads a connection, `context` says by which TLS."""
+        self._gate, self._make, self._context, self._socket = gate, make, context, listening
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        listening.setblocking(False)
+        listening.listen(_BACKLOG)
+        self._wait()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+
+    def _wait(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                raw, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptors or no memory left: some connections must end first
+                self._loop.remove_reader(self._socket)
+                self._pause = self._loop.call_later(_PAUSE_S, self._wait)
+                return
+            raw.setblocking(False)
+            Connection(self._gate, self._make, self._context()).begin(raw, str(address[0]))
+
+
 class Connection(asyncio.Protocol):
     """One accepted socket: takes a place, does the TLS handshake, then passes everything to a protocol of `make`."""
 
     def __init__(self, gate: Gate, make: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None) -> None:
         self._gate, self._make, self._context = gate, make, context
-        self._raw: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | None = None
         self._source: str | None = None  # while it holds a place
         self._kept_for: str | None = None  # in whose share it is
         self._end: asyncio.TimerHandle | None = None
-        self._handshake: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._inner: asyncio.Protocol | None = None
-        self._early = bytearray()  # what came with the last message of the handshake
         self._lost = False
         self.ended = asyncio.Event()
+
+    def begin(self, raw: socket.socket, host: str) -> None:
+        """Owns `raw`, which `host` has connected to, from here on."""
+        source, loop = source_of(host), asyncio.get_running_loop()
+        if not self._gate.places.take(source):
+            raw.close()
+            return
+        self._source = source
+        if self._context is not None and not self._gate.take_handshake(source, loop.time()):
+            self.settle()
+            raw.close()
+            return
+        self._end = loop.call_later(self._gate.limits.life_s, self.abort)
+        self._gate.waiting.add(self)
+        self._opening = loop.create_task(self._open(raw, source))
 
     def settle(self) -> None:
         """Frees the place and lifts the time limit."""
@@ -123,35 +186,20 @@ class Connection(asyncio.Protocol):
         return True
 
     def abort(self) -> None:
-        if self._raw is not None:
-            self._raw.abort()
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._opening is not None:
+            self._opening.cancel()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._raw = transport
-        name = transport.get_extra_info("peername")
-        source = source_of(str(name[0])) if isinstance(name, tuple) else "local"
-        if not self._gate.places.take(source):
-            transport.abort()
-            return
-        self._source = source
-        loop = asyncio.get_running_loop()
-        if self._context is not None and not self._gate.take_handshake(source, loop.time()):
-            self.settle()
-            transport.abort()
-            return
-        self._end = loop.call_later(self._gate.limits.life_s, self.abort)
-        if self._context is None:
-            self._open(transport)
-            return
-        transport.pause_reading()
-        self._gate.waiting.add(self)
-        self._handshake = loop.create_task(self._shake_hands(transport, self._context))
+        self._transport = cast(asyncio.Transport, transport)  # libuv's is none by its class
+        self._gate.waiting.discard(self)
+        inner = self._inner = self._make()
+        self._gate.connections[inner] = self
+        inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is None:
-            self._early += data
-        else:
+        if self._inner is not None:
             self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -176,30 +224,19 @@ class Connection(asyncio.Protocol):
             self._gate.connections.pop(self._inner, None)
             self._inner.connection_lost(exc)
 
-    async def _shake_hands(self, raw: asyncio.Transport, context: ssl.SSLContext) -> None:
-        limit = self._gate.limits.handshake_s
-        failure: OSError | None = None
+    async def _open(self, raw: socket.socket, source: str) -> None:
+        limit = None if self._context is None else self._gate.limits.handshake_s
+        loop = asyncio.get_running_loop()
         try:
-            transport = await asyncio.get_running_loop().start_tls(
-                raw, self, context, server_side=True, ssl_handshake_timeout=limit
+            await loop.connect_accepted_socket(
+                lambda: self, raw, ssl=self._context, ssl_handshake_timeout=limit
             )
         except OSError as error:  # refused, too slow, or gone; `connection_lost` is not called for these
-            transport, failure = None, error
+            if self._transport is None:
+                self.settle()
+                await self._gate.refused(source, error)
         finally:
             self._gate.waiting.discard(self)
-        if transport is None or self._lost:
-            source = self._source
-            raw.abort()
-            self.settle()
-            if failure is not None and source is not None:
-                await self._gate.refused(source, failure)
-        else:
-            self._open(transport)
-
-    def _open(self, transport: asyncio.Transport) -> None:
-        inner = self._inner = self._make()
-        self._gate.connections[inner] = self
-        inner.connection_made(transport)
-        if self._early:
-            early, self._early = bytes(self._early), bytearray()
-            inner.data_received(early)
+            if self._transport is None:
+                self.settle()
+                raw.close()

@@ -154,7 +154,7 @@ class _Connection(asyncio.Protocol):
         self.caller: Caller | str = "caller is gone"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # libuv's is none by its class
         connection = cast(PeerSocket, transport.get_extra_info("socket"))
         try:
             self.caller = Caller.of(connection)
