@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from relay.gateway.inspection.inspector import Inspector
-from relay.gateway.inspection.model import Model
+from relay.gateway.inspection.model import FILE, Model
 
+_BEGIN: Final = "<!-- figures of scripts/train_injection.py -->"
+_END: Final = "<!-- end of figures -->"
 _LEET: Final = str.maketrans("oieastb", "0134578")
 _CYRILLIC: Final = str.maketrans("aceopxyi", "асеорхуі")
 DISGUISES: Final[dict[str, Callable[[str], str]]] = {
@@ -39,10 +41,10 @@ DISGUISES: Final[dict[str, Callable[[str], str]]] = {
     "in a document": lambda text: _CARRIER.replace("|", text),
 }
 _CARRIER: Final = (
-    "The committee met on Tuesday to go through the budget of the coming year. The minutes were taken by the secretary, "
-    "and all members received a copy. Travel costs rose by four per cent, while rent stayed as it was. | The next "
-    "meeting takes place in the small hall, where coffee and tea are served from nine. Anybody who cannot come may "
-    "write to the office until Friday, so that a deputy can be found in time for the vote on the new roof."
+    "The committee met on Tuesday to go through the budget of the coming year. The minutes were taken by the "
+    "secretary, and all members received a copy. Travel costs rose by four per cent, while rent stayed as it was. | "
+    "The next meeting takes place in the small hall, where coffee and tea are served from nine. Anybody who cannot "
+    "come may write to the office until Friday, so that a deputy can be found in time for the vote on the new roof."
 )
 
 
@@ -110,7 +112,7 @@ def report(model: Model, data: Path) -> dict[str, Any]:
     inspector = Inspector(model)
     found: dict[str, Any] = {"version": model.version, "flag": model.flag, "block": model.block, "sets": {}}
     for name in ("dev", "dev_ood", "dev_overdefense"):
-        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_bytes().splitlines()]
         findings = [inspector.of(row["text"]) for row in rows]
         labels, scores = [row["label"] for row in rows], [finding.score for finding in findings]
         sources: dict[str, Any] = {}
@@ -139,3 +141,34 @@ def evasion(inspector: Inspector, attacks: Sequence[str]) -> dict[str, float]:
         for name, disguise in DISGUISES.items()
     }
     return rates | {"mean": round(sum(rates.values()) / len(rates), 4)}
+
+
+def write_card(page: Path, report: dict[str, Any], data: bytes) -> None:
+    """Puts the figures between the page's marks."""
+    before, _, rest = page.read_text("utf-8").partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    lines = [
+        f"`{FILE}`, {len(data):,} bytes, SHA-256 `{hashlib.sha256(data).hexdigest()}`.",
+        f"Thresholds: flag {report['flag']}, block {report['block']}.", "",
+        "| held out in the fit | AUC | recall at 1 % false alarms | at 5 % |", "| --- | --- | --- | --- |",
+        *(_line(name, one) for name, one in report["folds"].items()),
+        _line("**mean**", {
+            key: sum(one[key] for one in report["folds"].values()) / len(report["folds"])
+            for key in ("auc", "recall_at_1", "recall_at_5")
+        }), "",
+        "| set that took no part in the fit | AUC | recall at 1 % false alarms | at 5 % |", "| --- | --- | --- | --- |",
+        *(_line(f"`{name}`", one) for name, one in report["sets"].items() if "auc" in one), "",
+        "| set | source | rows | flagged or blocked | blocked |", "| --- | --- | --- | --- | --- |",
+        *(
+            f"| `{name}` | {source}{' (attacks)' if one['label'] else ''} | {one['rows']} | {one['flagged']:.1%} | "
+            f"{one['blocked']:.1%} |"
+            for name, sets in report["sets"].items() for source, one in sets["sources"].items()
+        ), "",
+        "| disguise of attacks that are blocked as they stand | not blocked any more |", "| --- | --- |",
+        *(f"| {name} | {rate:.1%} |" for name, rate in report["evasion"].items()),
+    ]
+    page.write_text(before + _BEGIN + "\n" + "\n".join(lines) + "\n" + _END + after, "utf-8")
+
+
+def _line(name: str, one: dict[str, float]) -> str:
+    return f"| {name} | {one['auc']:.3f} | {one['recall_at_1']:.1%} | {one['recall_at_5']:.1%} |"

@@ -46,8 +46,8 @@ def vocabulary(at: Path) -> list[str]:
 
 
 def _norm(x: Floats, w: dict[str, Floats], name: str) -> Floats:
-    mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def _linear(x: Floats, w: dict[str, Floats], name: str) -> Floats:

@@ -1,6 +1,7 @@
 """Fits the injection classifier and writes relay/gateway/inspection/injection.model, and what it is worth.
 
-    python scripts/train_injection.py [--data ../shared/data/injection] [--out FILE] [--report FILE] [--vectors FILE]
+    python scripts/train_injection.py [--data ../shared/data/injection] [--out FILE] [--report FILE] [--card PAGE]
+        [--vectors FILE]
 
 Everything is judged on sources that took no part in a fit: attacks of each source, with harmless texts of some sources,
 are held out in turn (FOLDS). Thresholds and calibration come from those scores alone. Training adds to the data made-up
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the order of a sum, and with it its last bits, must not depend on the machine
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else the order of a sum depends on the machine
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,7 +91,7 @@ class Judges:
 
 
 def read(path: Path, vocabulary: Vocabulary) -> Texts:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     return made_of([(row["text"], row["label"], row["source"]) for row in rows], vocabulary)
 
 
@@ -186,7 +187,9 @@ def spelled(tokens: Sequence[str]) -> list[Ints]:
     return found
 
 
-def file_of(judges: Judges, tokens: Sequence[str], table: NDArray[Any], unit: Floats, settings: dict[str, Any]) -> bytes:
+def file_of(
+    judges: Judges, tokens: Sequence[str], table: NDArray[Any], unit: Floats, settings: dict[str, Any]
+) -> bytes:
     (single, a), (norm, b), (pair, c), (pair_norm, d) = (
         rounded(part, bits) for part, bits in zip(judges.linear.tables(), (16, 16, 8, 8), strict=True)
     )
@@ -206,6 +209,7 @@ def main() -> int:
     options.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/injection")
     options.add_argument("--out", type=Path, default=ROOT / "relay/gateway/inspection" / FILE)
     options.add_argument("--report", type=Path)
+    options.add_argument("--card", type=Path, help="a page whose part between the marks is written anew")
     options.add_argument("--vectors", type=Path)
     asked = options.parse_args()
     names, whole = vectors(asked.vectors)
@@ -235,6 +239,8 @@ def main() -> int:
     asked.out.write_bytes(data)
     report |= measures.report(Model(data), asked.data)
     text = json.dumps(report, indent=1)
+    if asked.card is not None:
+        measures.write_card(asked.card, report, data)
     if asked.report is not None:
         asked.report.write_text(text + "\n")
     print(text)

@@ -17,6 +17,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.schema import Schema
 from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
@@ -128,8 +129,10 @@ async def serve(
         if config.inference is not None:
             asked.append(server := await _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
+        inspect = Inspect(config.inspect, made_inspector())
+        stack.callback(inspect.close)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect], still=authorise.still,
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
         )
@@ -241,7 +244,7 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit,
+            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
             keys=[one.key for one in asked if one.key is not None],
         )
         asked_to = reloading.when(reload or asyncio.Event())

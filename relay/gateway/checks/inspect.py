@@ -6,7 +6,7 @@ What could not be judged never counts as passed: where a rule blocks, it is refu
 
 import asyncio
 import logging
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from relay.gateway.inspection.inspector import Finding, Inspector, Verdict
@@ -14,13 +14,12 @@ from relay.gateway.inspection.model import ModelUnusable, shipped
 from relay.gateway.inspection.settings import Inspections, Rule
 from relay.gateway.pipeline import Refusal, RequestContext, Said
 
-__all__ = ["HEADER", "Inspect", "made_inspector"]
+__all__ = ["Inspect", "made_inspector"]
 
-HEADER: Final = "Causeway-Inspection"  # of an answer to a request that was flagged
 INLINE_MAX: Final = 8 << 10  # characters of new text that are judged at once, in some milliseconds; more in a thread
 WAITING_MAX: Final = 64  # requests whose texts a thread is to judge
 TIMEOUT_S: Final = 5.0
-_REFUSED: Final = Refusal(403, "prompt_refused", "the gateway does not pass this request on; its wording is not allowed")
+_REFUSED: Final = Refusal(403, "prompt_refused", "the gateway does not pass on a request of this wording")
 _UNAVAILABLE: Final = Refusal(
     503, "inspection_unavailable", "the gateway cannot inspect requests now and refuses this one", retryable=True
 )
@@ -30,13 +29,10 @@ _log = logging.getLogger(__name__)
 class Inspect:
     """After schema, of whose `context.said` it reads. Sets `context.inspected` and `context.injection`."""
 
-    def __init__(
-        self, rules: Inspections, inspector: Inspector | None, *, executor: Executor | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
+    def __init__(self, rules: Inspections, inspector: Inspector | None) -> None:
         """`inspector` None: there is no usable model."""
-        self._rules, self._inspector, self._timeout_s = rules, inspector, timeout_s
-        self._executor = executor or ThreadPoolExecutor(1, "inspect")
+        self._rules, self._inspector = rules, inspector
+        self._executor = ThreadPoolExecutor(1, "inspect")
         self._waiting = 0
 
     def replace(self, rules: Inspections) -> None:
@@ -83,7 +79,7 @@ class Inspect:
         self._waiting += 1
         try:
             work = asyncio.get_running_loop().run_in_executor(self._executor, _worst_of, inspector, said)
-            return await asyncio.wait_for(work, self._timeout_s)
+            return await asyncio.wait_for(work, TIMEOUT_S)
         finally:
             self._waiting -= 1
 

@@ -43,7 +43,7 @@ def inspect(
                 source = stack.enter_context(file.open("rb"))
             except OSError as error:
                 reason = (error.strerror or "").lower()
-                raise ConfigError(f"cannot read {file}: {reason}", hint="name a file, or - for standard input") from None
+                raise ConfigError(f"cannot read {file}: {reason}", hint="name a file, or -") from None
         if not jsonl:
             text = source.read(_LINE_BYTES).decode("utf-8", "replace")
             print(json.dumps(_judged(inspector, text)))

@@ -26,7 +26,8 @@ def pairs(tokens: NDArray[Any]) -> Ints:
     mixed = wide[:n] * _LEFT + right * _RIGHT
     mixed ^= mixed >> np.uint64(29)
     mixed *= _LEFT[0, 0]
-    return (mixed >> _SHIFT).astype(np.int64)
+    found: Ints = (mixed >> _SHIFT).astype(np.int64)
+    return found
 
 
 def window_starts(n: int) -> list[int]:

@@ -9,9 +9,10 @@ from msgspec import Meta, Struct
 from relay.gateway.errors import ConfigError
 from relay.gateway.policy.patterns import WILD, parse_pattern
 
-__all__ = ["FLAG_ALL", "Inspections", "Mode", "Rule", "checked_inspections"]
+__all__ = ["FLAG", "FLAG_ALL", "Inspections", "Mode", "Rule", "checked_inspections"]
 
 Mode = Literal["off", "log", "flag", "block"]
+Said = Literal["system", "developer", "user", "assistant", "tool"]
 Threshold = Annotated[float, Meta(gt=0, lt=1)]
 _CALLERS: Final = ("edge", "workload")  # the roles whose IDs ask models
 
@@ -25,7 +26,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     mode: Mode
     id: str | None = None
     models: list[str] | None = None
-    roles: list[Literal["system", "developer", "user", "assistant", "tool"]] = ["system", "developer", "user", "tool"]
+    roles: tuple[Said, ...] = ("system", "developer", "user", "tool")
     flag_at: Threshold | None = None
     block_at: Threshold | None = None
 
@@ -48,6 +49,9 @@ class Inspections:
             if (pattern is None or _fits(pattern, segments)) and (rule.models is None or model in rule.models):
                 return rule
         return FLAG_ALL
+
+
+FLAG: Final = Inspections()
 
 
 def checked_inspections(rules: Sequence[Rule], models: Collection[str]) -> Inspections:

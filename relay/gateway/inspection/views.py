@@ -72,8 +72,8 @@ def _readings(text: str, words: Sequence[str]) -> Iterator[View]:
         yield "rot13", codecs.encode(text[:DECODED_MAX], "rot13")
     if sum(map(len, words)) < 2 * len(words):  # most words are single characters
         yield "spaced", _closed_up(text[:DECODED_MAX])
-    if any(mark in text for mark in "0134578@$!|+") and len(swapped := _unleet(text[:DECODED_MAX])):
-        yield "leet", swapped
+    if any(mark in text for mark in "0134578@$!|+"):
+        yield "leet", _unleet(text[:DECODED_MAX])
 
 
 def _decoded(pattern: "re2._Regexp[str]", text: str, decode: Callable[[str], bytes]) -> str:
@@ -119,11 +119,6 @@ def _closed_up(text: str) -> str:
 
 
 def _unleet(text: str) -> str:
-    """Words in which letters are written as digits or signs, in letters; nothing unless there are two of them."""
-    count, out, at = 0, [], 0
-    for match in _LEET.finditer(text):
-        word = match.group()
-        if sum(map(str.isalpha, word)) * 2 >= len(word) - 1:
-            out += [text[at : match.start()], word.translate(_LEET_LETTERS)]
-            at, count = match.end(), count + 1
-    return "".join([*out, text[at:]]) if count >= 2 else ""
+    """In letters, if some of its words are written with digits or signs in their place; else nothing."""
+    written = sum(3 * sum(map(str.isalpha, word)) >= len(word) > 2 for word in _LEET.findall(text))
+    return text.translate(_LEET_LETTERS) if written >= 2 and 6 * written >= len(text.split()) else ""
