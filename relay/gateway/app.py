@@ -17,6 +17,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
 from relay.gateway.config import Config
@@ -131,8 +132,11 @@ async def serve(
         for operation in ("chat", "responses", "embeddings", "messages", "infer"):
             answerers[operation] = forward
         keys = [one.key for one in providers.values() if one.key is not None]
+        inspect = Inspect(config.inspect, made_inspector())
+        stack.callback(inspect.close)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), Quota(quotas)], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect, Quota(quotas)],
+            still=authorise.still,
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
@@ -245,7 +249,7 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, quotas=quotas, audit=audit,
+            config, policy=policy, inspect=inspect, quotas=quotas, sessions=sessions, audit=audit,
             keys=keys, forward=forward,
         )
         asked_to = reloading.when(reload or asyncio.Event())
