@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import resource
 import signal
 import sys
 import time
@@ -205,6 +206,7 @@ def serve(
     from relay.gateway.reload import set_log_level
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold prompts and keys
     settings = load(config)
     token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
