@@ -17,6 +17,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.schema import Schema
 from relay.gateway.config import Config
 from relay.gateway.control import ControlServer
@@ -123,8 +124,10 @@ async def serve(
         for operation in ("chat", "responses", "embeddings", "messages", "infer"):
             answerers[operation] = forward
         keys = [one.key for one in providers.values() if one.key is not None]
+        inspect = Inspect(config.inspect, made_inspector())
+        stack.callback(inspect.close)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect], still=authorise.still,
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
@@ -236,7 +239,7 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit,
+            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
             keys=keys, forward=forward,
         )
         asked_to = reloading.when(reload or asyncio.Event())

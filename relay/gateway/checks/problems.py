@@ -60,6 +60,8 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "relay_not_allowed": Problem(403, "not by this hop", "come by another, or by HTTPS"),
     "policy_changed": Problem(403, "new rules do not allow the rest of the answer", _ADMIN),
     "policy_unavailable": Problem(503, "policy cannot be asked", _LATER),
+    "prompt_refused": Problem(403, "the wording is like an attempt to take over the model", _ADMIN),
+    "inspection_unavailable": Problem(503, "requests cannot be inspected", _LATER),
     # how much
     "too_many_requests": Problem(429, "too many requests at once", _LATER),
     "overloaded": Problem(503, "too much to do for all clients together", _LATER),
