@@ -11,6 +11,8 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
+from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.measures import Measures
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -18,6 +20,7 @@ from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
+from relay.gateway.checks.standing import QUARANTINED, Standing
 from relay.gateway.config import Config, Inference, Provider
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
@@ -128,8 +131,15 @@ async def serve(
         if config.inference is not None:
             asked.append(server := await _inference(stack, config, config.inference))
             answerers["infer"] = Forward(server.upstream, server.key, tracing)
+        guard = Guard(
+            database, config.anomaly, clock=clock,
+            act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
+        )
+        await guard.load()
+        standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema()], still=authorise.still,
+            observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
         )
@@ -138,7 +148,7 @@ async def serve(
         stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals, policy=policy,
+            refusals=refusals, policy=policy, barred=standing.barred,
         )
         await requests.forget_ended()
         token_keys = await token_keys_of(database, custody, clock)
@@ -180,6 +190,11 @@ async def serve(
             for one in apis:
                 await one.cut(ended)
             await sessions.cut(ended)
+
+        async def stop_running(enrolment: int) -> None:
+            for one in apis:
+                one.stop(enrolment, QUARANTINED)
+            await requests.stop(enrolment, QUARANTINED)
 
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
@@ -226,7 +241,8 @@ async def serve(
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
             await audit.append("insecure.opened", id=str(one_caller.peer.id), address=insecure)
         admin = Admin(
-            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
+            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, guard,
+            origin=origin or None,
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
@@ -241,11 +257,12 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit,
+            config, policy=policy, sessions=sessions, audit=audit, guard=guard,
             keys=[one.key for one in asked if one.key is not None],
         )
         asked_to = reloading.when(reload or asyncio.Event())
-        for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        stack.push_async_callback(_kept, guard)
+        for work in (guard.keep(), asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
@@ -281,6 +298,13 @@ async def _inference(stack: AsyncExitStack, config: Config, server: Inference) -
     upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
     stack.push_async_callback(upstream.close)
     return Asked(upstream, await _key(stack, config, server), "/v2/health/ready", "inference")
+
+
+async def _kept(guard: Guard) -> None:
+    try:
+        await guard.close()
+    except StoreError as error:
+        _log.error("what is known of devices since half a minute is not kept: %s", error)
 
 
 async def _count_refusals(refusals: Refusals) -> None:

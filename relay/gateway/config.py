@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
@@ -149,6 +150,7 @@ class _File(_Section, frozen=True, kw_only=True):
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
+    anomaly: Anomaly = AS_BUILT
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Config:
     issuer: str | None = None  # of access tokens, where the file names one
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
+    anomaly: Anomaly = AS_BUILT
 
 
 def load(path: Path) -> Config:
@@ -264,6 +267,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
         tuple(file.workload), _issuer(file), file.log_level, insecure,
+        checked_anomaly(file.anomaly),
     )
 
 
@@ -454,6 +458,13 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 
 # [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
 # ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
+
+# [anomaly]                          # who does what he does not usually do is slowed down or cut off (docs/ANOMALY.md)
+# warn = 20.0                        # scores at which states begin; much higher ones: hardly anything is unusual
+# throttle = 40.0
+# quarantine = 80.0
+# revoke = false                     # true: a device may be revoked without a person, at revoke_at = 120.0
+# throttled_per_minute = 30          # what a device may ask while it is slowed down
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

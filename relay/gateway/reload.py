@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from relay.gateway.anomaly.guard import Guard
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.config import Config, Limits, load
 from relay.gateway.errors import GatewayError
@@ -18,7 +19,7 @@ from relay.gateway.policy.decisions import Policy
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.upstream.keys import ProviderKey
 
-_AT_ONCE: Final = ("rules", "limits", "log_level", "directory", "file")
+_AT_ONCE: Final = ("rules", "limits", "log_level", "anomaly", "directory", "file")
 _PATHS: Final = {
     "session": "listen.session", "https": "listen.https", "health": "listen.health", "insecure": "listen.insecure",
     "workload_socket": "workload_api.socket", "workloads": "workload", "issuer": "oauth.issuer",
@@ -31,10 +32,12 @@ class Reload:
     """`config` is what is in force: that of the start, and what has been taken since."""
 
     def __init__(
-        self, config: Config, *, policy: Policy, sessions: Sessions, keys: Sequence[ProviderKey], audit: AuditLog
+        self, config: Config, *, policy: Policy, sessions: Sessions, keys: Sequence[ProviderKey], audit: AuditLog,
+        guard: Guard,
     ) -> None:
         self.config = config
         self._policy, self._sessions, self._keys, self._audit = policy, sessions, keys, audit
+        self._guard = guard
 
     async def when(self, asked: asyncio.Event) -> None:
         """Runs until it is cancelled: once for each time that `asked` is set."""
@@ -56,7 +59,10 @@ class Reload:
             await self._audit.append("config.refused", code=error.code, reason=str(error))
             raise
         restart = needs_restart(self.config, new)
-        self.config = replace(self.config, rules=new.rules, limits=new.limits, log_level=new.log_level)
+        self.config = replace(
+            self.config, rules=new.rules, limits=new.limits, log_level=new.log_level, anomaly=new.anomaly
+        )
+        self._guard.apply(new.anomaly)
         self._sessions.limit(session_limits(new.limits))
         set_log_level(new.log_level)
         for key in self._keys:
