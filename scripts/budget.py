@@ -20,14 +20,14 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "edge_client/commands": 2000,
     "edge_client/engine": 950,
     "relay": 6800,
-    "relay/gateway/anomaly": 650,
-    "relay/gateway/checks": 950,
+    "relay/gateway/anomaly": 850,
+    "relay/gateway/checks": 1250,
     "relay/gateway/identity": 3890,
     "relay/gateway/inspection": 550,
     "relay/gateway/policy": 600,
-    "relay/gateway/quota": 550,
+    "relay/gateway/quota": 800,
     "relay/gateway/taps": 460,
-    "relay/gateway/upstream": 1250,
+    "relay/gateway/upstream": 1700,
     "relay/sim": 1300,
 }
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
