@@ -91,6 +91,7 @@ class RequestContext:
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
 
     usage: Usage = field(default_factory=Usage)
+    provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
@@ -292,7 +293,7 @@ class Pipeline:
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            **({"filtered": found} if found else {}),
+            provider=context.provider, **({"filtered": found} if found else {}),
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:

@@ -121,14 +121,17 @@ async def gateway(
         stack.push_async_callback(upstream.close)
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
-        authorise = Authorise(policy, served=["defect-detection"] if inference else ())
+        authorise = Authorise(
+            policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
+        )
         answerers: dict[str, Answerer] = {
-            "chat": answerer or Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList(),
+            "chat": answerer or Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing),
+            "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")
             stack.push_async_callback(server.close)
-            answerers["infer"] = Forward(server, None, tracing)
+            answerers["infer"] = Forward.to_one(server, None, audit, tracing)
 
         async def stop(number: int) -> None:
             await requests.stop(number, QUARANTINED)
