@@ -11,7 +11,7 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
-from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
 from relay.gateway.anomaly.measures import Measures
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
@@ -20,7 +20,7 @@ from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
-from relay.gateway.checks.standing import QUARANTINED, Standing
+from relay.gateway.checks.standing import Standing
 from relay.gateway.config import Config
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable

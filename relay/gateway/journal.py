@@ -135,14 +135,12 @@ class Journal:
         """Ends what runs of a device, at once for whoever reads it, and then on stable storage. Raises StoreError."""
         running = [call for call in self._calls.values() if call.key.enrolment == enrolment and not call.over]
         for call in running:
-            call.give_up(why)
+            if call.called:
+                call.give_up(why)
             if call.task is not None:
                 call.task.cancel()
-        if running:
-            await self.writer.run(lambda connection: [
-                calls.refused(connection, call.number, why.status, why.code, why.message, call.length)
-                for call in running
-            ])
+        for call in running:
+            await (call.settle(why) if call.called else call.refuse(why))
 
     async def delete_identity(self, owner: Owner) -> None:
         """Forgets everything of one holder of a name, who is revoked or replaced; its calls end at the provider."""

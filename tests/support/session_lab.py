@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
 from relay.gateway.anomaly.measures import Measures
 from relay.gateway.anomaly.settings import AS_BUILT, Anomaly
 from relay.gateway.audit.log import AuditLog
@@ -17,7 +17,7 @@ from relay.gateway.call import JournalLimits
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
-from relay.gateway.checks.standing import QUARANTINED, Standing
+from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment

@@ -31,6 +31,9 @@ SWEEP_S: Final = 10.0  # how often those are judged that ask nothing but are und
 STORE_S: Final = 30.0
 KEY_S: Final = 86_400.0  # prompts of different days cannot be told to be the same
 HELD_MAX: Final = 2_000  # profiles in memory, of those that nothing is the matter with; some 8 KB each
+QUARANTINED: Final = Refusal(
+    403, "quarantined", "the gateway has put this device in quarantine; an administrator has to look at it"
+)
 _EDGE: Final = 512  # of a prompt, its first and last bytes are looked at
 _log = logging.getLogger(__name__)
 

@@ -1,15 +1,10 @@
 """Is the device under suspicion? What it has done before says whether it may ask now, and how often."""
 
 from math import ceil
-from typing import Final
 
-from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
 from relay.gateway.anomaly.ladder import Level
 from relay.gateway.pipeline import Refusal, RequestContext
-
-QUARANTINED: Final = Refusal(
-    403, "quarantined", "the gateway has put this device under quarantine; an administrator has to look at it"
-)
 
 
 class Standing:
