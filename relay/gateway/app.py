@@ -19,6 +19,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.schema import Schema
 from relay.gateway.checks.standing import Standing
 from relay.gateway.config import Config
@@ -126,6 +127,8 @@ async def serve(
         for operation in ("chat", "responses", "embeddings", "messages", "infer"):
             answerers[operation] = forward
         keys = [one.key for one in providers.values() if one.key is not None]
+        inspect = Inspect(config.inspect, made_inspector())
+        stack.callback(inspect.close)
         guard = Guard(
             database, config.anomaly, clock=clock,
             act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
@@ -133,8 +136,8 @@ async def serve(
         await guard.load()
         standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema()], still=authorise.still,
-            observers=[guard],
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect],
+            still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
@@ -252,7 +255,8 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit, guard=guard, keys=keys, forward=forward,
+            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
+            keys=keys, forward=forward, guard=guard,
         )
         asked_to = reloading.when(reload or asyncio.Event())
         stack.push_async_callback(_kept, guard)

@@ -17,6 +17,7 @@ from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
+from relay.gateway.inspection.settings import FLAG, Inspections, Rule, checked_inspections
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.upstream.routing import Routing
@@ -127,6 +128,7 @@ class _File(_Section, frozen=True, kw_only=True):
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
+    inspect: list[Rule] = []
     anomaly: Anomaly = AS_BUILT
 
 
@@ -167,6 +169,7 @@ class Config:
     issuer: str | None = None  # of access tokens, where the file names one
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
+    inspect: Inspections = FLAG
     anomaly: Anomaly = AS_BUILT
 
 
@@ -242,6 +245,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         file.identity, rules, routing, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
         tuple(file.workload), _issuer(file), file.log_level, insecure,
+        checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         checked_anomaly(file.anomaly),
     )
 
@@ -463,4 +467,11 @@ models = ["gpt-4o-mini"]
 # ids = ["/edge/factory-floor/*"]
 # [policy]
 # cedar = ["policy.cedar"]           # or: opa = "http://127.0.0.1:8181/v1/data/causeway/allow"
+
+# [[inspect]]                        # prompts that try to take over the model (docs/INSPECTION.md); the first that fits
+# mode = "block"                     # or off, log, flag; whom no rule fits: flag
+# id = "/edge/*"                     # left out: everybody
+# models = ["gpt-4o-mini"]           # left out: any
+# roles = ["user", "tool"]           # whose words are looked at; left out: all but the assistant's
+# flag_at = 0.5                      # thresholds in place of the model's own; likewise block_at
 '''

@@ -62,6 +62,8 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "throttled": Problem(429, "the device is under suspicion, and slowed down", "wait as long as Retry-After says"),
     "policy_changed": Problem(403, "new rules do not allow the rest of the answer", _ADMIN),
     "policy_unavailable": Problem(503, "policy cannot be asked", _LATER),
+    "prompt_refused": Problem(403, "the wording is like an attempt to take over the model", _ADMIN),
+    "inspection_unavailable": Problem(503, "requests cannot be inspected", _LATER),
     # how much
     "too_many_requests": Problem(429, "too many requests at once", _LATER),
     "overloaded": Problem(503, "too much to do for all clients together", _LATER),
