@@ -20,6 +20,7 @@ from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.inspect import Inspect, made_inspector
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
 from relay.gateway.checks.standing import Standing
 from relay.gateway.config import Config
@@ -47,6 +48,9 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.quota.kept import Kept
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.reload import Reload, session_limits
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import Sessions
@@ -123,6 +127,10 @@ async def serve(
         stack.push_async_callback(policy.close)
         forward = Forward(providers, config.routing, audit, tracing)
         authorise = Authorise(policy, serves=lambda operation, model: forward.routing.serves(operation, model))
+        quotas = Quotas(config.quotas, clock=clock)
+        kept = Kept(quotas, database, config.directory / AUDIT_FILE, lambda: audit.end)
+        await kept.load()
+        stack.push_async_callback(kept.close)
         answerers: dict[str, Answerer] = {"models": ModelList()}
         for operation in ("chat", "responses", "embeddings", "messages", "infer"):
             answerers[operation] = forward
@@ -136,10 +144,10 @@ async def serve(
         await guard.load()
         standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect],
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
             still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
+            taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -248,6 +256,7 @@ async def serve(
             providers=list(providers.values()), clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        admin.offer("usage", quotas.usage)
         if workloads is not None:
             stack.push_async_callback(workloads.close)
             await workloads.start()
@@ -255,12 +264,13 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
+            config, policy=policy, inspect=inspect, quotas=quotas, sessions=sessions, audit=audit,
             keys=keys, forward=forward, guard=guard,
         )
         asked_to = reloading.when(reload or asyncio.Event())
         stack.push_async_callback(_kept, guard)
-        for work in (guard.keep(), asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        sweeping = _sweep(journal, revocation, token_keys)
+        for work in (asked_to, guard.keep(), _count_refusals(refusals), kept.keep(), sweeping):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))

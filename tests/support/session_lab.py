@@ -16,6 +16,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.call import JournalLimits
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
 from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
@@ -25,6 +26,9 @@ from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.settings import UNLIMITED
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
@@ -99,6 +103,7 @@ async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
     policy: Policy | None = None, inference: str = "", clock: Callable[[], float] | None = None,
+    quotas: Quotas | None = None,
     anomaly: Anomaly = AS_BUILT, judging: Callable[[], float] | None = None, answerer: Answerer | None = None,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
@@ -142,9 +147,10 @@ async def gateway(
         await guard.load()
         standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema()], still=authorise.still,
-            observers=[guard],
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(),
+                    Quota(quotas or Quotas(UNLIMITED))],
+            still=authorise.still, observers=[guard], answerers=answerers, taps=[Allowance, Meter], audit=audit,
+            telemetry=tracing, node="x",
         )
         journal = Journal(database, limits=journal_limits, clock=clock)
         traces, tickets = TraceStore(database, clock=clock), TicketStore()

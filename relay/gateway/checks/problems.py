@@ -66,6 +66,9 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "inspection_unavailable": Problem(503, "requests cannot be inspected", _LATER),
     # how much
     "too_many_requests": Problem(429, "too many requests at once", _LATER),
+    "rate_limited": Problem(429, "its requests in a window are used up", "come again after `Retry-After`"),
+    "quota_exceeded": Problem(429, "its tokens in a window are used up", "after `Retry-After`, or lower max_tokens"),
+    "budget_exceeded": Problem(429, "its money in a window is used up", "after `Retry-After`, or with a cheaper model"),
     "overloaded": Problem(503, "too much to do for all clients together", _LATER),
     "shutting_down": Problem(503, "the gateway is shutting down", _LATER),
     "journal_full": Problem(429, "too much of the device's answers waits", "fetch and acknowledge them"),
