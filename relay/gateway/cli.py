@@ -251,6 +251,22 @@ app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
 
 
+@app.command()
+def openapi(
+    schema: Annotated[str, typer.Option(
+        "--schema", metavar="NAME", help="One endpoint's JSON Schema: chat, responses, embeddings, messages, infer.",
+    )] = "",
+) -> None:
+    """Print what the gateway takes, as OpenAPI 3.1; it serves the same at /openapi.json."""
+    from relay.gateway.checks.openapi import published
+    from relay.gateway.errors import NotFound
+
+    body = published(schema or "openapi")
+    if body is None:
+        raise NotFound("there is no such endpoint", hint="chat, responses, embeddings, messages or infer")
+    typer.echo(body, nl=False)
+
+
 def _say_ready(ready: "Ready") -> None:
     places = {"session": ready.session, "https": ready.https, "health": ready.health, "public": ready.public,
               "workload-api": ready.workload_api, "insecure": ready.insecure}
