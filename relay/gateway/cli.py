@@ -23,6 +23,7 @@ from relay.gateway.command import (
     ask_passphrase,
     unlock,
 )
+from relay.gateway.inspection import cli as inspection_cli
 
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
@@ -187,6 +188,23 @@ def trace(
 
 
 @app.command()
+def usage(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what of each quota is used, by whom, and when it is free again (docs/QUOTAS.md)."""
+    answer = ask(config, passphrase_file, "usage", {})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    from relay.gateway.quota.shown import COLUMNS, row
+
+    if not answer["quotas"]:
+        typer.echo("there are no quotas; [[quota]] in gateway.toml makes them")
+        return
+    _table(COLUMNS, [row(one) for one in answer["quotas"]], right={5, 6, 7, 8})
+
+
+@app.command()
 def serve(
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None,
     insecure_loopback: Annotated[Path | None, typer.Option(
@@ -247,6 +265,7 @@ def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = Fa
 
 
 app.command("rotate-key")(keys_cli.rotate_key)
+app.command("inspect")(inspection_cli.inspect)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
 

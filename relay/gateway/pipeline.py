@@ -62,6 +62,21 @@ class Usage:
     model: str = ""
 
 
+class Hold(Protocol):
+    """What a request has reserved of its quotas. What `reserved` and `settle` give goes on record."""
+
+    def reserved(self) -> dict[str, int]: ...
+
+    def settle(self, result: str, failure: ProviderFailure | None = None) -> dict[str, int]:
+        """Charges what the call came to and gives back the rest, once. `result` as on record, "" if nobody was called.
+        """
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """For an answer by HTTP: what is left."""
+        ...
+
+
 @dataclass
 class RequestContext:
     """One request on its way. The first block is what came in; checks fill the second, forward and taps the third."""
@@ -88,9 +103,16 @@ class RequestContext:
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
     said: list[Said] = field(default_factory=list, repr=False)  # in order; images and files are not in it
+    injection: float | None = None  # 0..1: how much `said` is like an attempt to take over the model; None: not judged
+    inspected: str = ""  # what came of that, for the audit: never "passed" unless it was judged
+    flagged: bool = False
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
+    hold: Hold | None = field(default=None, repr=False)
 
     usage: Usage = field(default_factory=Usage)
+    attempts: int = 0  # that reached a provider
+    cut: str = ""  # code of the quota that was used up while the answer ran, which ends there as a whole one
+    provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
@@ -186,6 +208,8 @@ class Pipeline:
             try:
                 refusal = await self._admit(context) or await self._answer(context, sink)
             finally:
+                if context.hold is not None:
+                    context.hold.settle("")  # where nobody was called; else it has been done
                 _describe(span, context)
             if refusal is not None:
                 span.set_attribute(names.ERROR_TYPE, refusal.code)
@@ -202,7 +226,8 @@ class Pipeline:
                         "request.refused", context, code=refusal.code, status=refusal.status, **_decided(context)
                     )
                     return refusal
-            await self._record("request.intent", context, bytes_in=len(context.body), **_decided(context))
+            held = {} if context.hold is None else context.hold.reserved()
+            await self._record("request.intent", context, bytes_in=len(context.body), **_decided(context), **held)
         except AuditUnavailable:
             return _AUDIT_DOWN
         return None
@@ -218,12 +243,13 @@ class Pipeline:
         target = context.target
         assert target is not None  # authorise refuses unknown routes
         await sink.calling()
+        failed: ProviderFailure | None = None
         try:
             await self._deliver(context, self._answerers[target.operation], sink)
         except AuditUnavailable:
             raise
         except ProviderFailure as failure:
-            refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+            refusal, failed = Refusal(failure.status, failure.kind, str(failure), failure.again), failure
         except _Withdrawn:
             refusal = _WITHDRAWN
         except JournalFull as full:
@@ -245,7 +271,7 @@ class Pipeline:
             refusal = _INTERNAL
         else:
             return None
-        await self._outcome(context, "failed", refusal.code)
+        await self._outcome(context, "failed", refusal.code, failed)
         return refusal
 
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
@@ -257,9 +283,11 @@ class Pipeline:
                 if self._still is not None and await self._still(context) is not None:
                     raise _Withdrawn
                 await self._pass(context, taps, chunk, sink)
+                if context.cut:
+                    break
             for index, tap in enumerate(taps):
                 await self._pass(context, taps[index + 1:], tap.finish(), sink)
-        await self._outcome(context, "answered", "")
+        await self._outcome(context, "cut" if context.cut else "answered", context.cut)
         await sink.end()
 
     @staticmethod
@@ -270,12 +298,15 @@ class Pipeline:
             context.bytes_out += len(data)
             await sink.write(data)  # waits for the device's credit, and with it the reading from the provider
 
-    async def _outcome(self, context: RequestContext, result: str, code: str) -> None:
+    async def _outcome(
+        self, context: RequestContext, result: str, code: str, failure: ProviderFailure | None = None
+    ) -> None:
+        charged = {} if context.hold is None else context.hold.settle(result, failure)
         found = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            **({"filtered": found} if found else {}),
+            provider=context.provider, **({"filtered": found} if found else {}), **charged,
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
@@ -296,7 +327,8 @@ class Pipeline:
 
 
 def _decided(context: RequestContext) -> dict[str, str]:
-    return {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
+    decided = {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
+    return decided | {"inspected": context.inspected} if context.inspected else decided
 
 
 def _describe(span: Span, context: RequestContext) -> None:
@@ -305,5 +337,7 @@ def _describe(span: Span, context: RequestContext) -> None:
     if context.model:
         span.set_attribute(names.GEN_AI_REQUEST_MODEL, context.model)
     span.set_attribute(names.BYTES_OUT, context.bytes_out)
+    if context.injection is not None:
+        span.set_attribute(names.INJECTION, round(context.injection, 4))
     if context.filtered:
         span.set_attribute(names.FILTERED, sum(context.filtered.values()))

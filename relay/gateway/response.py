@@ -12,6 +12,7 @@ from relay.gateway.pipeline import Refusal, RequestContext
 from transport.errors import LinkLost
 
 STALL_S: Final = 60.0  # how long a client may read nothing of what waits for it
+INSPECTION: Final = "Causeway-Inspection"  # of an answer to a request that inspection has flagged
 RETRY: Final = "X-Should-Retry"  # what OpenAI's clients go by
 _PARTING_S: Final = 0.5  # for the last words to a client whose answer is cut
 
@@ -99,4 +100,8 @@ class HttpSink:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
+        if self._context.hold is not None:
+            headers |= self._context.hold.headers()
+        if self._context.flagged:
+            headers[INSPECTION] = "flag"
         return {**headers, "Traceparent": self._context.span} if self._context.span else headers

@@ -13,6 +13,7 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.call import JournalLimits
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
@@ -21,6 +22,9 @@ from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.settings import UNLIMITED
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
@@ -94,6 +98,7 @@ async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
     policy: Policy | None = None, inference: str = "", clock: Callable[[], float] | None = None,
+    quotas: Quotas | None = None,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
 
@@ -114,17 +119,20 @@ async def gateway(
         stack.push_async_callback(upstream.close)
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
-        authorise = Authorise(policy, served=["defect-detection"] if inference else ())
+        authorise = Authorise(
+            policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
+        )
         answerers: dict[str, Answerer] = {
-            "chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList(),
+            "chat": Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing), "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")
             stack.push_async_callback(server.close)
-            answerers["infer"] = Forward(server, None, tracing)
+            answerers["infer"] = Forward.to_one(server, None, audit, tracing)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), Quota(quotas or Quotas(UNLIMITED))],
+            still=authorise.still, answerers=answerers, taps=[Allowance, Meter], audit=audit, telemetry=tracing,
+            node="x",
         )
         journal = Journal(database, limits=journal_limits, clock=clock)
         traces, tickets = TraceStore(database, clock=clock), TicketStore()
