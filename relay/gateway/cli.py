@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.gateway import keys_cli, policy_cli
+from relay.gateway.checks import openapi_cli
 from relay.gateway.command import (
     CONFIG_DEFAULT,
     ConfigOption,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
+app.command()(openapi_cli.openapi)
 
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
@@ -279,22 +281,6 @@ app.command("rotate-key")(keys_cli.rotate_key)
 app.command("inspect")(inspection_cli.inspect)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
-
-
-@app.command()
-def openapi(
-    schema: Annotated[str, typer.Option(
-        "--schema", metavar="NAME", help="One endpoint's JSON Schema: chat, responses, embeddings, messages, infer.",
-    )] = "",
-) -> None:
-    """Print what the gateway takes, as OpenAPI 3.1; it serves the same at /openapi.json."""
-    from relay.gateway.checks.openapi import published
-    from relay.gateway.errors import NotFound
-
-    body = published(schema or "openapi")
-    if body is None:
-        raise NotFound("there is no such endpoint", hint="chat, responses, embeddings, messages or infer")
-    typer.echo(body, nl=False)
 
 
 def _say_ready(ready: "Ready") -> None:
