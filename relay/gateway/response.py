@@ -100,6 +100,8 @@ class HttpSink:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
+        if self._context.hold is not None:
+            headers |= self._context.hold.headers()
         if self._context.flagged:
             headers[INSPECTION] = "flag"
         return {**headers, "Traceparent": self._context.span} if self._context.span else headers
