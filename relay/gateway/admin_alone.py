@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from relay.gateway.admin import Admin
+from relay.gateway.anomaly.guard import Guard
 from relay.gateway.audit.log import AUDIT_FILE
 from relay.gateway.backup import snapshot
 from relay.gateway.config import Config
@@ -27,8 +28,10 @@ async def open_admin(config: Config, passphrase: Unlock) -> AsyncIterator[Admin]
         custody = custody_of(config.keys)
         enrolment, revocation = await opened(config.directory, passphrase, custody, database, audit)
         await revocation.refresh()
+        guard = Guard(database, config.anomaly)
+        await guard.load()
         admin = Admin(
-            enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit,
+            enrolment, TraceStore(database), revocation, lambda: snapshot(config.directory, database), audit, guard,
             origin=config.public.origin if config.public else None,
         )
         admin.offer("rotate_tokens", Rotation(await token_keys_of(database, custody, time.time), audit))

@@ -11,6 +11,8 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
+from relay.gateway.anomaly.measures import Measures
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -20,6 +22,7 @@ from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
+from relay.gateway.checks.standing import Standing
 from relay.gateway.config import Config
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
@@ -134,9 +137,15 @@ async def serve(
         keys = [one.key for one in providers.values() if one.key is not None]
         inspect = Inspect(config.inspect, made_inspector())
         stack.callback(inspect.close)
+        guard = Guard(
+            database, config.anomaly, clock=clock,
+            act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
+        )
+        await guard.load()
+        standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect, Quota(quotas)],
-            still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
+            still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
             taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
@@ -145,7 +154,7 @@ async def serve(
         stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals, policy=policy,
+            refusals=refusals, policy=policy, barred=standing.barred,
         )
         await requests.forget_ended()
         token_keys = await token_keys_of(database, custody, clock)
@@ -187,6 +196,11 @@ async def serve(
             for one in apis:
                 await one.cut(ended)
             await sessions.cut(ended)
+
+        async def stop_running(enrolment: int) -> None:
+            for one in apis:
+                one.stop(enrolment, QUARANTINED)
+            await requests.stop(enrolment, QUARANTINED)
 
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
@@ -233,7 +247,8 @@ async def serve(
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
             await audit.append("insecure.opened", id=str(one_caller.peer.id), address=insecure)
         admin = Admin(
-            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
+            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, guard,
+            origin=origin or None,
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
@@ -250,10 +265,12 @@ async def serve(
         stack.push_async_callback(control.close)
         reloading = Reload(
             config, policy=policy, inspect=inspect, quotas=quotas, sessions=sessions, audit=audit,
-            keys=keys, forward=forward,
+            keys=keys, forward=forward, guard=guard,
         )
         asked_to = reloading.when(reload or asyncio.Event())
-        for work in (asked_to, _count_refusals(refusals), kept.keep(), _sweep(journal, revocation, token_keys)):
+        stack.push_async_callback(_kept, guard)
+        sweeping = _sweep(journal, revocation, token_keys)
+        for work in (asked_to, guard.keep(), _count_refusals(refusals), kept.keep(), sweeping):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
@@ -266,6 +283,13 @@ async def serve(
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
+
+
+async def _kept(guard: Guard) -> None:
+    try:
+        await guard.close()
+    except StoreError as error:
+        _log.error("what is known of devices since half a minute is not kept: %s", error)
 
 
 async def _count_refusals(refusals: Refusals) -> None:

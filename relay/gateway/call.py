@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from relay.gateway.pipeline import Refusal
 from relay.gateway.state import calls
 from relay.gateway.state.calls import Key, Row
+from transport.errors import StreamEnded
 
 if TYPE_CHECKING:
     from relay.gateway.journal import Journal
@@ -94,7 +95,7 @@ class Call:
         self.reader: Reader | None = None
         self.changed = Pulse()
         self._journal = journal
-        self._called = False
+        self.called = False
         self._hash = hashlib.sha256()
         self._memory = bytearray()  # the answer from `_start` on
         self._start = self._stored = row.length  # and up to where it is in the database
@@ -111,7 +112,7 @@ class Call:
     # --- the pipeline's side ----------------------------------------------------------------------------------------
 
     async def calling(self) -> None:
-        self._called = True
+        self.called = True
 
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
         self.head = Head(status, content_type, streamed)
@@ -146,7 +147,7 @@ class Call:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Ends the call without an answer. It is forgotten if nobody can have accepted it, else that is its outcome."""
-        if not self._called or (refusal.retryable and self.head is None):
+        if not self.called or (refusal.retryable and self.head is None):
             if await self._journal.writer.run(lambda connection: calls.release(connection, self.number)):
                 self.usage.rows -= 1
                 self.released = True
@@ -221,9 +222,10 @@ class Reader:
     def __init__(self, call: Call, offset: int) -> None:
         """Use `Journal.read`."""
         self.call, self.offset = call, offset
+        self._left = False
 
     async def head(self) -> Head:
-        """Raises CallRefused, as does `next`."""
+        """Raises CallRefused and StreamEnded, as does `next`."""
         while True:
             self._check()
             if self.call.head is not None:
@@ -246,6 +248,11 @@ class Reader:
                 return b""
             await self.call.changed.wait()
 
+    def leave(self) -> None:
+        """Whoever reads wants no more: `head` or `next` raises, even if it waits now."""
+        self._left = True
+        self.call.changed.give()
+
     def close(self) -> None:
         if self.call.reader is self:
             self.call.reader = None
@@ -253,6 +260,8 @@ class Reader:
             self.call._journal.let_go(self.call)
 
     def _check(self) -> None:
+        if self._left:
+            raise StreamEnded("nobody waits for this answer any more")
         if self.call.reader is not self:
             raise CallRefused(SUPERSEDED)
         if self.call.refusal is not None:

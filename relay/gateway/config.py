@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
@@ -131,6 +132,7 @@ class _File(_Section, frozen=True, kw_only=True):
     quota: list[Quota] = []
     price: list[PriceEntry] = []
     inspect: list[Rule] = []
+    anomaly: Anomaly = AS_BUILT
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Config:
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
     inspect: Inspections = FLAG
     quotas: Limiting = UNLIMITED
+    anomaly: Anomaly = AS_BUILT
 
 
 def load(path: Path) -> Config:
@@ -255,6 +258,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         quotas,
+        checked_anomaly(file.anomaly),
     )
 
 
@@ -451,6 +455,13 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 
 # [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
 # ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
+
+# [anomaly]                          # who does what he does not usually do is slowed down or cut off (docs/ANOMALY.md)
+# warn = 20.0                        # scores at which states begin; much higher ones: hardly anything is unusual
+# throttle = 40.0
+# quarantine = 80.0
+# revoke = false                     # true: a device may be revoked without a person, at revoke_at = 120.0
+# throttled_per_minute = 30          # what a device may ask while it is slowed down
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

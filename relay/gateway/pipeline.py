@@ -169,6 +169,18 @@ class Sink(Protocol):
     async def refuse(self, refusal: Refusal) -> None: ...
 
 
+class Observer(Protocol):
+    """Hears of each request what became of it, and must be quick: it is on the way of all. It raises nothing."""
+
+    def refused(self, context: RequestContext, refusal: Refusal) -> None:
+        """By a check; nobody was called."""
+        ...
+
+    def finished(self, context: RequestContext, result: str, code: str) -> None:
+        """`result` and `code` as in the record of the outcome."""
+        ...
+
+
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
                              retryable=True)
 _UNRECORDED: Final = Refusal(503, "audit_unavailable", "the gateway cannot record the outcome; the provider was called")
@@ -182,7 +194,7 @@ class Pipeline:
     def __init__(
         self, *, checks: Sequence[Check], answerers: Mapping[str, Answerer],
         taps: Sequence[Callable[[RequestContext], Tap]], audit: AuditLog, telemetry: Telemetry, node: str,
-        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None,
+        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None, observers: Sequence[Observer] = (),
     ) -> None:
         """`node` is the gateway's own SPIFFE ID, for spans. `still` is asked before each chunk of an answer, which ends
         there if it is refused.
@@ -194,6 +206,7 @@ class Pipeline:
         self._telemetry = telemetry
         self._node = node
         self._still = still
+        self._observers = observers
 
     async def handle(self, context: RequestContext, sink: Sink) -> None:
         """Answers or refuses one request through `sink`. Cancelling it cancels the provider call.
@@ -222,6 +235,8 @@ class Pipeline:
             for check in self._checks:
                 refusal = await check.check(context)
                 if refusal is not None:
+                    for observer in self._observers:
+                        observer.refused(context, refusal)
                     await self._record(
                         "request.refused", context, code=refusal.code, status=refusal.status, **_decided(context)
                     )
@@ -302,6 +317,8 @@ class Pipeline:
         self, context: RequestContext, result: str, code: str, failure: ProviderFailure | None = None
     ) -> None:
         charged = {} if context.hold is None else context.hold.settle(result, failure)
+        for observer in self._observers:
+            observer.finished(context, result, code)
         found = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,

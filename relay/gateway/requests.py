@@ -6,8 +6,9 @@ or the session is lost. Only the second ends the call.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ from transport.telemetry import Telemetry
 
 Settled = Callable[[], Awaitable[None]] | None
 ACKS_MAX: Final = 1_000  # requests whose acknowledgements wait, of one session; no device has more on record
+GATHER_S: Final = 0.1  # seconds that an acknowledgement waits for others
 _log = logging.getLogger(__name__)
 
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
@@ -60,15 +62,16 @@ class Requests:
 
     def __init__(
         self, *, journal: Journal, pipeline: Pipeline, enrolment: Enrolment, traces: TraceStore, telemetry: Telemetry,
-        refusals: Refusals, policy: Policy,
+        refusals: Refusals, policy: Policy, barred: Callable[[int], Refusal | None] = lambda _: None,
     ) -> None:
+        """`barred` says of an enrolment why it is refused everything, answers that wait included."""
         self._journal = journal
         self._pipeline = pipeline
         self._enrolment = enrolment
         self._traces = traces
         self._telemetry = telemetry
         self._refusals = refusals
-        self.policy = policy
+        self.policy, self._barred = policy, barred
 
     def epoch_of(self, enrolment: int) -> bytes:
         """The journal's epoch as a device is told it: 16 bytes. Under another enrolment nothing is known of what it
@@ -98,9 +101,13 @@ class Requests:
         if settled is not None:
             await settled()
 
-    async def ack(self, asker: Asker, request_id: bytes, offset: int) -> None:
-        """Raises ProtocolViolation, StoreError."""
-        await self._journal.ack(asker.key(request_id), offset)
+    async def ack(self, asker: Asker, offsets: Mapping[bytes, int]) -> None:
+        """By request id. Raises ProtocolViolation, StoreError."""
+        await self._journal.ack({asker.key(request_id): offset for request_id, offset in offsets.items()})
+
+    async def stop(self, enrolment: int, why: Refusal) -> None:
+        """Ends what runs of a device. Raises StoreError."""
+        await self._journal.stop(enrolment, why)
 
     async def forget_ended(self) -> None:
         """Ends the calls and forgets the answers of registrations that have ended. Raises StoreError."""
@@ -118,7 +125,8 @@ class Requests:
         """
         try:
             if self._enrolment.enrolment_of(asker.peer) == asker.enrolment:
-                return await self._by_hop(asker)
+                barred = self._barred(asker.enrolment)
+                return await self._by_hop(asker) if barred is None else await self._refused(asker, barred.code, barred)
             reason = "registration"
         except IdentityRefused as refusal:
             reason = refusal.rule
@@ -171,19 +179,15 @@ class Requests:
                 )
 
     async def _deliver(self, asker: Asker, stream: Incoming | Resumed, reader: Reader) -> None:
-        copying = asyncio.ensure_future(_copy(reader, stream))
-        ends = [asyncio.ensure_future(event.wait()) for event in (stream.cancelled, stream.lost)]
+        stream.on_over(reader.leave)
         try:
-            await asyncio.wait({copying, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            if stream.cancelled.is_set():
-                await self._journal.cancel(asker.key(stream.request_id))
+            await _copy(reader, stream)
+        except TransportError:
+            pass  # nobody waits for it any more
         finally:
-            for task in (copying, *ends):
-                task.cancel()
-            results = await asyncio.gather(copying, *ends, return_exceptions=True)
             reader.close()
-        if isinstance(results[0], Exception) and not isinstance(results[0], TransportError):
-            raise results[0]
+        if stream.cancelled.is_set():
+            await self._journal.cancel(asker.key(stream.request_id))
 
 
 async def _copy(reader: Reader, stream: AnswerStream) -> None:
@@ -207,12 +211,15 @@ async def _copy(reader: Reader, stream: AnswerStream) -> None:
 
 
 class Acknowledgements:
-    """Those of one session, one at a time. What comes meanwhile for a request is one with what waits for it."""
+    """Those of one session. Nobody waits for them, so they are gathered for a moment; what comes meanwhile for a
+    request is one with what waits for it.
+    """
 
     def __init__(self, requests: Requests, asker: Asker, violated: Callable[[], None]) -> None:
         """`violated` is told that the device does not keep to the protocol."""
         self._requests, self._asker, self._violated = requests, asker, violated
         self._waiting: dict[bytes, int] = {}
+        self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def take(self, request_id: bytes, offset: int) -> None:
@@ -224,14 +231,18 @@ class Acknowledgements:
             self._task = asyncio.create_task(self._work())
 
     async def settled(self) -> None:
+        """To be called once the session has ended."""
+        self._over.set()
         if self._task is not None:
             await asyncio.wait({self._task})
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                request_id = next(iter(self._waiting))
-                await self._requests.ack(self._asker, request_id, self._waiting.pop(request_id))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), GATHER_S)
+                taken, self._waiting = self._waiting, {}
+                await self._requests.ack(self._asker, taken)
         except ProtocolViolation:
             self._waiting.clear()
             self._violated()

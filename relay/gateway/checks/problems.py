@@ -58,6 +58,8 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "not_allowed": Problem(403, "nothing is granted to this device", _ADMIN),
     "model_not_allowed": Problem(403, "this model is not granted to it", "`/v1/models` lists those that are"),
     "relay_not_allowed": Problem(403, "not by this hop", "come by another, or by HTTPS"),
+    "quarantined": Problem(403, "the device is under suspicion, and in quarantine", _ADMIN),
+    "throttled": Problem(429, "the device is under suspicion, and slowed down", "wait as long as Retry-After says"),
     "policy_changed": Problem(403, "new rules do not allow the rest of the answer", _ADMIN),
     "policy_unavailable": Problem(503, "policy cannot be asked", _LATER),
     "prompt_refused": Problem(403, "the wording is like an attempt to take over the model", _ADMIN),
