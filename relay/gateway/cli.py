@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.gateway import keys_cli, policy_cli
+from relay.gateway.checks import openapi_cli
 from relay.gateway.command import (
     CONFIG_DEFAULT,
     ConfigOption,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
+app.command()(openapi_cli.openapi)
 
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
