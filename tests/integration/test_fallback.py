@@ -11,13 +11,14 @@ import pytest
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
+from relay.gateway.errors import AuditUnavailable
 from relay.gateway.forward import Forward
 from relay.gateway.pipeline import Pipeline
 from relay.gateway.taps.meter import Meter
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.breaker import Breaker
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import ProviderKey
-from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.upstream.providers import Provided
 from relay.gateway.upstream.routing import Routing, Target
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
@@ -35,7 +36,7 @@ class Lab:
     second: MockProvider
     pipeline: Pipeline
     file: Path
-    upstreams: Mapping[str, OpenAiUpstream]
+    upstreams: Mapping[str, HttpUpstream]
     now: float = 0.0
 
     async def ask(self, body: bytes = b"") -> KeptSink:
@@ -56,7 +57,7 @@ async def built(folder: Path, first: MockProvider, second: MockProvider) -> Asyn
         stack.push_async_callback(audit.close)
         upstreams = {}
         for name, one in (("first", first), ("second", second)):
-            upstreams[name] = OpenAiUpstream(one.base_url, name=name, timeouts=PATIENT)
+            upstreams[name] = HttpUpstream(one.base_url, name=name, timeouts=PATIENT)
             stack.push_async_callback(upstreams[name].close)
         providers = {
             name: Provided(upstreams[name], ProviderKey(Secret(one.key.encode())), Breaker(FAILURES, OPEN_S))
@@ -144,6 +145,20 @@ async def test_the_last_one_s_failure_is_the_answer(lab: Lab) -> None:
     assert len(lab.lines("request.attempt")) == 1
     lab.second.mode = "500"
     assert (await lab.ask()).refused == (502, "provider_error", False)
+
+
+async def test_without_a_record_of_the_first_nobody_else_is_asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AuditLog.append
+
+    async def broken(self: AuditLog, event: str, **fields: Any) -> None:
+        if event == "request.attempt":
+            raise AuditUnavailable("the audit log cannot be written")
+        await real(self, event, **fields)
+
+    monkeypatch.setattr(AuditLog, "append", broken)
+    lab.first.mode = "503"
+    assert (await lab.ask()).refused == (503, "audit_unavailable", False)
+    assert lab.second.headers == []
 
 
 # --- breakers ---------------------------------------------------------------------------------------------------------
