@@ -49,7 +49,7 @@ from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
-from relay.gateway.trace import TraceStore
+from relay.gateway.trace import WAITING_MAX, TraceStore
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
 from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.webpki import public_context, stay_current
@@ -100,7 +100,7 @@ async def serve(
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
         stack.push_async_callback(audit.close)
-        tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
+        tracing = telemetry.start("gateway", config.directory / SPANS_FILE, traces=WAITING_MAX)
         stack.callback(tracing.close)
         custody = custody_of(config.keys)
         authority = Authority.open(config.directory, passphrase, config.identity.lifetimes(), custody=custody)
@@ -115,6 +115,7 @@ async def serve(
         )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
+        stack.push_async_callback(traces.close)
         upstream = OpenAiUpstream(
             config.provider.base_url, name=config.provider.name, timeouts=config.provider.timeouts()
         )

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from relay.gateway.audit.refusals import Refusals
@@ -167,7 +168,7 @@ class Requests:
             if context.trace_id:
                 await self._traces.save(
                     context.trace_id, str(context.peer.id), context.link_id,
-                    self._telemetry.finished(context.trace_id),
+                    partial(self._telemetry.finished, context.trace_id),
                 )
 
     async def _deliver(self, asker: Asker, stream: Incoming | Resumed, reader: Reader) -> None:
