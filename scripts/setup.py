@@ -52,6 +52,7 @@ FOR_TESTS = {  # everything but the tests that need them works without
     "cpio": "cpio",
     "softhsm2-util": "softhsm2",
     "swtpm": "swtpm",
+    "rsyslogd": "rsyslog",
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from relay.gateway import answers, public
 from relay.gateway.call import ACKNOWLEDGED, SUPERSEDED, JournalLimits
+from relay.gateway.checks.problems import PROBLEMS
 from relay.gateway.identity import dpop, enrolment, nonces
 from relay.gateway.journal import CANCELLED, INTERRUPTED, UNKNOWN
 from relay.gateway.listening import HttpsLimits
@@ -88,6 +89,11 @@ def test_the_table_has_no_other_code() -> None:
     made = {code for code, *_ in FOUND} | {INTERRUPTED.code}
     assert made == ERRORS.keys()
     assert isinstance(INTERRUPTED, Refusal) and ERRORS["interrupted"] == (INTERRUPTED.status, "no")
+
+
+def test_the_program_lists_the_same() -> None:
+    """In `problems`, by which docs/GATEWAY_API.md and `/openapi.json` tell of them."""
+    assert {code: one.status for code, one in PROBLEMS.items()} == {code: row[0] for code, row in ERRORS.items()}
 
 
 def test_which_refusals_are_kept() -> None:

@@ -91,7 +91,7 @@ async def test_models_and_devices_that_are_not_allowed() -> None:
     assert await code(chat("special"), peer=peer("edge/lap-10")) == "model_not_allowed"
     assert await code(chat(), peer=peer("hop/lap-1")) == "not_allowed"
     assert await code(chat(), peer=peer("edge/a/b")) == "not_allowed"
-    assert await code(chat(), route="/v1/embeddings") == "unknown_route"
+    assert await code(chat(), route="/v1/images") == "unknown_route"
     assert await code(chat(), method="GET") == "unknown_route"
     assert await code(b"", method="GET", route="/v1/models") == ""
     assert await code(b"x", method="GET", route="/v1/models") == "unexpected_body"

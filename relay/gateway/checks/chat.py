@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import UNSET, Meta
 
 from relay.gateway.checks.fields import (
@@ -11,14 +10,14 @@ from relay.gateway.checks.fields import (
     TOOLS_MAX,
     Body,
     Choice,
+    Conversation,
     DataUrl,
     Label,
-    ModelName,
     Passed,
-    Request,
     Share,
     Temperature,
     Tokens,
+    dumped,
 )
 from relay.gateway.pipeline import Said
 
@@ -135,7 +134,7 @@ class Assistant(Body, tag_field="role", tag="assistant"):
     function_call: FunctionCall | None = None
     name: Label | None = None
     annotations: Passed = UNSET
-    audio: Passed = UNSET
+    audio: None = None
 
 
 class ToolResult(Body, tag_field="role", tag="tool"):
@@ -161,10 +160,9 @@ class ResponseFormat(Body):
     json_schema: dict[str, Any] | None = None
 
 
-class ChatRequest(Request, kw_only=True):
+class ChatRequest(Conversation, kw_only=True):
     """Chat completions: a conversation, of which the model is to say what comes next."""
 
-    model: ModelName
     messages: Annotated[
         list[System | Developer | User | Assistant | ToolResult | FunctionResult],
         Meta(min_length=1, max_length=MESSAGES_MAX),
@@ -208,12 +206,9 @@ class ChatRequest(Request, kw_only=True):
 
     def said(self) -> list[Said]:
         """Definitions of tools first, then the messages."""
-        found: list[Said] = []
-        for defined in (self.tools, self.functions):
-            if defined:
-                found.append(Said("developer", msgspec.json.encode(defined).decode()))
-        if self.response_format is not None and self.response_format.json_schema:
-            found.append(Said("developer", msgspec.json.encode(self.response_format.json_schema).decode()))
+        found = dumped("developer", self.tools) + dumped("developer", self.functions)
+        if self.response_format is not None:
+            found += dumped("developer", self.response_format.json_schema)
         for message in self.messages:
             found += _texts(message.speaker, message.content)
             if type(message) is Assistant:

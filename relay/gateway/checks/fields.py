@@ -1,12 +1,14 @@
 """What the requests of several endpoints have in common: bounds, names, and what passes untouched.
 
-The rule for unknown fields, everywhere: an object whose members we list has these and no others. Where a member is
-`Passed` it is known and not looked into: JSON Schemas, metadata, what is for the provider alone. Nothing that a model
-reads is in such a place without being in `said` too.
+The rule for unknown fields, everywhere: an object whose members we list has these and no others. A member that is
+`Passed` is known and not looked into: JSON Schemas, metadata, settings that are for the provider alone. What a model
+reads is in `said`, also where it passes. A member of the API that this gateway takes as null alone is typed None, and
+`REFUSED` says why.
 """
 
 from typing import Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta, Struct, UnsetType
 
 from relay.gateway.pipeline import Said
@@ -16,24 +18,38 @@ MESSAGES_MAX: Final = 2_048
 TOOLS_MAX: Final = 512
 OUTPUT_MAX: Final = 10_000_000  # tokens
 
+# No provider fetches for a caller, looks into what it keeps for all of us under one key, or runs tools that nobody here
+# sees: code of the refusal by the field.
+REFUSED: Final = {
+    "url": "remote_content", "image_url": "remote_content", "file_url": "remote_content",
+    "file_id": "provider_state", "previous_response_id": "provider_state", "conversation": "provider_state",
+    "prompt": "provider_state", "container": "provider_state", "audio": "provider_state",
+    "web_search_options": "hosted_tool", "mcp_servers": "hosted_tool",
+}
+
 Passed = Any | UnsetType
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")]
 Label = Annotated[str, Meta(max_length=512)]  # a name or an id
 Tokens = Annotated[int, Meta(ge=1, le=OUTPUT_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-DataUrl = Annotated[str, Meta(pattern=r"^data:")]  # what a request shows comes with it: no provider fetches for anybody
+DataUrl = Annotated[str, Meta(pattern=r"^data:")]
 Choice = str | dict[str, Any]
+
 
 class Body(Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """An object with the members that it lists and no others."""
 
 
 class Request(Body):
-    """What an endpoint takes. Fields that its API has and that this gateway takes as null alone are typed None."""
+    """What an endpoint takes."""
 
-    model: str = ""
-    stream: bool | None = None
+    def named(self) -> str:
+        """The model; "" if the route names it."""
+        return ""
+
+    def streams(self) -> bool:
+        return False
 
     def said(self) -> list[Said]:
         """All text that the model will read, in order."""
@@ -50,3 +66,26 @@ class Request(Body):
     def fault(self) -> str:
         """The place of a field that is not valid in a way that types do not tell; "" if there is none."""
         return ""
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> "Request":
+        """Raises msgspec.ValidationError. May change `value`, of which nothing goes on."""
+        return msgspec.convert(value, cls)
+
+
+class Conversation(Request, kw_only=True):
+    """A request for a model's words."""
+
+    model: ModelName
+    stream: bool | None = None
+
+    def named(self) -> str:
+        return self.model
+
+    def streams(self) -> bool:
+        return bool(self.stream)
+
+
+def dumped(speaker: str, value: object) -> list[Said]:
+    """JSON that a model will read, without the escapes that it came with."""
+    return [Said(speaker, msgspec.json.encode(value).decode())] if value else []

@@ -1,33 +1,27 @@
 """An OpenAI-compatible provider, or a server of the open inference protocol, over HTTP.
 
-One configured base URL, no redirects, no proxy, no cookies.
-
 Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends in
 `[DONE]`. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
 keys.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
-from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer
-from relay.gateway.upstream.base import Timeouts, checked_base_url
+from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.client import Client
+from relay.gateway.upstream.connection import Response, garbled
+from relay.gateway.upstream.lines import whole_lines
 from transport.primitives import Secret
 
 ANSWER_MAX: Final = 8 << 20  # bytes of a whole JSON answer
 STREAM_MAX: Final = 64 << 20  # bytes of a streamed one
-CONNECTIONS: Final = 100
-LINE_MAX: Final = 1 << 20
-_AFTER_DONE_S: Final = 2.0  # a stream that has said [DONE] need not be waited for
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 _CODE = re.compile(r"[a-z][a-z_]{0,47}")
 
 
@@ -44,17 +38,15 @@ _reply = msgspec.json.Decoder(_Reply)
 
 
 class OpenAiUpstream:
-    """See `Upstream`. One pool of connections; made inside the running event loop, on first use."""
+    """See `Upstream`. One pool of connections."""
 
     def __init__(
         self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, stream_max: int = STREAM_MAX
     ) -> None:
-        self._base = checked_base_url(base_url)
+        self._client = Client(base_url, timeouts or Timeouts())
         self.name = name
-        self.host = urlsplit(self._base).hostname or ""
-        self._timeouts = timeouts or Timeouts()
+        self.host = self._client.host
         self._stream_max = stream_max
-        self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
@@ -62,7 +54,7 @@ class OpenAiUpstream:
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
         }
-        response = await self._send("POST", self._base + route.removeprefix("/v1"), body, headers, key)
+        response = await self._send("POST", route, headers, key, body)
         try:
             if response.status != 200:
                 raise await self._failure(response)
@@ -75,104 +67,34 @@ class OpenAiUpstream:
 
         Raises ProviderFailure if there was no answer.
         """
-        headers = {"Accept": "application/json"}
-        response = await self._send("GET", self._base + route.removeprefix("/v1"), None, headers, key)
+        response = await self._send("GET", route, {"Accept": "application/json"}, key)
         response.close()
         return response.status, response.content_type == "application/json"
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
     async def _send(
-        self, method: str, url: str, body: bytes | None, headers: dict[str, str], key: Secret | None
-    ) -> aiohttp.ClientResponse:
-        headers |= {"Accept-Encoding": "identity", "User-Agent": "causeway-gateway"}
+        self, method: str, route: str, headers: dict[str, str], key: Secret | None, body: bytes | None = None
+    ) -> Response:
         if key is not None:
             headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
-        try:
-            async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
-                return await self._pool().request(method, url, data=body, headers=headers, allow_redirects=False)
-        except aiohttp.ConnectionTimeoutError:
-            raise ProviderFailure(
-                "the provider could not be reached in time", kind="provider_timeout", status=504, again=True
-            ) from None
-        except TimeoutError:  # also aiohttp's; the request may have been accepted
-            raise _timed_out() from None
-        except aiohttp.ClientConnectorError:
-            raise ProviderFailure(
-                "the provider cannot be reached", kind="provider_unreachable", status=502, again=True
-            ) from None
-        except aiohttp.ClientError:
-            raise _garbled() from None
+        return await self._client.request(method, route.removeprefix("/v1"), headers, body)
 
-    async def _answer(self, response: aiohttp.ClientResponse, stream: bool) -> Answer:
+    async def _answer(self, response: Response, stream: bool) -> Answer:
         """Waits for the first good piece, so that a failure up to there has a status of its own."""
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _garbled()
+        if response.header("content-encoding").lower() not in ("", "identity"):
+            raise garbled()
         if stream:
             if response.content_type != "text/event-stream":
-                raise _garbled()
-            lines = self._lines(response)
-            try:
-                async with asyncio.timeout(self._timeouts.first_byte):
-                    first = await anext(lines)
-            except TimeoutError:
-                raise _timed_out() from None
-            return Answer(200, "text/event-stream", True, _chained(first, lines))
-        whole = await self._whole(response, ANSWER_MAX)
+                raise garbled()
+            lines = whole_lines(response, self._stream_max, _ends)
+            return Answer(200, "text/event-stream", True, _chained(await anext(lines), lines))
+        whole = await response.read(ANSWER_MAX)
         _refuse_error(whole)
         return Answer(200, "application/json", False, _chained(whole, None))
 
-    async def _whole(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
-        parts = bytearray()
-        async for chunk in self._chunks(response):
-            parts += chunk
-            if len(parts) > limit:
-                raise ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
-        return bytes(parts)
-
-    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """The stream's bytes, cut only behind newlines. ProviderFailure unless it is an event stream up to [DONE]."""
-        held, total, done = b"", 0, False
-        chunks = self._chunks(response)
-        while True:
-            try:
-                async with asyncio.timeout(_AFTER_DONE_S if done else None):
-                    chunk = await anext(chunks, b"")
-            except (ProviderFailure, TimeoutError):
-                if done:
-                    return
-                raise
-            if not chunk:
-                break
-            total += len(chunk)
-            held += chunk
-            if total > self._stream_max or len(held) > LINE_MAX + len(chunk):
-                raise ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
-            cut = held.rfind(b"\n") + 1
-            if cut:
-                whole, held = held[:cut], held[cut:]
-                done = _check_lines(whole) or done
-                yield whole
-        if not done or held.strip():
-            raise _garbled()
-
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            while True:
-                async with asyncio.timeout(self._timeouts.idle):
-                    chunk = await response.content.readany()
-                if not chunk:
-                    return
-                yield chunk
-        except TimeoutError:
-            raise _timed_out() from None
-        except (aiohttp.ClientError, ValueError):  # cut connection, bad chunking, line limits
-            raise _garbled() from None
-
-    async def _failure(self, response: aiohttp.ClientResponse) -> ProviderFailure:
+    async def _failure(self, response: Response) -> ProviderFailure:
         status = response.status
         if status in (401, 403):
             return ProviderFailure(
@@ -193,27 +115,16 @@ class OpenAiUpstream:
             "the provider failed", kind="provider_error", status=502, again=status == 503  # a 503 was not accepted
         )
 
-    async def _reason(self, response: aiohttp.ClientResponse) -> str:
+    async def _reason(self, response: Response) -> str:
         """The provider's error code, if it looks like one; its text is not for anyone's eyes."""
         try:
-            error = _reply.decode(await self._whole(response, 65_536)).error
+            error = _reply.decode(await response.read(65_536)).error
         except (ProviderFailure, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return ""
         for word in (error.code, error.type) if isinstance(error, _Error) else ():
             if isinstance(word, str) and _CODE.fullmatch(word):
                 return f" ({word})"
         return ""
-
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=15),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
 
 
 async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
@@ -223,22 +134,12 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIter
             yield chunk
 
 
-def _check_lines(whole: bytes) -> bool:
-    """Whether [DONE] is among these lines (WHATWG event streams). Raises ProviderFailure for lines that are none."""
-    done = False
-    for line in whole.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if not line:
-            continue
-        if not line.startswith(_FIELDS):
-            raise _garbled()
-        if line.startswith(b"data:"):
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                done = True
-            elif b'"error"' in data:
-                _refuse_error(data)
-    return done
+def _ends(data: bytes) -> bool:
+    if data == b"[DONE]":
+        return True
+    if b'"error"' in data:
+        _refuse_error(data)
+    return False
 
 
 def _refuse_error(data: bytes) -> None:
@@ -246,16 +147,6 @@ def _refuse_error(data: bytes) -> None:
     try:
         reply = _reply.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise _garbled() from None
+        raise garbled() from None
     if reply.error is not None:
         raise ProviderFailure("the provider failed", kind="provider_error", status=502)
-
-
-def _garbled() -> ProviderFailure:
-    return ProviderFailure(
-        "the provider's answer was cut short or is not one of its API", kind="provider_garbled", status=502
-    )
-
-
-def _timed_out() -> ProviderFailure:
-    return ProviderFailure("the provider did not answer in time", kind="provider_timeout", status=504)
