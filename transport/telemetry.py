@@ -237,7 +237,7 @@ class _Keeper:
 
 
 class _Lines:
-    """Appends spans to a file, each as one JSON line: all, but under a load that makes more than anybody reads a share."""
+    """Appends spans to a file, each as one JSON line; of more than anybody reads, under load, a share."""
 
     def __init__(self, role: str, path: Path) -> None:
         self._role = role
