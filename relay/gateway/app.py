@@ -98,7 +98,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         key = await _key(stack, config, config.provider)
         database = stack.enter_context(open_state(config.directory, passphrase))
-        audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
+        audit = AuditLog(config.directory / AUDIT_FILE, sync=config.audit.sync, clock=clock)
         stack.push_async_callback(audit.close)
         tracing = telemetry.start("gateway", config.directory / SPANS_FILE, traces=WAITING_MAX)
         stack.callback(tracing.close)

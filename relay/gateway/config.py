@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
@@ -135,6 +136,7 @@ class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     log_level: Literal["error", "warning", "info"] = "warning"
+    audit: Audit = AUDIT
     listen: Listen = Listen()
     public: PublicFile | None = None
     oauth: OAuth = OAuth()
@@ -187,6 +189,7 @@ class Config:
     issuer: str | None = None  # of access tokens, where the file names one
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
+    audit: Audit = AUDIT
 
 
 def load(path: Path) -> Config:
@@ -263,7 +266,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
         file.identity, rules, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file), file.log_level, insecure,
+        tuple(file.workload), _issuer(file), file.log_level, insecure, file.audit,
     )
 
 
@@ -429,6 +432,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # full_handshakes_per_s = 400        # without a ticket; one address has a twentieth, one hop a quarter
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
+
+# [audit]                            # of audit.jsonl: records are written before the provider is called, and at the end
+# sync = "group"                     # and are on the disk some ms later; "each": they are waited for
 
 # [identity]
 # source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)

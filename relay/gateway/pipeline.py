@@ -5,8 +5,9 @@ authorise (may it do this at all), schema (is the body what it says it is). A ch
 with a `Refusal`; it cannot change it. Forward calls the provider and alone holds its key. Taps see each piece of the
 answer before the device does, and may hold it back or change it.
 
-The pipeline writes the audit itself: an intent on stable storage before the provider is called, the outcome before the
-device is told that its answer is whole, and every refusal. Where the audit cannot be written, nothing happens.
+The pipeline writes the audit itself: an intent before the provider is called, the outcome before the device is told
+that its answer is whole, and every refusal. Where the audit cannot be written, nothing happens; when a record is on
+stable storage is said there (`audit.log`).
 """
 
 import asyncio

@@ -1,8 +1,13 @@
 """The audit: a file of JSON lines, each with the SHA-256 of the line before it.
 
-A record is on stable storage before `append` returns. Changing, removing or reordering a line breaks the chain from
-there on; cutting lines off the end is seen only by whoever knows a later hash: tamper-evident, not immutable. Records
-hold identities, codes, sizes and counts, never text of a prompt or an answer.
+A record is in the file before `append` returns: a gateway that is killed has lost none. Changing, removing or
+reordering a line breaks the chain from there on; cutting lines off the end is seen only by whoever knows a later hash:
+tamper-evident, not immutable. Records hold identities, codes, sizes and counts, never text of a prompt or an answer.
+
+What a loss of power takes is the operator's choice (ADR 0029). With "each", `append` returns when the record is on
+stable storage, one fsync for all that came together. With "group", the fsync follows at once in the background, for all
+that was written since the last; so up to some ten milliseconds of records may be lost with the machine, from the end,
+where the chain does not show it. Where an fsync fails, nobody knows what the disk holds: no work is done any more.
 """
 
 import asyncio
@@ -15,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -27,35 +32,30 @@ AUDIT_FILE: Final = "audit.jsonl"
 START: Final = "0" * 64
 _MAX_TEXT: Final = 512  # characters of one value
 _MAX_LINE: Final = 65_536
+_PAUSE_S: Final = 0.005  # between fsyncs that nobody waits for
 _encode: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
-class _Batch:
-    """Records that share one write: their lines, but for number and hash, and who waits for each."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.lines: list[bytes] = []
-        self.waiting: list[asyncio.Future[None]] = []
-
-
 class AuditLog:
-    """Appends to one file. Records that arrive together share one write and one fsync, done by a thread of its own: one
-    that is woken once for each write, as waking costs more than writing.
+    """Appends to one file. A thread of its own waits for the disk; waking it costs more than writing, so it is woken
+    once for all that came together.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, sync: Literal["group", "each"] = "each", clock: Callable[[], float] = time.time
+    ) -> None:
         """Opens or creates the file (mode 0600). Raises AuditUnavailable if its end cannot be read."""
         self._path = path
         self._clock = clock
-        self._next: _Batch | None = None  # gathers while another is being written
-        self._writing = False
+        self._each = sync == "each"
+        self._waiting: list[asyncio.Future[None]] = []  # for the disk
+        self._unsynced = self._syncing = False
         self._idle: asyncio.Future[None] | None = None
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] | None]
+        self._wanted = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._broken = False
+        self.broken = False  # nothing is written any more
         self._head, self._sequence, self._size = START, 0, 0
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -67,106 +67,105 @@ class AuditLog:
             ) from None
 
     async def append(self, event: str, **fields: Value) -> None:
-        """Writes one record; returns when it is on stable storage. Raises AuditUnavailable: then do not go on."""
+        """Writes one record; returns when it is kept as promised. Raises AuditUnavailable: then do not go on."""
         record: dict[str, Value] = {"time": round(self._clock(), 6), "event": event}
         for name, value in fields.items():
             record[name] = _text(value) if isinstance(value, str) else value
         try:
-            line = _encode(record)[1:-1]
+            self._write(_encode(record)[1:-1])
+        except (OSError, AuditUnavailable) as cause:
+            _log.error("the audit log cannot be written: %s", getattr(cause, "strerror", None) or cause)
+            raise AuditUnavailable("the audit log cannot be written") from None
         except Exception as cause:  # a defect of ours
             _log.error("the audit log cannot be written: %s", type(cause).__name__)
             raise AuditUnavailable("the audit log cannot be written") from None
-        loop = asyncio.get_running_loop()
-        batch = self._next
-        if batch is None:
-            batch = self._next = _Batch(loop)
-            if not self._writing:
-                self._writing = True
-                loop.call_soon(self._hand_over)  # behind all else that is ready now and may have a record, too
-        future: asyncio.Future[None] = loop.create_future()
-        batch.lines.append(line)
-        batch.waiting.append(future)
-        await future  # a caller that is cancelled does not take its record with it
+        self._unsynced = True
+        if not self._syncing:
+            self._syncing = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._sync, loop)  # behind all else that is ready now and may have a record, too
+        if self._each:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future  # a caller that is cancelled does not take its record with it
 
     @property
     def end(self) -> tuple[int, str]:
-        """Number and hash of the last record that is on stable storage."""
+        """Number and hash of the last record."""
         return self._sequence, self._head
 
     async def close(self) -> None:
-        """Waits for records under way."""
-        while self._writing:
+        """Waits until all is on stable storage."""
+        while self._syncing:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await self._idle
         if self._thread is not None:
-            self._batches.put(None)
+            self._wanted.put(None)
             self._thread.join()
             self._thread = None
         os.close(self._descriptor)
-        self._broken = True
+        self.broken = True
 
-    def _hand_over(self) -> None:
-        batch, self._next = self._next, None
-        if batch is None:
-            self._writing = False
+    def _write(self, record: bytes) -> None:
+        """`record` is an object's members."""
+        if self.broken:
+            raise AuditUnavailable("the audit log is closed")
+        line = b'{"seq":%d,%b,"prev":"%b"}' % (self._sequence + 1, record, self._head.encode())
+        data = line + b"\n"
+        try:
+            if os.write(self._descriptor, data) != len(data):
+                raise OSError("short write")
+        except OSError:
+            # What the file holds now is unknown: nobody may chain to it. Cut back, or give up for good.
+            try:
+                os.ftruncate(self._descriptor, self._size)
+                os.fsync(self._descriptor)
+            except OSError:
+                self.broken = True
+            raise
+        self._head, self._sequence = hashlib.sha256(line).hexdigest(), self._sequence + 1
+        self._size += len(data)
+
+    # --- and to the disk --------------------------------------------------------------------------------------------
+
+    def _sync(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._unsynced:
+            self._syncing = False
             if self._idle is not None:
                 idle, self._idle = self._idle, None
                 idle.set_result(None)
             return
+        self._unsynced = False
+        waiting, self._waiting = self._waiting, []
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
             self._thread.start()
-        self._batches.put(batch)
+        self._wanted.put((loop, waiting))
 
     def _work(self) -> None:
         """The thread's."""
-        while (batch := self._batches.get()) is not None:
-            failed = ""
+        while (wanted := self._wanted.get()) is not None:
+            loop, waiting = wanted
+            failed = False
             try:
-                self._write(batch.lines)
-            except (OSError, AuditUnavailable) as cause:
-                failed = getattr(cause, "strerror", None) or str(cause)
-            except Exception as cause:  # a defect of ours; whoever waits must not wait for ever, nor all after them
-                failed = type(cause).__name__
-            if failed:
-                _log.error("the audit log cannot be written: %s", failed)
+                os.fsync(self._descriptor)
+            except OSError as error:
+                _log.error("the audit log cannot be written: %s", error.strerror)
+                failed = self.broken = True
+            if not self._each:
+                time.sleep(_PAUSE_S)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                batch.loop.call_soon_threadsafe(self._written, batch, bool(failed))
+                loop.call_soon_threadsafe(self._synced, loop, waiting, failed)
 
-    def _written(self, batch: _Batch, failed: bool) -> None:
-        for future in batch.waiting:
+    def _synced(self, loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]], failed: bool) -> None:
+        for future in waiting:
             if future.done():
                 continue
             if failed:
                 future.set_exception(AuditUnavailable("the audit log cannot be written"))
             else:
                 future.set_result(None)
-        batch.loop.call_soon(self._hand_over)  # behind those who have just been told
-
-    def _write(self, records: list[bytes]) -> None:
-        with self._lock:
-            if self._broken:
-                raise AuditUnavailable("the audit log is closed")
-            head, sequence, lines = self._head, self._sequence, []
-            for record in records:
-                sequence += 1
-                line = b'{"seq":%d,%b,"prev":"%b"}' % (sequence, record, head.encode())
-                head = hashlib.sha256(line).hexdigest()
-                lines.append(line + b"\n")
-            data = b"".join(lines)
-            try:
-                if os.write(self._descriptor, data) != len(data):
-                    raise OSError("short write")
-                os.fsync(self._descriptor)
-            except OSError:
-                # What the disk holds now is unknown: nobody may chain to it. Cut back, or give up for good.
-                try:
-                    os.ftruncate(self._descriptor, self._size)
-                    os.fsync(self._descriptor)
-                except OSError:
-                    self._broken = True
-                raise
-            self._head, self._sequence, self._size = head, sequence, self._size + len(data)
+        loop.call_soon(self._sync, loop)  # behind those who have just been told
 
     def _resume(self) -> None:
         self._size = os.fstat(self._descriptor).st_size
