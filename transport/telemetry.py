@@ -77,6 +77,7 @@ _PER_SECOND: Final = 100.0  # and after these
 _HELD_MAX: Final = 64  # attributes of a span, before they are looked at
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def permitted(attributes: Mapping[str, object]) -> dict[str, str | int | float]:
 
 def traceparent_of(span: Span) -> str:
     """W3C trace context, version 00, of a span; a random one where tracing is switched off (OTEL_SDK_DISABLED)."""
+    if isinstance(span, Recorded):
+        return f"00-{span.trace_id}-{span.span_id}-01"
     context = span.get_span_context()
     if not context.is_valid:
         return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"
@@ -108,7 +111,7 @@ def traceparent_of(span: Span) -> str:
 
 def trace_id_of(span: Span) -> str:
     """32 hex digits."""
-    return f"{span.get_span_context().trace_id:032x}"
+    return span.trace_id if isinstance(span, Recorded) else f"{span.get_span_context().trace_id:032x}"
 
 
 def context_from(traceparent: str) -> Context:
@@ -116,25 +119,28 @@ def context_from(traceparent: str) -> Context:
 
     The value is untrusted: it joins spans and is never used to decide anything (W3C Trace Context 3.2.2, 3.2.4).
     """
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if match is None or not int(match[1], 16) or not int(match[2], 16):
+    trace_id, span_id = _ids_in(traceparent)
+    if not trace_id:
         return Context()
-    flags = TraceFlags(int(match[3], 16))
-    parent = SpanContext(int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=flags)
-    return set_span_in_context(NonRecordingSpan(parent), Context())
+    flags = TraceFlags(int(traceparent[-2:], 16))
+    return set_span_in_context(NonRecordingSpan(_context(trace_id, span_id, remote=True, flags=flags)), Context())
+
+
+def _ids_in(traceparent: str) -> tuple[str, str]:
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return ("", "") if match is None or match[1] == _NO_TRACE or match[2] == _NO_SPAN else (match[1], match[2])
+
+
+def _context(trace_id: str, span_id: str, *, remote: bool, flags: TraceFlags) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=remote, trace_flags=flags)
 
 
 def record_of(span: "Recorded", role: str) -> SpanRecord:
     """A finished span in the shape that travels and is stored; times in Unix milliseconds."""
     attributes = permitted(span.attributes)
     return SpanRecord(
-        trace_id=f"{span.context.trace_id:032x}",
-        span_id=f"{span.context.span_id:016x}",
-        parent_id=f"{span.parent.span_id:016x}" if span.parent is not None else "",
-        name=span.name[:64],
-        role=str(attributes.pop(ROLE, role)),
-        start_ms=span.start_ns / 1e6,
-        end_ms=span.end_ns / 1e6,
+        trace_id=span.trace_id, span_id=span.span_id, parent_id=span.parent_id, name=span.name[:64],
+        role=str(attributes.pop(ROLE, role)), start_ms=span.start_ns / 1e6, end_ms=span.end_ns / 1e6,
         attributes=attributes,
     )
 
@@ -148,16 +154,19 @@ class Recorded(Span):
     """A span as it is written down: what it was given, until somebody wants to read it."""
 
     def __init__(
-        self, name: str, kind: SpanKind, context: SpanContext, parent: SpanContext | None,
-        attributes: Mapping[str, object], ended: Callable[["Recorded"], None],
+        self, name: str, kind: SpanKind, trace_id: str, parent_id: str, attributes: Mapping[str, object],
+        ended: Callable[["Recorded"], None],
     ) -> None:
-        self.name, self.kind, self.context, self.parent = name, kind, context, parent
+        """`trace_id`: 32 hex digits, "" for a new one; `parent_id`: 16 hex digits, "" for none."""
+        fresh = os.urandom(24).hex()
+        self.name, self.kind = name, kind
+        self.trace_id, self.span_id, self.parent_id = trace_id or fresh[16:], fresh[:16], parent_id
         self.attributes: dict[str, object] = dict(attributes)
         self.start_ns, self.end_ns = time.time_ns(), 0
         self._ended = ended
 
     def get_span_context(self) -> SpanContext:
-        return self.context
+        return _context(self.trace_id, self.span_id, remote=False, flags=_SAMPLED)
 
     def is_recording(self) -> bool:
         return not self.end_ns
@@ -217,14 +226,13 @@ class _Keeper:
     def __init__(self, role: str, traces: int) -> None:
         self._role, self._room = role, traces
         self._lock = threading.Lock()
-        self._traces: OrderedDict[int, list[Recorded]] = OrderedDict()
+        self._traces: OrderedDict[str, list[Recorded]] = OrderedDict()
 
     def keep(self, span: Recorded) -> None:
-        trace_id = span.context.trace_id
         with self._lock:
-            spans = self._traces.get(trace_id)
+            spans = self._traces.get(span.trace_id)
             if spans is None:
-                spans = self._traces[trace_id] = []
+                spans = self._traces[span.trace_id] = []
                 if len(self._traces) > self._room:
                     self._traces.popitem(last=False)
             if len(spans) < _MAX_SPANS_PER_TRACE:
@@ -232,7 +240,7 @@ class _Keeper:
 
     def finished(self, trace_id: str) -> list[SpanRecord]:
         with self._lock:
-            spans = list(self._traces.get(int(trace_id, 16), ()))
+            spans = list(self._traces.get(trace_id, ()))
         return [record_of(span, self._role) for span in spans]
 
 
@@ -298,7 +306,8 @@ class _Export:
             _log.error("span %s was not exported: it holds an attribute that is not listed", span.name)
             return
         self._batches.on_end(self._readable(
-            name=span.name, context=span.context, parent=span.parent, kind=span.kind, resource=self._resource,
+            name=span.name, context=span.get_span_context(), kind=span.kind, resource=self._resource,
+            parent=_context(span.trace_id, span.parent_id, remote=True, flags=_SAMPLED) if span.parent_id else None,
             attributes=permitted(span.attributes), start_time=span.start_ns, end_time=span.end_ns,
         ))
 
@@ -328,17 +337,22 @@ class Telemetry:
 
         An exception that leaves the block sets `error.type` to its stable code (or class name), never its text.
         """
-        above: SpanContext | None = get_current_span(parent).get_span_context()
-        if above is not None and not above.is_valid:
-            above = None
+        return _Current(self.begin(name, parent=get_current_span(parent), kind=kind, attributes=attributes))
+
+    def begin(
+        self, name: str, *, parent: Span | str, kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, str | int | float] | None = None,
+    ) -> Span:
+        """The same, current nowhere, for the caller to `end`. `parent` may be a W3C traceparent, as `context_from`."""
+        if isinstance(parent, Recorded):
+            above = parent.trace_id, parent.span_id
+        elif isinstance(parent, str):
+            above = _ids_in(parent)
+        else:
+            above = _ids_in(traceparent_of(parent)) if parent.get_span_context().is_valid else ("", "")
         if self._disabled:
-            return _Current(INVALID_SPAN if above is None else NonRecordingSpan(above))
-        fresh = os.urandom(24)
-        context = SpanContext(
-            int.from_bytes(fresh[:16], "big") if above is None else above.trace_id,
-            int.from_bytes(fresh[16:], "big") or 1, is_remote=False, trace_flags=_SAMPLED,
-        )
-        return _Current(Recorded(name, kind, context, above, attributes or {}, self._ended))
+            return NonRecordingSpan(_context(*above, remote=True, flags=_SAMPLED)) if above[0] else INVALID_SPAN
+        return Recorded(name, kind, *above, attributes or {}, self._ended)
 
     def finished(self, trace_id: str) -> list[SpanRecord]:
         """Finished spans of a trace, oldest first; the latest 512 traces, at most 64 spans each."""
