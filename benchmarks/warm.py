@@ -66,7 +66,9 @@ class StandIn:
     name, host = "stand-in", "stand-in.example"
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
+    async def call(
+        self, route: str, body: bytes, *, stream: bool, key: Secret | None, **_: object
+    ) -> AsyncIterator[Answer]:
         async def chunks() -> AsyncIterator[bytes]:
             yield ANSWER
 
@@ -117,8 +119,8 @@ async def gateway(folder: Path, devices: int, *, checked: bool) -> AsyncIterator
         checks: list[Check] = [Authenticate(enrolment), authorise] if checked else [Believe()]
         pipeline = Pipeline(
             checks=[*checks, Schema()], still=authorise.still if checked else None,
-            answerers={"chat": Forward(StandIn(), ProviderKey(Secret(b"key")), tracing)}, taps=[Meter], audit=audit,
-            telemetry=tracing, node="x",
+            answerers={"chat": Forward.to_one(StandIn(), ProviderKey(Secret(b"key")), audit, tracing)}, taps=[Meter],
+            audit=audit, telemetry=tracing, node="x",
         )
         journal, traces, refusals = Journal(database), TraceStore(database), Refusals(audit)
         await journal.load()

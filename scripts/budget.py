@@ -25,9 +25,9 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "relay/gateway/identity": 3890,
     "relay/gateway/inspection": 550,
     "relay/gateway/policy": 600,
-    "relay/gateway/quota": 550,
+    "relay/gateway/quota": 800,
     "relay/gateway/taps": 460,
-    "relay/gateway/upstream": 1250,
+    "relay/gateway/upstream": 1700,
     "relay/sim": 1300,
 }
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}

@@ -60,6 +60,7 @@ ROUTE: Final = "causeway.route"  # edge: where the prompt went, and the route a 
 RULE: Final = "causeway.rule"  # edge: the router's rule that decided, a stable word of router/policy.py
 BYTES_IN: Final = "causeway.bytes.in"
 BYTES_OUT: Final = "causeway.bytes.out"
+INJECTION: Final = "causeway.injection"  # 0..1: how much a request is like an attempt to take over the model
 FILTERED: Final = "causeway.filtered"  # secrets that the gateway cut out of an answer
 
 _TEXT_NAMES: Final = frozenset({

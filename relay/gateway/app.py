@@ -17,11 +17,12 @@ from relay.gateway.audit.refusals import Refusals
 from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.inspect import Inspect, made_inspector
 from relay.gateway.checks.schema import Schema
-from relay.gateway.config import Config, Inference, Provider
+from relay.gateway.config import Config
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
-from relay.gateway.examination import Asked, Examination
+from relay.gateway.examination import Examination
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.https import ROLES, bind, listen_https, make_app, make_health_app, make_plain_app
 from relay.gateway.identity.attestation import Attestation
@@ -50,8 +51,7 @@ from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.trace import WAITING_MAX, TraceStore
-from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
-from relay.gateway.upstream.openai import OpenAiUpstream
+from relay.gateway.upstream.providers import opened
 from relay.gateway.webpki import public_context, stay_current
 from store.errors import StoreError
 from store.keys import Unlock
@@ -96,7 +96,7 @@ async def serve(
         raise ConfigError("listen.insecure and --insecure-loopback go together, and one of them is missing",
                           hint="for a trial on this machine set both; else neither")
     async with AsyncExitStack() as stack:
-        key = await _key(stack, config, config.provider)
+        providers = await opened(stack, config.directory, config.providers, config.inference)
         database = stack.enter_context(open_state(config.directory, passphrase))
         audit = AuditLog(config.directory / AUDIT_FILE, sync=config.audit.sync, clock=clock)
         stack.push_async_callback(audit.close)
@@ -116,23 +116,21 @@ async def serve(
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
         stack.push_async_callback(traces.close)
-        upstream = OpenAiUpstream(
-            config.provider.base_url, name=config.provider.name, timeouts=config.provider.timeouts()
-        )
-        stack.push_async_callback(upstream.close)
         own_id = str(identity.svid().id)
         policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
-        authorise = Authorise(policy, served=() if config.inference is None else config.inference.models)
-        answerers: dict[str, Answerer] = {"chat": Forward(upstream, key, tracing), "models": ModelList()}
-        asked = [Asked(upstream, key, "/v1/models", "provider")]
-        if config.inference is not None:
-            asked.append(server := await _inference(stack, config, config.inference))
-            answerers["infer"] = Forward(server.upstream, server.key, tracing)
+        forward = Forward(providers, config.routing, audit, tracing)
+        authorise = Authorise(policy, serves=lambda operation, model: forward.routing.serves(operation, model))
+        answerers: dict[str, Answerer] = {"models": ModelList()}
+        for operation in ("chat", "responses", "embeddings", "messages", "infer"):
+            answerers[operation] = forward
+        keys = [one.key for one in providers.values() if one.key is not None]
+        inspect = Inspect(config.inspect, made_inspector())
+        stack.callback(inspect.close)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect], still=authorise.still,
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Meter, secret_filter(lambda: [ask.key.current().expose() for ask in asked if ask.key is not None])],
+            taps=[Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -232,7 +230,7 @@ async def serve(
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
             config, node=own_id, listening=(session, https), authority=authority, probes=probes, policy=policy,
-            asked=asked, clock=clock, agent=own.finding,
+            providers=list(providers.values()), clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
         if workloads is not None:
@@ -242,8 +240,8 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, sessions=sessions, audit=audit,
-            keys=[one.key for one in asked if one.key is not None],
+            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
+            keys=keys, forward=forward,
         )
         asked_to = reloading.when(reload or asyncio.Event())
         for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
@@ -259,29 +257,6 @@ async def serve(
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
-
-
-async def _key(stack: AsyncExitStack, config: Config, provider: Provider) -> ProviderKey | None:
-    """From where the configuration says, if it says. Raises ConfigError, KeysUnavailable."""
-    if provider.key_file is not None:
-        return KeyFile(config.directory / provider.key_file)
-    if provider.key_env is not None:
-        return ProviderKey(key_from_environment(provider.key_env))
-    if provider.secret is None:
-        return None
-    try:
-        from relay.gateway.upstream.aws_secrets import KeySecret
-    except ModuleNotFoundError:
-        raise ConfigError("provider.secret: boto3 is not installed", hint="pip install 'causeway[kms]'") from None
-    key = await KeySecret.open(provider.secret)
-    stack.push_async_callback(_ended, asyncio.create_task(key.keep_fresh()))
-    return key
-
-
-async def _inference(stack: AsyncExitStack, config: Config, server: Inference) -> Asked:
-    upstream = OpenAiUpstream(server.base_url, name=server.name, timeouts=server.timeouts())
-    stack.push_async_callback(upstream.close)
-    return Asked(upstream, await _key(stack, config, server), "/v2/health/ready", "inference")
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.gateway.config import Config, Provider, load
+from relay.gateway.config import Config, load
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import DAY_S, ROOT_CERTIFICATE_FILE, pem_ends
@@ -21,6 +21,7 @@ from relay.gateway.keys import custody_of
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
 from relay.gateway.upstream.keys import key_from_file
+from relay.gateway.upstream.settings import Server, sections_of
 from relay.gateway.webpki import public_context
 from transport.errors import BadInput
 from transport.identity.svid import SpiffeId
@@ -51,9 +52,8 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
         ("keys", lambda: custody_of(config.keys)), ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
     ):
         found += await _tried(key, work)
-    for section, provider in (("provider", config.provider), ("inference", config.inference)):
-        if provider is not None:
-            found += await _key(config, section, provider)
+    for section, provider in sections_of(config.providers, config.inference):
+        found += await _key(config, section, provider)
     found += await _tried("policy", lambda: Policy(config.rules))
     return found, [*_places(config), *([] if any(one.key == "policy" for one in found) else await _who(config))]
 
@@ -66,7 +66,7 @@ async def _tried(key: str, work: Callable[[], object]) -> list[Problem]:
     return []
 
 
-async def _key(config: Config, section: str, provider: Provider) -> list[Problem]:
+async def _key(config: Config, section: str, provider: Server) -> list[Problem]:
     if provider.key_file is not None:
         path, key = config.directory / provider.key_file, f"{section}.key_file"
         found = await _tried(key, lambda: key_from_file(path))
@@ -142,8 +142,9 @@ def _places(config: Config) -> Iterator[str]:
         yield f"hops, joining and requests by HTTPS on {config.https[0]}:{config.https[1]}"
     if config.public is not None:
         yield f"the page for phones on {config.public.address[0]}:{config.public.address[1]}"
-    for provider in filter(None, (config.provider, config.inference)):
+    for _, provider in sections_of(config.providers, config.inference):
         yield f"{provider.name} is asked at {urlsplit(provider.base_url).hostname}"
+    yield from config.routing.told()
 
 
 async def _who(config: Config) -> list[str]:

@@ -23,6 +23,7 @@ from relay.gateway.command import (
     ask_passphrase,
     unlock,
 )
+from relay.gateway.inspection import cli as inspection_cli
 
 if TYPE_CHECKING:
     from relay.gateway.app import Ready
@@ -247,6 +248,7 @@ def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = Fa
 
 
 app.command("rotate-key")(keys_cli.rotate_key)
+app.command("inspect")(inspection_cli.inspect)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
 

@@ -17,10 +17,11 @@ from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
+from relay.gateway.inspection.settings import FLAG, Inspections, Rule, checked_inspections
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
-from relay.gateway.upstream.base import Timeouts, checked_base_url
-from relay.gateway.upstream.keys import SecretPlace
+from relay.gateway.upstream.routing import Routing
+from relay.gateway.upstream.settings import Alias, InferenceServer, Provider, routing_of
 from transport.errors import BadInput
 from transport.identity.source import socket_path
 from transport.identity.svid import SpiffeId, check_trust_domain
@@ -65,30 +66,6 @@ class OAuth(_Section, frozen=True, kw_only=True):
     """`issuer`: the HTTPS listener's URL as clients know it; left out, it is made of the listener's address."""
 
     issuer: str | None = None
-
-
-class Provider(_Section, frozen=True, kw_only=True):
-    """`models`: what `/v1/models` offers beside those of [[allow]], as far as policy allows them."""
-
-    base_url: str
-    models: list[str] = []
-    key_file: str | None = None
-    key_env: str | None = None
-    secret: SecretPlace | None = None
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "openai"
-    connect_s: Seconds = 10.0
-    first_byte_s: Seconds = 120.0
-    idle_s: Seconds = 60.0
-
-    def timeouts(self) -> Timeouts:
-        return Timeouts(self.connect_s, self.first_byte_s, self.idle_s)
-
-
-class Inference(Provider, frozen=True, kw_only=True):
-    """A server of the open inference protocol; `models`: those of its models that there is a route to."""
-
-    models: list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]]
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")] = "inference"
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -140,8 +117,9 @@ class _File(_Section, frozen=True, kw_only=True):
     listen: Listen = Listen()
     public: PublicFile | None = None
     oauth: OAuth = OAuth()
-    provider: Provider
-    inference: Inference | None = None
+    provider: Provider | list[Provider]
+    model: list[Alias] = []
+    inference: InferenceServer | None = None
     limits: Limits = Limits()
     identity: Identity = Identity()
     workload_api: WorkloadApi | None = None
@@ -151,6 +129,7 @@ class _File(_Section, frozen=True, kw_only=True):
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
+    inspect: list[Rule] = []
 
 
 @dataclass(frozen=True)
@@ -176,11 +155,12 @@ class Config:
     session: Endpoint | None
     https: tuple[str, int] | None
     health: tuple[str, int] | None
-    provider: Provider
-    inference: Inference | None
+    providers: tuple[Provider, ...]
+    inference: InferenceServer | None
     limits: Limits
     identity: Identity
     rules: Rules
+    routing: Routing
     public: Public | None = None
     keys: Keys = SOFTWARE_KEYS
     ek_roots: tuple[Path, ...] = ()
@@ -189,6 +169,7 @@ class Config:
     issuer: str | None = None  # of access tokens, where the file names one
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
+    inspect: Inspections = FLAG
     audit: Audit = AUDIT
 
 
@@ -241,37 +222,32 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
     if session is None and https is None:
         raise ConfigError("listen: neither `session` nor `https` is set, so nobody could reach the gateway",
                           hint='for example https = "127.0.0.1:8443"')
-    with _At("provider.base_url"):
-        checked_base_url(file.provider.base_url)
-    if _keys_of(file.provider) != 1:
-        raise ConfigError("provider: set one of `key_file`, `key_env` and `secret`",
-                          hint='as in key_file = "provider.key"')
+    providers = tuple(file.provider) if isinstance(file.provider, list) else (file.provider,)
     inference = file.inference
-    if inference is not None:
-        with _At("inference.base_url"):
-            checked_base_url(inference.base_url)
-        if _keys_of(inference) > 1:
-            raise ConfigError("inference: set one of `key_file`, `key_env` and `secret`, or none of them")
+    routing = routing_of(providers, inference, file.model)
     with _At("identity.socket"):
         if (file.identity.source == "spire") != (file.identity.socket is not None):
             raise ConfigError('`source = "spire"` and `socket` go together',
                               hint='as in socket = "unix:///run/spire/agent.sock"')
         if file.identity.socket is not None:
             socket_path(file.identity.socket)
+    names = sorted({name for operation, name in routing.names if operation != "infer"})
     rules = checked(
-        directory, file.group, file.allow, file.policy, file.provider.models,
-        elsewhere=[] if inference is None else inference.models,
+        directory, file.group, file.allow, file.policy, names, elsewhere=() if inference is None else inference.models,
     )
+    for number, allow in enumerate(file.allow):
+        for model in allow.models:
+            if not routing.knows(model):
+                raise ConfigError(f"allow[{number}].models: no provider serves {model[:128]}",
+                                  hint="name it in the `models` of a [[provider]], or by a [[model]]")
     return Config(
-        directory, name, file.trust_domain, file.name, session, https, health, file.provider, inference, file.limits,
-        file.identity, rules, _public(file, directory), checked_keys(file.keys),
+        directory, name, file.trust_domain, file.name, session, https, health, providers, inference, file.limits,
+        file.identity, rules, routing, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
-        tuple(file.workload), _issuer(file), file.log_level, insecure, file.audit,
+        tuple(file.workload), _issuer(file), file.log_level, insecure,
+        checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
+        file.audit,
     )
-
-
-def _keys_of(provider: Provider) -> int:
-    return 3 - [provider.key_file, provider.key_env, provider.secret].count(None)
 
 
 def _workload_socket(file: _File, directory: Path) -> Path | None:
@@ -414,13 +390,23 @@ health = "127.0.0.1:8081"            # plain /healthz, on loopback only
 # cert_file = "public.pem"           # of a public authority, with its chain; read again when it changes
 # key_file = "public.key"            # without both: plain HTTP on loopback, for a proxy that ends TLS, or for a trial
 
-[provider]                           # any OpenAI-compatible API
+[provider]                           # any OpenAI-compatible API; several, and Anthropic, Azure: docs/PROVIDERS.md
 base_url = "https://api.openai.com/v1"
 key_file = "provider.key"            # or: key_env = "NAME"; the key never leaves this process but to base_url
 # secret = {{ id = "prod/provider", region = "eu-central-1" }}  # or AWS Secrets Manager: docs/OPERATIONS.md
 # connect_s = 10.0
 # first_byte_s = 120.0
 # idle_s = 60.0
+# api = "openai"                     # or "azure", with api_version, or "anthropic"; name = "..." if there are several
+# models = ["gpt-4o-mini"]           # those that it serves; left out, all that no other [[provider]] names
+# routes = ["chat"]                  # of "chat", "responses" and "embeddings", if it lacks one
+# breaker_failures = 5               # after so many in a row it is not asked
+# breaker_open_s = 15                # for so long
+
+# [[model]]                          # another name for a model, and whom to ask for it, in this order
+# name = "assistant"
+# providers = ["openai"]
+# as = "gpt-4o-mini"
 
 # [oauth]                            # /oauth/token: tokens for clients that ask by HTTPS (docs/HTTPS.md)
 # issuer = "https://gw.example:8443" # listen.https as clients know it; left out, it is https:// and that address
@@ -477,4 +463,11 @@ models = ["gpt-4o-mini"]
 # ids = ["/edge/factory-floor/*"]
 # [policy]
 # cedar = ["policy.cedar"]           # or: opa = "http://127.0.0.1:8181/v1/data/causeway/allow"
+
+# [[inspect]]                        # prompts that try to take over the model (docs/INSPECTION.md); the first that fits
+# mode = "block"                     # or off, log, flag; whom no rule fits: flag
+# id = "/edge/*"                     # left out: everybody
+# models = ["gpt-4o-mini"]           # left out: any
+# roles = ["user", "tool"]           # whose words are looked at; left out: all but the assistant's
+# flag_at = 0.5                      # thresholds in place of the model's own; likewise block_at
 '''

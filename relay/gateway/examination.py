@@ -19,8 +19,7 @@ from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.rotation import PUBLISHED_S
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
-from relay.gateway.upstream.keys import ProviderKey
-from relay.gateway.upstream.openai import OpenAiUpstream
+from relay.gateway.upstream.providers import Provided
 from transport.identity.svid import SpiffeId
 
 AHEAD_S: Final = 10 * DAY_S
@@ -39,22 +38,12 @@ class Finding:
     hint: str | None = None
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Whom the gateway forwards to, and what of it costs nothing."""
-
-    upstream: OpenAiUpstream
-    key: ProviderKey | None
-    route: str  # a GET
-    section: str  # of gateway.toml
-
-
 class Examination:
     """The control socket's operation `examine`."""
 
     def __init__(
         self, config: Config, *, node: str, listening: tuple[str, str], authority: Authority, probes: Probes,
-        policy: Policy, asked: Sequence[Asked], clock: Callable[[], float] = time.time,
+        policy: Policy, providers: Sequence[Provided], clock: Callable[[], float] = time.time,
         agent: Callable[[], Finding | None] = lambda: None,
     ) -> None:
         """`listening`: where sessions and HTTPS really are, "" where they are not. `agent`: what is wrong with the
@@ -62,7 +51,7 @@ class Examination:
         """
         self._agent = agent
         self._config, self._node, self._listening = config, node, listening
-        self._authority, self._probes, self._policy, self._asked = authority, probes, policy, asked
+        self._authority, self._probes, self._policy, self._providers = authority, probes, policy, providers
         self._clock = clock
 
     async def __call__(
@@ -119,7 +108,7 @@ class Examination:
 
     async def _provider(self, timeout_s: float) -> Finding:
         findings = []
-        for one in self._asked:
+        for one in self._providers:
             findings.append(await _reached(one, timeout_s))
         worst = max(findings, key=lambda one: ("ok", "warning", "failed").index(one.status))
         told = [one.finding for one in findings] if worst.status == "ok" else [worst.finding]
@@ -146,11 +135,11 @@ def source_of(authority: Authority, now: float) -> Finding:
                          f"its root {_day(current)}")
 
 
-async def _reached(one: Asked, timeout_s: float) -> Finding:
+async def _reached(one: Provided, timeout_s: float) -> Finding:
     host, where = one.upstream.host, f"{one.section}.base_url"
     try:
         async with asyncio.timeout(timeout_s):
-            status, json = await one.upstream.ping(one.route, key=None if one.key is None else one.key.current())
+            status, json = await one.upstream.ping(key=None if one.key is None else one.key.current())
     except TimeoutError:
         return Finding("failed", f"{host} did not answer in {timeout_s:g} s", f"is {where} right, and is it up?")
     except ProviderFailure as failure:
@@ -162,7 +151,7 @@ async def _reached(one: Asked, timeout_s: float) -> Finding:
         return Finding("failed", f"{host} sends elsewhere, with status {status}, which is never followed",
                        f"write the address where it ends into {where}")
     if status == 429 or status in (404, 405):
-        why = "limits the rate" if status == 429 else f"has no {one.route}"
+        why = "limits the rate" if status == 429 else "does not say which models it has"
         return Finding("warning", f"{host} is there but {why}, so its key was not tried")
     if status != 200:
         return Finding("failed", f"{host} answered with status {status}", "look at the provider's own status")

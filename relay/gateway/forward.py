@@ -1,40 +1,107 @@
-"""The one place that holds a provider's key: calls the provider with the bytes that passed the checks."""
+"""The one place that holds providers' keys: calls a provider with the bytes that passed the checks.
 
-from collections.abc import AsyncIterator
+Where a model has several providers they are asked in order, but another only if the one before provably did not accept
+the request: it could not be reached or sent nothing, its breaker is open, or it answered 401, 403, 429, 503 or 529.
+Once an answer has begun, or where nobody can know, there is no other attempt (guarantee 4). Each attempt is on record.
+"""
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Final, Self
 
 import msgspec
 from opentelemetry.trace import SpanKind
 
+from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
+from relay.gateway.routes import ROUTES
 from relay.gateway.upstream.base import Upstream
 from relay.gateway.upstream.keys import ProviderKey
+from relay.gateway.upstream.providers import Provided
+from relay.gateway.upstream.rename import renamed
+from relay.gateway.upstream.routing import Routing, Target
 from transport import telemetry as names
+from transport.primitives import Secret
 from transport.telemetry import Telemetry
+
+_NOT_WELL: Final = frozenset(("provider_unreachable", "provider_timeout", "provider_error", "provider_garbled"))
 
 
 class Forward:
-    """Answers by asking the provider. One attempt: another could be a second call that was accepted."""
+    """Answers by asking providers. `routing` may be exchanged while it runs."""
 
-    def __init__(self, upstream: Upstream, key: ProviderKey | None, telemetry: Telemetry) -> None:
-        self._upstream = upstream
-        self._key = key
-        self._telemetry = telemetry
+    def __init__(
+        self, providers: Mapping[str, Provided], routing: Routing, audit: AuditLog, telemetry: Telemetry, *,
+        ticking: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ticking`: seconds by a clock that nobody sets."""
+        self.routing = routing
+        self._providers, self._audit, self._telemetry, self._ticking = providers, audit, telemetry, ticking
+
+    @classmethod
+    def to_one(cls, upstream: Upstream, key: ProviderKey | None, audit: AuditLog, telemetry: Telemetry) -> Self:
+        """Everything goes to `upstream`."""
+        every = {one.operation: upstream.name for one in ROUTES.values()}
+        return cls({upstream.name: Provided(upstream, key)}, Routing({}, every), audit, telemetry)
 
     @asynccontextmanager
     async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
         assert context.parsed  # nothing gets here that schema has not passed
         assert context.model
-        target = context.target
+        assert context.target is not None
+        ways = deque(self.routing.targets(context.target.operation, context.model))
+        if not ways:
+            raise ProviderFailure(
+                "this gateway has no provider for that model on this route", kind="model_not_on_route", status=404
+            )
+        tried: Secret | None = None
+        while True:
+            way = ways.popleft()
+            provided, context.provider = self._providers[way.provider], way.provider
+            key = None if provided.key is None else provided.key.current()
+            began = False
+            try:
+                async with self._attempt(context, way, provided, key) as answer:
+                    began = True
+                    yield answer
+                return
+            except ProviderFailure as failure:
+                if began or not (failure.again or failure.kind == "provider_auth"):
+                    raise
+                if failure.kind == "provider_auth" and provided.key is not None and key is not None and tried is None:
+                    tried = key  # a new one is tried once; `another` also has it read, for the next request
+                    if await provided.key.another(key) is not None:
+                        ways.appendleft(way)
+                if not ways:
+                    raise
+                await self._audit.append(
+                    "request.attempt", request=context.request_id.hex(), trace=context.trace_id,
+                    id=str(context.peer.id), route=context.route, model=context.model, provider=way.provider,
+                    there=way.model, code=failure.kind,
+                )
+
+    @asynccontextmanager
+    async def _attempt(
+        self, context: RequestContext, way: Target, provided: Provided, key: Secret | None
+    ) -> AsyncIterator[Answer]:
+        target, upstream, breaker = context.target, provided.upstream, provided.breaker
         assert target is not None
+        turn = breaker.ask(self._ticking())
+        if turn is None:
+            raise ProviderFailure(
+                "the provider has failed several times and is not asked for now; try again later",
+                kind="provider_unavailable", status=503, again=True,
+            )
+        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
         attributes: dict[str, str | int | float] = {
             names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
-            names.GEN_AI_PROVIDER: self._upstream.name, names.GEN_AI_REQUEST_MODEL: context.model,
-            names.SERVER_ADDRESS: self._upstream.host,
-            names.BYTES_OUT: len(context.body),
+            names.GEN_AI_PROVIDER: upstream.name, names.GEN_AI_REQUEST_MODEL: way.model,
+            names.SERVER_ADDRESS: upstream.host, names.BYTES_OUT: len(body),
         }
-        received, key = 0, None if self._key is None else self._key.current()
+        received = 0
         with self._telemetry.span(f"{target.operation} call", kind=SpanKind.CLIENT, attributes=attributes) as span:
 
             async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -48,17 +115,22 @@ class Forward:
                     yield chunk
 
             try:
-                async with self._upstream.call(
-                    context.route, context.body, stream=context.stream, key=key
+                async with upstream.call(
+                    context.route, body, form=target.format, model=way.model, stream=context.stream, key=key
                 ) as answer:
+                    breaker.began(turn)
                     span.set_attribute(names.HTTP_STATUS, answer.status)
                     yield Answer(answer.status, answer.content_type, answer.streamed, watched(answer.chunks))
+                breaker.ended(turn)
             except ProviderFailure as failure:
                 span.set_attribute(names.ERROR_TYPE, failure.kind)
-                if failure.kind == "provider_auth" and self._key is not None and key is not None:
-                    self._key.refused(key)
+                if failure.kind in _NOT_WELL:
+                    breaker.failed(turn, self._ticking())
+                else:
+                    breaker.began(turn)  # it answers, if only to refuse
                 raise
             finally:
+                breaker.gone(turn)
                 usage = context.usage
                 span.set_attribute(names.BYTES_IN, received)
                 if usage.model:

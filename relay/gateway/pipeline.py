@@ -89,9 +89,13 @@ class RequestContext:
     stream: bool = False
     parsed: bool = False  # schema has found the body to be what `model` and `stream` say
     said: list[Said] = field(default_factory=list, repr=False)  # in order; images and files are not in it
+    injection: float | None = None  # 0..1: how much `said` is like an attempt to take over the model; None: not judged
+    inspected: str = ""  # what came of that, for the audit: never "passed" unless it was judged
+    flagged: bool = False
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
 
     usage: Usage = field(default_factory=Usage)
+    provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
@@ -276,7 +280,7 @@ class Pipeline:
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            **({"filtered": found} if found else {}),
+            provider=context.provider, **({"filtered": found} if found else {}),
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
@@ -297,7 +301,8 @@ class Pipeline:
 
 
 def _decided(context: RequestContext) -> dict[str, str]:
-    return {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
+    decided = {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
+    return decided | {"inspected": context.inspected} if context.inspected else decided
 
 
 def _describe(span: Span, context: RequestContext) -> None:
@@ -306,5 +311,7 @@ def _describe(span: Span, context: RequestContext) -> None:
     if context.model:
         span.set_attribute(names.GEN_AI_REQUEST_MODEL, context.model)
     span.set_attribute(names.BYTES_OUT, context.bytes_out)
+    if context.injection is not None:
+        span.set_attribute(names.INJECTION, round(context.injection, 4))
     if context.filtered:
         span.set_attribute(names.FILTERED, sum(context.filtered.values()))

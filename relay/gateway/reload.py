@@ -12,13 +12,17 @@ from typing import Final
 from msgspec import Struct
 
 from relay.gateway.audit.log import AuditLog
+from relay.gateway.checks.inspect import Inspect
 from relay.gateway.config import Config, Limits, load
 from relay.gateway.errors import GatewayError
+from relay.gateway.forward import Forward
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.upstream.keys import ProviderKey
+from relay.gateway.upstream.settings import Server, sections_of
 
-_AT_ONCE: Final = ("rules", "limits", "log_level", "directory", "file")
+_AT_ONCE: Final = ("rules", "routing", "limits", "inspect", "log_level", "directory", "file")
+_ROUTED: Final = ("models", "routes")  # of providers: nothing but `routing` comes of them
 _PATHS: Final = {
     "session": "listen.session", "https": "listen.https", "health": "listen.health", "insecure": "listen.insecure",
     "workload_socket": "workload_api.socket", "workloads": "workload", "issuer": "oauth.issuer",
@@ -31,9 +35,10 @@ class Reload:
     """`config` is what is in force: that of the start, and what has been taken since."""
 
     def __init__(
-        self, config: Config, *, policy: Policy, sessions: Sessions, keys: Sequence[ProviderKey], audit: AuditLog
+        self, config: Config, *, policy: Policy, inspect: Inspect, sessions: Sessions, keys: Sequence[ProviderKey],
+        audit: AuditLog, forward: Forward,
     ) -> None:
-        self.config = config
+        self.config, self._forward, self._inspect = config, forward, inspect
         self._policy, self._sessions, self._keys, self._audit = policy, sessions, keys, audit
 
     async def when(self, asked: asyncio.Event) -> None:
@@ -56,7 +61,13 @@ class Reload:
             await self._audit.append("config.refused", code=error.code, reason=str(error))
             raise
         restart = needs_restart(self.config, new)
-        self.config = replace(self.config, rules=new.rules, limits=new.limits, log_level=new.log_level)
+        self.config = replace(
+            self.config, rules=new.rules, limits=new.limits, log_level=new.log_level, inspect=new.inspect
+        )
+        self._inspect.replace(new.inspect)
+        if not any(key.startswith(("provider", "inference")) for key in restart):  # it may lead where nobody is yet
+            self.config = replace(self.config, routing=new.routing)
+            self._forward.routing = new.routing
         self._sessions.limit(session_limits(new.limits))
         set_log_level(new.log_level)
         for key in self._keys:
@@ -70,14 +81,24 @@ def needs_restart(old: Config, new: Config) -> list[str]:
     found = []
     for name in (one.name for one in fields(Config) if one.name not in _AT_ONCE):
         before, after = getattr(old, name), getattr(new, name)
-        if isinstance(before, Struct) and type(before) is type(after):
-            found += [
-                f"{name}.{key}" for key in before.__struct_fields__
-                if getattr(before, key) != getattr(after, key) and (name, key) != ("provider", "models")
-            ]
+        if name == "providers":
+            if len(before) != len(after):
+                found.append("provider")
+            else:
+                for (where, one), other in zip(sections_of(before, None), after, strict=True):
+                    found += _changed(where, one, other)
+        elif isinstance(before, Struct) and type(before) is type(after):
+            found += _changed(name, before, after)
         elif before != after:
             found.append(_PATHS.get(name, name))
     return found
+
+
+def _changed(where: str, before: Struct, after: Struct) -> list[str]:
+    return [
+        f"{where}.{key}" for key in before.__struct_fields__
+        if getattr(before, key) != getattr(after, key) and not (isinstance(before, Server) and key in _ROUTED)
+    ]
 
 
 def session_limits(limits: Limits) -> SessionLimits:

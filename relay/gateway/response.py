@@ -12,6 +12,7 @@ from relay.gateway.pipeline import Refusal, RequestContext
 from transport.errors import LinkLost
 
 STALL_S: Final = 60.0  # how long a client may read nothing of what waits for it
+INSPECTION: Final = "Causeway-Inspection"  # of an answer to a request that inspection has flagged
 RETRY: Final = "X-Should-Retry"  # what OpenAI's clients go by
 WHOLE_MAX: Final = 65_536  # bytes of an answer that goes in one piece with its head; also what may wait to be sent
 _PARTING_S: Final = 0.5  # for the last words to a client whose answer is cut
@@ -113,6 +114,8 @@ class HttpSink:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
+        if self._context.flagged:
+            headers[INSPECTION] = "flag"
         if self._context.span:
             headers["Traceparent"] = self._context.span
         if content_type:

@@ -106,7 +106,7 @@ class Gateway:
         policy = Policy(checked(self._folder, [], [Allow(id="/edge/*", models=[MODEL])], Policies(), []))
         pipeline = Pipeline(
             checks=[Authenticate(self.enrolment, clock=clock), Authorise(policy), Schema()],
-            answerers={"chat": Forward(self._provider, _PROVIDER_KEY, tracing), "models": ModelList()},
+            answerers={"chat": Forward.to_one(self._provider, _PROVIDER_KEY, audit, tracing), "models": ModelList()},
             taps=[Meter], audit=audit, telemetry=tracing, node="sim",
         )
         journal = Journal(database, clock=clock)

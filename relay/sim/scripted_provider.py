@@ -53,10 +53,15 @@ class ScriptedProvider:
         return [event.encode() for event in events] + [b"data: [DONE]\n\n"]
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
+    async def call(
+        self, route: str, body: bytes, *, stream: bool, key: Secret | None, **_: object
+    ) -> AsyncIterator[Answer]:
         number = self.number_of(body)
         self.accepted[number] += 1
         yield Answer(200, "text/event-stream", stream, self._stream(number))
+
+    async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
+        return 200, True
 
     async def _stream(self, number: int) -> AsyncIterator[bytes]:
         loop, offset = asyncio.get_running_loop(), 0

@@ -113,7 +113,7 @@ def test_what_needs_a_restart_is_named_by_key() -> None:
     ):
         text = EXAMPLE.format(trust_domain="field.example").replace(before, after, 1)
         assert needs_restart(old, parse(text.encode(), Path("/srv"))) == [told]
-    models = 'key_file = "provider.key"\nmodels = ["more"]\n'
+    models = 'key_file = "provider.key"\nmodels = ["gpt-4o-mini"]\n'
     text = EXAMPLE.format(trust_domain="field.example").replace('key_file = "provider.key"', models, 1)
     assert needs_restart(old, replace(parse(text.encode(), Path("/srv")), log_level="info")) == []
 

@@ -61,7 +61,9 @@ async def build(provider: MockProvider, directory: Path, **options: Any) -> Asyn
     policy = allowing({"/edge/*": ["small", "large"]})
     pipeline = Pipeline(
         checks=[Authorise(policy), Schema()],
-        answerers={"chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList()},
+        answerers={
+            "chat": Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing), "models": ModelList(),
+        },
         taps=[Meter, secret_filter(lambda: [KEY.encode()])], audit=audit, telemetry=tracing,
         node="spiffe://field.example/gateway/main",
     )

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto import mock_aws
 
+from relay.gateway.audit.log import AuditLog
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
 from relay.gateway.errors import ConfigError, KeysUnavailable
@@ -21,7 +22,7 @@ from relay.gateway.forward import Forward
 from relay.gateway.upstream.aws_secrets import AGAIN_S, KeySecret, read_secret
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, SecretPlace
 from relay.gateway.upstream.openai import OpenAiUpstream
-from tests.support.gateway_lab import allowing, chat, context
+from tests.support.gateway_lab import allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, MockProvider
 from tests.support.virtually import in_virtual_time
 from transport import telemetry
@@ -102,12 +103,12 @@ async def test_a_call_under_way_keeps_its_key(tmp_path: Path) -> None:
     async with MockProvider() as provider:
         upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
         provider.mode = "quotes_key"  # the answer is judged by the key that was sent, not by the one of meanwhile
-        forward = Forward(upstream, KeyFile(path), tracing)
+        forward = Forward.to_one(upstream, (key := KeyFile(path)), AuditLog(tmp_path / "a"), tracing)
         request = context(chat())
         await _checked(request)
         async with forward.answer(request) as answer:
             moved(path, NEW)
-            forward._key.current()  # type: ignore[union-attr]  # as another call would
+            key.current()  # as another call would
             with pytest.raises(Exception, match="held what it must not"):
                 _ = [chunk async for chunk in answer.chunks]
         await upstream.close()
@@ -185,31 +186,52 @@ async def _inline(work: Any) -> Any:
     return work()
 
 
-async def test_a_refusal_by_the_provider_has_the_secret_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next call goes through."""
+@pytest.mark.parametrize("rotated", [True, False])
+async def test_a_refusal_by_the_provider_has_the_secret_read(tmp_path: Path, rotated: bool) -> None:
+    """And the call goes through with the key that has taken the place of the one refused; if none has, it is over."""
     shelf = Shelf()
     key = KeySecret(Secret(OLD.encode()), shelf.read, 600.0)
-    shelf.key = KEY
+    shelf.key = KEY if rotated else OLD
     async with MockProvider() as provider:
         upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
-        taken, take = asyncio.Event(), key._take
+        audit = AuditLog(tmp_path / "a")
+        forward = Forward.to_one(upstream, key, audit, tracing)
+        task = asyncio.create_task(key.keep_fresh())
+        request = context(chat())
+        await _checked(request)
+        if rotated:
+            async with forward.answer(request) as answer:
+                assert answer.status == 200
+        else:
+            with pytest.raises(Exception, match="refused the gateway's key"):
+                async with forward.answer(request):
+                    pass
+        shown = [headers["Authorization"] for headers in provider.headers]
+        assert shown == [f"Bearer {OLD}"] + [f"Bearer {KEY}"] * rotated
+        attempts = [line["code"] for line in audit_lines(tmp_path / "a")]
+        assert attempts == ["provider_auth"] * rotated
+        task.cancel()
+        await upstream.close()
+        await audit.close()
+        tracing.close()
 
-        def told(new: Secret) -> None:
-            take(new)
-            taken.set()
 
-        monkeypatch.setattr(key, "_take", told)
-        forward, task = Forward(upstream, key, tracing), asyncio.create_task(key.keep_fresh())
+async def test_a_key_file_that_changes_meanwhile_is_tried_once(tmp_path: Path) -> None:
+    path = tmp_path / "provider.key"
+    path.write_text(OLD)
+    async with MockProvider() as provider:
+        upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
+        audit = AuditLog(tmp_path / "a")
+        provider.refusing = lambda: moved(path, NEW if len(provider.headers) == 1 else "sk-third")
+        forward = Forward.to_one(upstream, KeyFile(path), audit, tracing)
         request = context(chat())
         await _checked(request)
         with pytest.raises(Exception, match="refused the gateway's key"):
             async with forward.answer(request):
                 pass
-        await asyncio.wait_for(taken.wait(), 30)
-        async with forward.answer(request) as answer:
-            assert answer.status == 200
-        task.cancel()
+        assert [headers["Authorization"] for headers in provider.headers] == [f"Bearer {OLD}", f"Bearer {NEW}"]
         await upstream.close()
+        await audit.close()
         tracing.close()
 
 

@@ -114,14 +114,16 @@ async def gateway(
         stack.push_async_callback(upstream.close)
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
-        authorise = Authorise(policy, served=["defect-detection"] if inference else ())
+        authorise = Authorise(
+            policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
+        )
         answerers: dict[str, Answerer] = {
-            "chat": Forward(upstream, ProviderKey(Secret(KEY.encode())), tracing), "models": ModelList(),
+            "chat": Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing), "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")
             stack.push_async_callback(server.close)
-            answerers["infer"] = Forward(server, None, tracing)
+            answerers["infer"] = Forward.to_one(server, None, audit, tracing)
         pipeline = Pipeline(
             checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
             answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",

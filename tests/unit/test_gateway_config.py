@@ -42,7 +42,7 @@ async def test_the_documented_form_is_read() -> None:
     config = read(GOOD)
     assert str(config.session) == "tcp:127.0.0.1:7443"
     assert config.https == ("127.0.0.1", 8443)
-    assert config.provider.key_file == "provider.key"
+    assert config.providers[0].key_file == "provider.key"
     assert await models(config, "/edge/lap-1") == ["small"]
     assert await models(config, "/hop/lap-1") == []
     assert config.limits.requests_per_session == 32
@@ -72,7 +72,7 @@ async def test_the_example_that_init_writes_is_valid_and_denies_by_default() -> 
     ("[provider]", '[oauth]\nissuer = "https://gw.example:443"\n[provider]', "oauth.issuer:"),
     ("[provider]", '[oauth]\nissuer = "https://gw.example:99999"\n[provider]', "oauth.issuer:"),
     ("[provider]", '[oauth]\nisuer = "https://gw.example"\n[provider]', "oauth.isuer: there is no such key"),
-    ('key_file = "provider.key"', "", "provider:"),
+    ('"http://127.0.0.1:9000/v1"\nkey_file = "provider.key"', '"https://api.example/v1"', "provider: set one of"),
     ('key_file = "provider.key"', 'key_file = "a"\nkey_env = "B"', "provider:"),
     ('key_file = "provider.key"', 'key_file = "a"\nidle_s = -1', "provider.idle_s:"),
     ('key_file = "provider.key"', 'key_file = "a"\nname = "x\\n"', "provider.name:"),

@@ -1,6 +1,6 @@
 """May this identity do this? Policy says; what no rule allows is denied."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -13,6 +13,7 @@ from relay.gateway.policy.questions import Question
 from relay.gateway.routes import Route
 
 _UNKNOWN_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
+_NOT_HERE: Final = Refusal(404, "model_not_on_route", "no provider of this gateway has that model on this route")
 _DENIED: Final = Refusal(403, "not_allowed", "this device may not use this gateway's models")
 _MODEL_DENIED: Final = Refusal(
     403, "model_not_allowed", "this device may not use that model; /v1/models lists its own"
@@ -35,9 +36,9 @@ class Authorise:
     `context.models`.
     """
 
-    def __init__(self, policy: Policy, *, served: Collection[str] = ()) -> None:
-        """`served`: models that a route may name."""
-        self._policy, self._served = policy, served
+    def __init__(self, policy: Policy, *, serves: Callable[[str, str], bool] = lambda operation, model: True) -> None:
+        """`serves`: whether a route's operation leads anywhere for a model."""
+        self._policy, self._serves = policy, serves
 
     async def check(self, context: RequestContext) -> Refusal | None:
         target = context.target
@@ -68,7 +69,9 @@ class Authorise:
         context.decision = decision.reason
         if decision.allowed:
             context.model = model
-            return _UNKNOWN_ROUTE if target.model and model not in self._served else None
+            if self._serves(target.operation, model):
+                return None
+            return _UNKNOWN_ROUTE if target.model else _NOT_HERE
         if decision.unavailable:
             return _UNAVAILABLE
         return _MODEL_DENIED if await self._policy.models(question) else _DENIED

@@ -46,6 +46,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "request_timeout": Problem(408, "the body came too slowly", _LATER),
     "request_expired": Problem(410, "the request is past the time its sender set", "ask anew"),
     "unknown_route": Problem(404, "there is no such route", "`/openapi.json` has those there are"),
+    "model_not_on_route": Problem(404, "no provider has the model on this route", "ask by another of its routes"),
     # who asks
     "identity_unknown": Problem(401, "nobody knows who asks", "show the SVID, or a token"),
     "identity_expired": Problem(401, "the certificate has run out", "renew it; an edge does so by itself"),
@@ -59,12 +60,15 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "relay_not_allowed": Problem(403, "not by this hop", "come by another, or by HTTPS"),
     "policy_changed": Problem(403, "new rules do not allow the rest of the answer", _ADMIN),
     "policy_unavailable": Problem(503, "policy cannot be asked", _LATER),
+    "prompt_refused": Problem(403, "the wording is like an attempt to take over the model", _ADMIN),
+    "inspection_unavailable": Problem(503, "requests cannot be inspected", _LATER),
     # how much
     "too_many_requests": Problem(429, "too many requests at once", _LATER),
     "overloaded": Problem(503, "too much to do for all clients together", _LATER),
     "shutting_down": Problem(503, "the gateway is shutting down", _LATER),
     "journal_full": Problem(429, "too much of the device's answers waits", "fetch and acknowledge them"),
     # the provider
+    "provider_unavailable": Problem(503, "the provider failed before, and is not asked for now", _LATER),
     "provider_unreachable": Problem(502, "no connection to the provider", _LATER),
     "provider_auth": Problem(502, "the provider refused the gateway's key", _ADMIN),
     "provider_rate_limited": Problem(429, "the provider limits the gateway's rate", _LATER),

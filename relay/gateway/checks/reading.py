@@ -21,6 +21,8 @@ DEPTH_MAX: Final = 32
 NODES_MAX: Final = 100_000  # objects and arrays in one body
 DIGITS_MAX: Final = 64  # characters of a number that is no integer
 
+_LONG: Final = 2_048  # bytes; of a longer body the parts are counted faster than the brackets
+
 _MALFORMED: Final = Refusal(400, "malformed_json", "the request body is not a JSON object")
 _AMBIGUOUS: Final = Refusal(400, "ambiguous_json", "the request body names the same field twice")
 _TOO_DEEP: Final = Refusal(400, "json_too_deep", "the request body is nested too deeply or has too many parts")
@@ -48,9 +50,10 @@ def read(body: bytes) -> dict[str, Any] | Refusal:
             body.decode()
         value = _parse(body)
         written = msgspec.json.encode(value)
+        msgspec.msgpack.encode(value)  # which has no integers beyond 64 bits
     except RecursionError:
         return _TOO_DEEP
-    except OverflowError:  # of an integer, only writing tells
+    except OverflowError:
         return _NUMBER
     except msgspec.ValidationError as error:
         return _NUMBER if "out of range" in str(error) else _MALFORMED  # where msgspec or `_real` says so
@@ -58,7 +61,7 @@ def read(body: bytes) -> dict[str, Any] | Refusal:
         return _MALFORMED
     if type(value) is not dict:
         return _MALFORMED
-    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _too_deep(value):
+    if (len(body) > _LONG or body.count(b"{") + body.count(b"[") > DEPTH_MAX) and _too_deep(value):
         return _TOO_DEEP
     return _AMBIGUOUS if _twice(body, value, written) else value
 
@@ -66,7 +69,7 @@ def read(body: bytes) -> dict[str, Any] | Refusal:
 def _twice(body: bytes, value: dict[str, Any], written: bytes) -> bool:
     if len({name.casefold() for name in value}) != len(value):
         return True
-    if b"\\u003a" in body or b"\\u003A" in body:
+    if b"\\" in body and b"\\u003" in body:  # looked for in this order since a single byte is found faster
         try:
             json.loads(body, object_pairs_hook=_unique)
         except _Duplicate:

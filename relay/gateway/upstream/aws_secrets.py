@@ -5,6 +5,7 @@ goes into messages and nothing else.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from relay.gateway.upstream.keys import ProviderKey, SecretPlace, checked_key
 from transport.primitives import Secret
 
 AGAIN_S: Final = 60.0  # at least, between two readings because of refusals
+WAIT_S: Final = 5.0  # of a request whose key was refused, for the one that may have taken its place
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +36,8 @@ class KeySecret(ProviderKey):
         super().__init__(key)
         self._read, self._every_s, self._ticking = read, every_s, ticking
         self._due = asyncio.Event()
+        self._looked = asyncio.Event()  # set unless it is to be read, or is being read
+        self._looked.set()
         self._not_before = 0.0
 
     @classmethod
@@ -45,10 +49,19 @@ class KeySecret(ProviderKey):
         """Has it read at once, once per minute at most; not for a key that another has replaced already."""
         if key is self._key and (now := self._ticking()) >= self._not_before:
             self._not_before = now + AGAIN_S
-            self._due.set()
+            self.look()
+
+    async def another(self, key: Secret) -> Secret | None:
+        """Waits for a reading that is due."""
+        self.refused(key)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                await self._looked.wait()
+        return None if self._key is key else self._key
 
     def look(self) -> None:
         """Has it read at once."""
+        self._looked.clear()
         self._due.set()
 
     async def keep_fresh(self) -> None:
@@ -64,6 +77,8 @@ class KeySecret(ProviderKey):
                 self._take(await asyncio.to_thread(self._read))
             except GatewayError as error:
                 _log.error("the provider's key is not read anew, that of before stays in use: %s", error)
+            if not self._due.is_set():
+                self._looked.set()
 
 
 def read_secret(place: SecretPlace) -> Secret:

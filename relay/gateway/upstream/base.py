@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from relay.gateway.errors import ConfigError
 from relay.gateway.pipeline import Answer
+from relay.gateway.upstream.formats import AnswerFormat
 from transport.primitives import Secret
 
 
@@ -53,12 +54,18 @@ class Upstream(Protocol):
     name: str
     host: str
 
-    def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AbstractAsyncContextManager[Answer]:
-        """Posts `body` as it is. Leaving the context early ends the call at the provider.
+    def call(
+        self, route: str, body: bytes, *, form: AnswerFormat, model: str, stream: bool, key: Secret | None
+    ) -> AbstractAsyncContextManager[Answer]:
+        """Posts `body` as it is. Leaving the context early ends the call at the provider. `model`: its name there.
 
         A streamed answer comes in whole lines. Raises ProviderFailure, also while chunks are read; nothing of what the
         provider says on failure gets into it.
         """
+        ...
+
+    async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
+        """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read."""
         ...
 
     async def close(self) -> None: ...

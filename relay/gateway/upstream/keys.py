@@ -40,6 +40,11 @@ class ProviderKey:
     def refused(self, key: Secret) -> None:
         """The provider did not take `key`."""
 
+    async def another(self, key: Secret) -> Secret | None:
+        """What has taken the place of `key`, which the provider refused; None if nothing has."""
+        self.refused(key)
+        return None if (current := self.current()) is key else current
+
     def look(self) -> None:
         """Has it read at once, where that is not done for each call anyway."""
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible provider, or a server of the open inference protocol, over HTTP.
+"""A provider over HTTP, whichever of the APIs it speaks: see `dialects` and `formats`.
 
-Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends in
-`[DONE]`. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
+Only two kinds of answer leave this module: a complete JSON object, and an event stream in whole lines that ends as its
+API says. Everything else is a ProviderFailure of ours. A provider's own error text is never passed on: such texts quote
 keys.
 """
 
@@ -17,6 +17,8 @@ from relay.gateway.pipeline import Answer
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.client import Client
 from relay.gateway.upstream.connection import Response, garbled
+from relay.gateway.upstream.dialects import Dialect, OpenAi
+from relay.gateway.upstream.formats import AnswerFormat
 from relay.gateway.upstream.lines import whole_lines
 from transport.primitives import Secret
 
@@ -41,33 +43,37 @@ class OpenAiUpstream:
     """See `Upstream`. One pool of connections."""
 
     def __init__(
-        self, base_url: str, *, name: str = "openai", timeouts: Timeouts | None = None, stream_max: int = STREAM_MAX
+        self, base_url: str, *, dialect: Dialect | None = None, name: str = "openai", timeouts: Timeouts | None = None,
+        stream_max: int = STREAM_MAX,
     ) -> None:
         self._client = Client(base_url, timeouts or Timeouts())
+        self._dialect = dialect or OpenAi()
         self.name = name
         self.host = self._client.host
         self._stream_max = stream_max
 
     @asynccontextmanager
-    async def call(self, route: str, body: bytes, *, stream: bool, key: Secret | None) -> AsyncIterator[Answer]:
+    async def call(
+        self, route: str, body: bytes, *, form: AnswerFormat, model: str, stream: bool, key: Secret | None
+    ) -> AsyncIterator[Answer]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
         }
-        response = await self._send("POST", route, headers, key, body)
+        response = await self._send("POST", self._dialect.path(route, model), headers, key, body)
         try:
             if response.status != 200:
                 raise await self._failure(response)
-            yield await self._answer(response, stream)
+            yield await self._answer(response, form, stream)
         finally:
             response.close()  # an answer read to its end has given its connection back already
 
-    async def ping(self, route: str, *, key: Secret | None) -> tuple[int, bool]:
+    async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
         """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read.
 
         Raises ProviderFailure if there was no answer.
         """
-        response = await self._send("GET", route, {"Accept": "application/json"}, key)
+        response = await self._send("GET", self._dialect.ping, {"Accept": "application/json"}, key)
         response.close()
         return response.status, response.content_type == "application/json"
 
@@ -75,23 +81,22 @@ class OpenAiUpstream:
         await self._client.close()
 
     async def _send(
-        self, method: str, route: str, headers: dict[str, str], key: Secret | None, body: bytes | None = None
+        self, method: str, path: str, headers: dict[str, str], key: Secret | None, body: bytes | None = None
     ) -> Response:
-        if key is not None:
-            headers["Authorization"] = "Bearer " + key.expose().decode("ascii")  # added last; nothing can replace it
-        return await self._client.request(method, route.removeprefix("/v1"), headers, body)
+        headers |= self._dialect.headers(key)  # added last; nothing can replace it
+        return await self._client.request(method, path, headers, body)
 
-    async def _answer(self, response: Response, stream: bool) -> Answer:
+    async def _answer(self, response: Response, form: AnswerFormat, stream: bool) -> Answer:
         """Waits for the first good piece, so that a failure up to there has a status of its own."""
         if response.header("content-encoding").lower() not in ("", "identity"):
             raise garbled()
         if stream:
             if response.content_type != "text/event-stream":
                 raise garbled()
-            lines = whole_lines(response, self._stream_max, _ends)
+            lines = whole_lines(response, self._stream_max, form.ends)
             return Answer(200, "text/event-stream", True, _chained(await anext(lines), lines))
         whole = await response.read(ANSWER_MAX)
-        _refuse_error(whole)
+        form.check(whole)
         return Answer(200, "application/json", False, _chained(whole, None))
 
     async def _failure(self, response: Response) -> ProviderFailure:
@@ -112,7 +117,8 @@ class OpenAiUpstream:
                 kind="provider_rejected", status=400,
             )
         return ProviderFailure(
-            "the provider failed", kind="provider_error", status=502, again=status == 503  # a 503 was not accepted
+            "the provider failed", kind="provider_error", status=502,
+            again=status in (503, 529),  # these were not accepted; 529 is Anthropic's, when it has too much to do
         )
 
     async def _reason(self, response: Response) -> str:
@@ -132,21 +138,3 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIter
     if rest is not None:
         async for chunk in rest:
             yield chunk
-
-
-def _ends(data: bytes) -> bool:
-    if data == b"[DONE]":
-        return True
-    if b'"error"' in data:
-        _refuse_error(data)
-    return False
-
-
-def _refuse_error(data: bytes) -> None:
-    """Raises ProviderFailure unless `data` is a JSON object without an error in it."""
-    try:
-        reply = _reply.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise garbled() from None
-    if reply.error is not None:
-        raise ProviderFailure("the provider failed", kind="provider_error", status=502)

@@ -1,0 +1,108 @@
+"""Does the request try to take over the model? A soft signal: the words of a conversation, judged before anybody is
+called, streams like the rest.
+
+What could not be judged never counts as passed: where a rule blocks, it is refused, and the audit says so in any case.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from relay.gateway.inspection.inspector import Finding, Inspector, Verdict
+from relay.gateway.inspection.model import ModelUnusable, shipped
+from relay.gateway.inspection.settings import Inspections, Rule
+from relay.gateway.pipeline import Refusal, RequestContext, Said
+
+__all__ = ["Inspect", "made_inspector"]
+
+INLINE_MAX: Final = 8 << 10  # characters of new text that are judged at once, in some milliseconds; more in a thread
+WAITING_MAX: Final = 64  # requests whose texts a thread is to judge
+TIMEOUT_S: Final = 5.0
+_REFUSED: Final = Refusal(403, "prompt_refused", "the gateway does not pass on a request of this wording")
+_UNAVAILABLE: Final = Refusal(
+    503, "inspection_unavailable", "the gateway cannot inspect requests now and refuses this one", retryable=True
+)
+_log = logging.getLogger(__name__)
+
+
+class Inspect:
+    """After schema, of whose `context.said` it reads. Sets `context.inspected` and `context.injection`."""
+
+    def __init__(self, rules: Inspections, inspector: Inspector | None) -> None:
+        """`inspector` None: there is no usable model."""
+        self._rules, self._inspector = rules, inspector
+        self._executor = ThreadPoolExecutor(1, "inspect")
+        self._waiting = 0
+
+    def replace(self, rules: Inspections) -> None:
+        """From now on; what has been let through stays so."""
+        self._rules = rules
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def check(self, context: RequestContext) -> Refusal | None:
+        if not context.said:
+            return None
+        rule = self._rules.of(context.peer.id.path, context.model)
+        if rule.mode == "off":
+            context.inspected = "off"
+            return None
+        said = [one for one in context.said if one.role in rule.roles and one.text]
+        try:
+            role, worst = await self._worst(said)
+        except Exception as error:  # whatever it is, nothing was judged; its words could quote the prompt
+            _log.error("request %s was not inspected: %s", context.trace_id, type(error).__name__)
+            context.inspected = "unavailable"
+            return _UNAVAILABLE if rule.mode == "block" else None
+        context.injection = worst.score
+        verdict = _verdict(rule, worst)
+        refused = verdict == "block" and rule.mode == "block"
+        word = "blocked" if refused else "passed" if verdict == "allow" else "flagged"
+        context.inspected = f"{word} {worst.score:.3f}"
+        if verdict != "allow":
+            view = f" by {worst.view}" if worst.view else ""
+            context.inspected += f" {role} at {worst.at}{view}, mode {rule.mode}"
+            context.flagged = rule.mode != "log"
+        return _REFUSED if refused else None
+
+    async def _worst(self, said: list[Said]) -> tuple[str, Finding]:
+        """Of these texts, with whose it is. Raises whatever is the matter."""
+        inspector = self._inspector
+        if inspector is None:
+            raise ModelUnusable("there is no model")
+        if sum(len(one.text) for one in said if len(one.text) < 256 or not inspector.knows(one.text)) <= INLINE_MAX:
+            return _worst_of(inspector, said)
+        if self._waiting >= WAITING_MAX:
+            raise TimeoutError
+        self._waiting += 1
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._executor, _worst_of, inspector, said)
+            return await asyncio.wait_for(work, TIMEOUT_S)
+        finally:
+            self._waiting -= 1
+
+
+def _worst_of(inspector: Inspector, said: list[Said]) -> tuple[str, Finding]:
+    return max(((one.role, inspector.of(one.text)) for one in said), key=lambda found: found[1].score,
+               default=("", Finding(0.0)))
+
+
+def _verdict(rule: Rule, finding: Finding) -> Verdict:
+    """By the model's thresholds, or the rule's own."""
+    if rule.flag_at is None and rule.block_at is None:
+        return finding.verdict
+    levels = {"allow": 0, "flag": 1, "block": 2}
+    block = finding.score >= rule.block_at if rule.block_at is not None else levels[finding.verdict] == 2
+    flag = finding.score >= rule.flag_at if rule.flag_at is not None else levels[finding.verdict] >= 1
+    return "block" if block else "flag" if flag else "allow"
+
+
+def made_inspector() -> Inspector | None:
+    """Of the model that comes with this package; None, and an error in the log, if that cannot be used."""
+    try:
+        return Inspector(shipped())
+    except ModelUnusable as error:
+        _log.error("%s: where [[inspect]] blocks, every request is refused", error)
+        return None
