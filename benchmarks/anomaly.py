@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from benchmarks.anomaly_scenarios import ATTACKS, BENIGN, DAY, Ask, Scenario, scenario
 from benchmarks.measure import Row, arguments, note, show
 from relay.gateway.anomaly.ladder import Level, Thresholds
-from relay.gateway.anomaly.profile import Fleet, Profile
+from relay.gateway.anomaly.profile import Fleet, Profile, kind_of
 from relay.rates import Rate, TokenBucket
 
 TICK_S: Final = 0.5
@@ -23,7 +23,6 @@ SWEEP_S: Final = 30.0  # how often who is not normal is judged while nothing com
 THROTTLE: Final = Rate(0.5, 5)
 RETRY_AFTER_S: Final = 2.0
 REVOKE: Final = 120.0
-BARRED: Final = ("throttled", "quarantined")
 SEEDS: Final = 20
 SMOKE_SEEDS: Final = 2
 
@@ -58,10 +57,10 @@ class Ours:
             code = "quarantined"
         elif profile.standing.level is Level.THROTTLED and not self._bucket.take(ask.at):
             code = "throttled"
-        held = code in BARRED
+        kind = kind_of(400, code) if code else ""
         profile.note(
             ask.mark.to_bytes(8, "big"), "" if code else ask.model, ask.size, 0 if code else ask.out,
-            None if held else ask.injection, code,
+            None if kind == "barred" else ask.injection, kind,
         )
         return code
 

@@ -26,7 +26,7 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "relay/gateway/inspection": 550,
     "relay/gateway/policy": 600,
     "relay/gateway/quota": 800,
-    "relay/gateway/taps": 460,
+    "relay/gateway/taps": 540,
     "relay/gateway/upstream": 1700,
     "relay/sim": 1300,
 }

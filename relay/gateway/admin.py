@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.ladder import Level
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import NotFound, SetupRefused
+from relay.gateway.identity.alerts import STATES
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.invitations import INVITATION_MAX_S
 from relay.gateway.identity.revocation import Revocation
@@ -27,13 +30,13 @@ class Admin:
 
     def __init__(
         self, enrolment: Enrolment, traces: TraceStore, revocation: Revocation, copy: Callable[[], Awaitable[Path]],
-        audit: AuditLog, *, origin: str | None = None,
+        audit: AuditLog, guard: Guard, *, origin: str | None = None,
     ) -> None:
         """`copy` makes a copy of the database in the gateway's folder; `origin`: of the public listener, if any."""
         self._origin = origin
         self._enrolment = enrolment
         self._traces = traces
-        self._revocation = revocation
+        self._revocation, self._guard = revocation, guard
         self._copy, self._audit = copy, audit
         self._operations: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "invite": self.invite, "devices": self.devices, "trace": self.trace,
@@ -81,7 +84,7 @@ class Admin:
                 "tpm": one.tpm, "ek_sha256": one.ek_sha256,
                 "created": _stamp(one.created), "last_seen": _stamp(one.last_seen),
                 "ends": _stamp(one.ended or one.ends()), "reason": one.reason,
-                "alert": self._enrolment.alerts.of(one.enrolment),
+                "alert": self._enrolment.alerts.of(one.enrolment), **self._guard.state(one.enrolment),
             }
             for one in self._enrolment.registrations()
         ]}
@@ -92,8 +95,21 @@ class Admin:
         return {"id": revoked.id, "enrolments": list(revoked.enrolments), "invitations": revoked.invitations}
 
     async def reinstate(self, who: str) -> dict[str, Any]:
+        """Takes back what there is to take back: a state that a device is in, else its revocation. `was` says which."""
+        found = self._enrolment.find(who)
+        for one in found:
+            if one.status == "active" and (level := self._guard.level(one.enrolment)):
+                await self._audit.append(
+                    "device.reinstated", id=one.id, enrolment=one.enrolment, state=level.word,
+                    reasons=str(self._guard.state(one.enrolment)["reasons"]),
+                )
+                await self._guard.lift(one.enrolment)
+                await self._enrolment.alerts.withdraw(one.enrolment, STATES)
+                return {"id": one.id, "enrolment": one.enrolment, "was": level.word}
         again = await self._revocation.reinstate(who)
-        return {"id": again.id, "enrolment": again.enrolment}
+        before = [one.enrolment for one in found if one.status == "revoked"][-1]
+        await self._guard.inherit(again.enrolment, before)
+        return {"id": again.id, "enrolment": again.enrolment, "was": Level.REVOKED.word}
 
     async def snapshot(self) -> dict[str, Any]:
         """The name of a copy of the database, which the caller takes away; and where the audit log stands."""

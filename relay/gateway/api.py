@@ -121,6 +121,12 @@ class Api:
             if one.caller.enrolment in enrolments:
                 one.cut(_NOT_ADMITTED)
 
+    def stop(self, enrolment: int, why: Refusal) -> None:
+        """Ends what runs of a device that stays registered."""
+        for one in list(self._running):
+            if one.caller.enrolment == enrolment:
+                one.cut(why)
+
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Takes nothing new, and lets what runs finish for up to `seconds`, or until `hurry` is set."""
         self._draining = True

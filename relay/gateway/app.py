@@ -11,6 +11,8 @@ from typing import Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
+from relay.gateway.anomaly.measures import Measures
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -18,7 +20,9 @@ from relay.gateway.backup import snapshot
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.inspect import Inspect, made_inspector
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
+from relay.gateway.checks.standing import Standing
 from relay.gateway.config import Config
 from relay.gateway.control import ControlServer
 from relay.gateway.errors import AuditUnavailable, ConfigError, KeysUnavailable
@@ -44,6 +48,9 @@ from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.reload import PolicyReload
 from relay.gateway.public import make_public_app
+from relay.gateway.quota.kept import Kept
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.reload import Reload, session_limits
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import Sessions
@@ -121,23 +128,34 @@ async def serve(
         stack.push_async_callback(policy.close)
         forward = Forward(providers, config.routing, audit, tracing)
         authorise = Authorise(policy, serves=lambda operation, model: forward.routing.serves(operation, model))
+        quotas = Quotas(config.quotas, clock=clock)
+        kept = Kept(quotas, database, config.directory / AUDIT_FILE, lambda: audit.end)
+        await kept.load()
+        stack.push_async_callback(kept.close)
         answerers: dict[str, Answerer] = {"models": ModelList()}
         for operation in ("chat", "responses", "embeddings", "messages", "infer"):
             answerers[operation] = forward
         keys = [one.key for one in providers.values() if one.key is not None]
         inspect = Inspect(config.inspect, made_inspector())
         stack.callback(inspect.close)
+        guard = Guard(
+            database, config.anomaly, clock=clock,
+            act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
+        )
+        await guard.load()
+        standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema(), inspect], still=authorise.still,
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
+            still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
+            taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
         stack.push_async_callback(journal.close)  # idempotent: a failure to start must end it, too
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals, policy=policy,
+            refusals=refusals, policy=policy, barred=standing.barred,
         )
         await requests.forget_ended()
         token_keys = await token_keys_of(database, custody, clock)
@@ -179,6 +197,11 @@ async def serve(
             for one in apis:
                 await one.cut(ended)
             await sessions.cut(ended)
+
+        async def stop_running(enrolment: int) -> None:
+            for one in apis:
+                one.stop(enrolment, QUARANTINED)
+            await requests.stop(enrolment, QUARANTINED)
 
         revocation = Revocation(config.directory, database, authority, enrolment, audit, cut=cut, clock=clock)
         await revocation.refresh()
@@ -225,7 +248,8 @@ async def serve(
             insecure = await listen_https(stack, make_plain_app(plain), config.insecure, None, gate)
             await audit.append("insecure.opened", id=str(one_caller.peer.id), address=insecure)
         admin = Admin(
-            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, origin=origin or None
+            enrolment, traces, revocation, lambda: snapshot(config.directory, database), audit, guard,
+            origin=origin or None,
         )
         admin.offer("policy_reload", PolicyReload(config, policy, audit))
         admin.offer("examine", Examination(
@@ -233,6 +257,7 @@ async def serve(
             providers=list(providers.values()), clock=clock, agent=own.finding,
         ))
         admin.offer("rotate_tokens", Rotation(token_keys, audit))
+        admin.offer("usage", quotas.usage)
         if workloads is not None:
             stack.push_async_callback(workloads.close)
             await workloads.start()
@@ -240,11 +265,13 @@ async def serve(
         await control.start()
         stack.push_async_callback(control.close)
         reloading = Reload(
-            config, policy=policy, inspect=inspect, sessions=sessions, audit=audit,
-            keys=keys, forward=forward,
+            config, policy=policy, inspect=inspect, quotas=quotas, sessions=sessions, audit=audit,
+            keys=keys, forward=forward, guard=guard,
         )
         asked_to = reloading.when(reload or asyncio.Event())
-        for work in (asked_to, _count_refusals(refusals), _sweep(journal, revocation, token_keys)):
+        stack.push_async_callback(_kept, guard)
+        sweeping = _sweep(journal, revocation, token_keys)
+        for work in (asked_to, guard.keep(), _count_refusals(refusals), kept.keep(), sweeping):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
@@ -257,6 +284,13 @@ async def serve(
         await journal.close()
         await refusals.flush()
         await audit.append("gateway.stopped", id=own_id)
+
+
+async def _kept(guard: Guard) -> None:
+    try:
+        await guard.close()
+    except StoreError as error:
+        _log.error("what is known of devices since half a minute is not kept: %s", error)
 
 
 async def _count_refusals(refusals: Refusals) -> None:

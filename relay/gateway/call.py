@@ -94,7 +94,7 @@ class Call:
         self.reader: Reader | None = None
         self.changed = Pulse()
         self._journal = journal
-        self._called = False
+        self.called = False
         self._hash = hashlib.sha256()
         self._memory = bytearray()  # the answer from `_start` on
         self._start = self._stored = row.length  # and up to where it is in the database
@@ -111,7 +111,7 @@ class Call:
     # --- the pipeline's side ----------------------------------------------------------------------------------------
 
     async def calling(self) -> None:
-        self._called = True
+        self.called = True
 
     async def begin(self, status: int, content_type: str, *, streamed: bool) -> None:
         self.head = Head(status, content_type, streamed)
@@ -146,7 +146,7 @@ class Call:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Ends the call without an answer. It is forgotten if nobody can have accepted it, else that is its outcome."""
-        if not self._called or (refusal.retryable and self.head is None):
+        if not self.called or (refusal.retryable and self.head is None):
             if await self._journal.writer.run(lambda connection: calls.release(connection, self.number)):
                 self.usage.rows -= 1
                 self.released = True

@@ -133,7 +133,7 @@ def devices(
     _table(["id", "enrolment", "status", "attested by", "last seen", "ends", "note"], [
         [
             one["id"], str(one["enrolment"]), one["status"], _vouched_by(one), one["last_seen"],
-            one["ends"], "; ".join(filter(None, (one["reason"], one["alert"]))),
+            one["ends"], "; ".join(filter(None, (one["reason"], one["alert"], _why(one)))),
         ]
         for one in answer["devices"]
     ])
@@ -161,9 +161,18 @@ def reinstate(
     who: Annotated[str, typer.Argument(metavar="ID|ENROLMENT", help="As in edge/lap-1, or a number of `devices`.")],
     config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False,
 ) -> None:
-    """Let a revoked device come back, by its device key and under a new enrolment number."""
+    """Say that all is well with a device: end its throttling or quarantine, or let it come back if it was revoked.
+
+    What it was throttled or put in quarantine for counts little for a day. A revoked one comes back by its device key
+    and under a new enrolment number.
+    """
     answer = ask(config, passphrase_file, "reinstate", {"who": who})
-    typer.echo(json.dumps(answer) if as_json else f"reinstated {answer['id']} as enrolment {answer['enrolment']}")
+    if as_json:
+        typer.echo(json.dumps(answer))
+    elif answer["was"] == "revoked":
+        typer.echo(f"reinstated {answer['id']} as enrolment {answer['enrolment']}")
+    else:
+        typer.echo(f"reinstated {answer['id']}: it is {answer['was']} no more")
 
 
 @app.command()
@@ -185,6 +194,23 @@ def trace(
         ]
         for span in answer["spans"]
     ], right={2, 3, 4, 5})
+
+
+@app.command()
+def usage(
+    config: ConfigOption = CONFIG_DEFAULT, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what of each quota is used, by whom, and when it is free again (docs/QUOTAS.md)."""
+    answer = ask(config, passphrase_file, "usage", {})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    from relay.gateway.quota.shown import COLUMNS, row
+
+    if not answer["quotas"]:
+        typer.echo("there are no quotas; [[quota]] in gateway.toml makes them")
+        return
+    _table(COLUMNS, [row(one) for one in answer["quotas"]], right={5, 6, 7, 8})
 
 
 @app.command()
@@ -322,6 +348,11 @@ def _show_qr(url: str, seconds: int) -> None:
     typer.echo(url)
     good = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
     typer.echo(f"for one phone, within {good}; who scans it is this hop, so show it to nobody else")
+
+
+def _why(device: dict[str, Any]) -> str:
+    """Of what kinds the points are that have brought it there."""
+    return ", ".join(f"{kind} {points}" for kind, points in device["reasons"].items())
 
 
 def _vouched_by(device: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
 from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
@@ -20,6 +21,7 @@ from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.inspection.settings import FLAG, Inspections, Rule, checked_inspections
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
+from relay.gateway.quota.settings import UNLIMITED, Limiting, PriceEntry, Quota, checked_quotas
 from relay.gateway.upstream.routing import Routing
 from relay.gateway.upstream.settings import Alias, InferenceServer, Provider, routing_of
 from transport.errors import BadInput
@@ -129,7 +131,10 @@ class _File(_Section, frozen=True, kw_only=True):
     group: list[Group] = []
     allow: list[Allow] = []
     policy: Policies = Policies()
+    quota: list[Quota] = []
+    price: list[PriceEntry] = []
     inspect: list[Rule] = []
+    anomaly: Anomaly = AS_BUILT
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,8 @@ class Config:
     log_level: str = "warning"
     insecure: tuple[str, int] | None = None  # plain HTTP, for `--insecure-loopback`
     inspect: Inspections = FLAG
+    quotas: Limiting = UNLIMITED
+    anomaly: Anomaly = AS_BUILT
     audit: Audit = AUDIT
 
 
@@ -240,12 +247,21 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
             if not routing.knows(model):
                 raise ConfigError(f"allow[{number}].models: no provider serves {model[:128]}",
                                   hint="name it in the `models` of a [[provider]], or by a [[model]]")
+    served = () if inference is None else inference.models
+    closed = file.policy.opa is None and not file.policy.cedar  # so that [[allow]] says it all
+    quotas = checked_quotas(
+        file.quota, file.price, groups=file.group, allows=file.allow if closed else None,
+        models={*names, *(one for allow in file.allow for one in allow.models), *served},
+        uncounted=served,
+    )
     return Config(
         directory, name, file.trust_domain, file.name, session, https, health, providers, inference, file.limits,
         file.identity, rules, routing, _public(file, directory), checked_keys(file.keys),
         tuple(directory / one for one in file.attestation.ek_roots), _workload_socket(file, directory),
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
+        quotas,
+        checked_anomaly(file.anomaly),
         file.audit,
     )
 
@@ -447,6 +463,13 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # [attestation]                      # of devices that join by `edge join --tpm` (docs/TPM.md)
 # ek_roots = ["tpm-makers.pem"]      # who certifies their TPMs; without this anybody's word is taken for a TPM
 
+# [anomaly]                          # who does what he does not usually do is slowed down or cut off (docs/ANOMALY.md)
+# warn = 20.0                        # scores at which states begin; much higher ones: hardly anything is unusual
+# throttle = 40.0
+# quarantine = 80.0
+# revoke = false                     # true: a device may be revoked without a person, at revoke_at = 120.0
+# throttled_per_minute = 30          # what a device may ask while it is slowed down
+
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"
 # models = ["defect-detection"]
@@ -455,6 +478,22 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 [[allow]]
 id = "/edge/*"
 models = ["gpt-4o-mini"]
+
+# How much of it: requests, tokens and money in any minute, hour, day or month; docs/QUOTAS.md.
+# [[quota]]
+# name = "edge-hour"
+# id = "/edge/*"                     # or group = "factory-floor"
+# per = "device"                     # or "role": all of them together
+# models = ["gpt-4o-mini"]           # counted together; left out: any
+# window = "1h"
+# requests = 600
+# tokens = 200000
+# money = "0.50"
+# [[price]]                          # of a million tokens; needed where money is limited
+# model = "gpt-4o-mini"
+# input = "0.15"
+# output = "0.60"
+# output_max = 4096                  # what is set aside for an answer whose request names no limit
 
 # For more than that: groups of IDs, and rules in Cedar beside [[allow]], or OPA in their place (docs/POLICY.md).
 # `relay gateway policy check` tries them, `relay gateway policy reload` brings them into force.

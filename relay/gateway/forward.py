@@ -27,6 +27,7 @@ from transport import telemetry as names
 from transport.primitives import Secret
 from transport.telemetry import Telemetry
 
+_UNREACHED: Final = ("provider_unreachable", "provider_timeout")  # if it may be asked again
 _NOT_WELL: Final = frozenset(("provider_unreachable", "provider_timeout", "provider_error", "provider_garbled"))
 
 
@@ -114,6 +115,7 @@ class Forward:
                     received += len(chunk)
                     yield chunk
 
+            context.attempts += 1
             try:
                 async with upstream.call(
                     context.route, body, form=target.format, model=way.model, stream=context.stream, key=key
@@ -124,6 +126,7 @@ class Forward:
                 breaker.ended(turn)
             except ProviderFailure as failure:
                 span.set_attribute(names.ERROR_TYPE, failure.kind)
+                context.attempts -= failure.again and failure.kind in _UNREACHED
                 if failure.kind in _NOT_WELL:
                     breaker.failed(turn, self._ticking())
                 else:

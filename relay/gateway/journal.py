@@ -131,6 +131,17 @@ class Journal:
             call.task.cancel()
         return True
 
+    async def stop(self, enrolment: int, why: Refusal) -> None:
+        """Ends what runs of a device, at once for whoever reads it, and then on stable storage. Raises StoreError."""
+        running = [call for call in self._calls.values() if call.key.enrolment == enrolment and not call.over]
+        for call in running:
+            if call.called:
+                call.give_up(why)
+            if call.task is not None:
+                call.task.cancel()
+        for call in running:
+            await (call.settle(why) if call.called else call.refuse(why))
+
     async def delete_identity(self, owner: Owner) -> None:
         """Forgets everything of one holder of a name, who is revoked or replaced; its calls end at the provider."""
         opening = [task for key, task in self._opening.items() if key.owner == owner]

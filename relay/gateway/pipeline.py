@@ -63,6 +63,21 @@ class Usage:
     model: str = ""
 
 
+class Hold(Protocol):
+    """What a request has reserved of its quotas. What `reserved` and `settle` give goes on record."""
+
+    def reserved(self) -> dict[str, int]: ...
+
+    def settle(self, result: str, failure: ProviderFailure | None = None) -> dict[str, int]:
+        """Charges what the call came to and gives back the rest, once. `result` as on record, "" if nobody was called.
+        """
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """For an answer by HTTP: what is left."""
+        ...
+
+
 @dataclass
 class RequestContext:
     """One request on its way. The first block is what came in; checks fill the second, forward and taps the third."""
@@ -93,8 +108,11 @@ class RequestContext:
     inspected: str = ""  # what came of that, for the audit: never "passed" unless it was judged
     flagged: bool = False
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
+    hold: Hold | None = field(default=None, repr=False)
 
     usage: Usage = field(default_factory=Usage)
+    attempts: int = 0  # that reached a provider
+    cut: str = ""  # code of the quota that was used up while the answer ran, which ends there as a whole one
     provider: str = ""  # who was asked last, by its name in the configuration
     bytes_out: int = 0
     answer_type: str = ""  # media type of the answer, once it has begun
@@ -152,6 +170,18 @@ class Sink(Protocol):
     async def refuse(self, refusal: Refusal) -> None: ...
 
 
+class Observer(Protocol):
+    """Hears of each request what became of it, and must be quick: it is on the way of all. It raises nothing."""
+
+    def refused(self, context: RequestContext, refusal: Refusal) -> None:
+        """By a check; nobody was called."""
+        ...
+
+    def finished(self, context: RequestContext, result: str, code: str) -> None:
+        """`result` and `code` as in the record of the outcome."""
+        ...
+
+
 _AUDIT_DOWN: Final = Refusal(503, "audit_unavailable", "the gateway cannot keep its audit record and refuses all work",
                              retryable=True)
 _UNRECORDED: Final = Refusal(503, "audit_unavailable", "the gateway cannot record the outcome; the provider was called")
@@ -165,7 +195,7 @@ class Pipeline:
     def __init__(
         self, *, checks: Sequence[Check], answerers: Mapping[str, Answerer],
         taps: Sequence[Callable[[RequestContext], Tap]], audit: AuditLog, telemetry: Telemetry, node: str,
-        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None,
+        still: Callable[[RequestContext], Awaitable[Refusal | None]] | None = None, observers: Sequence[Observer] = (),
     ) -> None:
         """`node` is the gateway's own SPIFFE ID, for spans. `still` is asked before each chunk of an answer, which ends
         there if it is refused.
@@ -177,6 +207,7 @@ class Pipeline:
         self._telemetry = telemetry
         self._node = node
         self._still = still
+        self._observers = observers
 
     async def handle(self, context: RequestContext, sink: Sink) -> None:
         """Answers or refuses one request through `sink`. Cancelling it cancels the provider call.
@@ -191,6 +222,8 @@ class Pipeline:
             try:
                 refusal = await self._admit(context) or await self._answer(context, sink)
             finally:
+                if context.hold is not None:
+                    context.hold.settle("")  # where nobody was called; else it has been done
                 _describe(span, context)
             if refusal is not None:
                 span.set_attribute(names.ERROR_TYPE, refusal.code)
@@ -203,11 +236,14 @@ class Pipeline:
             for check in self._checks:
                 refusal = await check.check(context)
                 if refusal is not None:
+                    for observer in self._observers:
+                        observer.refused(context, refusal)
                     await self._record(
                         "request.refused", context, code=refusal.code, status=refusal.status, **_decided(context)
                     )
                     return refusal
-            await self._record("request.intent", context, bytes_in=len(context.body), **_decided(context))
+            held = {} if context.hold is None else context.hold.reserved()
+            await self._record("request.intent", context, bytes_in=len(context.body), **_decided(context), **held)
         except AuditUnavailable:
             return _AUDIT_DOWN
         return None
@@ -223,12 +259,13 @@ class Pipeline:
         target = context.target
         assert target is not None  # authorise refuses unknown routes
         await sink.calling()
+        failed: ProviderFailure | None = None
         try:
             await self._deliver(context, self._answerers[target.operation], sink)
         except AuditUnavailable:
             raise
         except ProviderFailure as failure:
-            refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+            refusal, failed = Refusal(failure.status, failure.kind, str(failure), failure.again), failure
         except _Withdrawn:
             refusal = _WITHDRAWN
         except JournalFull as full:
@@ -250,7 +287,7 @@ class Pipeline:
             refusal = _INTERNAL
         else:
             return None
-        await self._outcome(context, "failed", refusal.code)
+        await self._outcome(context, "failed", refusal.code, failed)
         return refusal
 
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
@@ -262,9 +299,11 @@ class Pipeline:
                 if self._still is not None and await self._still(context) is not None:
                     raise _Withdrawn
                 await self._pass(context, taps, chunk, sink)
+                if context.cut:
+                    break
             for index, tap in enumerate(taps):
                 await self._pass(context, taps[index + 1:], tap.finish(), sink)
-        await self._outcome(context, "answered", "")
+        await self._outcome(context, "cut" if context.cut else "answered", context.cut)
         await sink.end()
 
     @staticmethod
@@ -275,12 +314,17 @@ class Pipeline:
             context.bytes_out += len(data)
             await sink.write(data)  # waits for the device's credit, and with it the reading from the provider
 
-    async def _outcome(self, context: RequestContext, result: str, code: str) -> None:
+    async def _outcome(
+        self, context: RequestContext, result: str, code: str, failure: ProviderFailure | None = None
+    ) -> None:
+        charged = {} if context.hold is None else context.hold.settle(result, failure)
+        for observer in self._observers:
+            observer.finished(context, result, code)
         found = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            provider=context.provider, **({"filtered": found} if found else {}),
+            provider=context.provider, **({"filtered": found} if found else {}), **charged,
         )
 
     async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:

@@ -11,17 +11,19 @@ from typing import Final
 
 from msgspec import Struct
 
+from relay.gateway.anomaly.guard import Guard
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.checks.inspect import Inspect
 from relay.gateway.config import Config, Limits, load
 from relay.gateway.errors import GatewayError
 from relay.gateway.forward import Forward
 from relay.gateway.policy.decisions import Policy
+from relay.gateway.quota.quotas import Quotas
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.upstream.keys import ProviderKey
 from relay.gateway.upstream.settings import Server, sections_of
 
-_AT_ONCE: Final = ("rules", "routing", "limits", "inspect", "log_level", "directory", "file")
+_AT_ONCE: Final = ("rules", "routing", "limits", "inspect", "quotas", "anomaly", "log_level", "directory", "file")
 _ROUTED: Final = ("models", "routes")  # of providers: nothing but `routing` comes of them
 _PATHS: Final = {
     "session": "listen.session", "https": "listen.https", "health": "listen.health", "insecure": "listen.insecure",
@@ -35,11 +37,12 @@ class Reload:
     """`config` is what is in force: that of the start, and what has been taken since."""
 
     def __init__(
-        self, config: Config, *, policy: Policy, inspect: Inspect, sessions: Sessions, keys: Sequence[ProviderKey],
-        audit: AuditLog, forward: Forward,
+        self, config: Config, *, policy: Policy, inspect: Inspect, quotas: Quotas, sessions: Sessions,
+        keys: Sequence[ProviderKey], audit: AuditLog, forward: Forward, guard: Guard,
     ) -> None:
-        self.config, self._forward, self._inspect = config, forward, inspect
+        self.config, self._forward, self._inspect, self._quotas = config, forward, inspect, quotas
         self._policy, self._sessions, self._keys, self._audit = policy, sessions, keys, audit
+        self._guard = guard
 
     async def when(self, asked: asyncio.Event) -> None:
         """Runs until it is cancelled: once for each time that `asked` is set."""
@@ -62,9 +65,12 @@ class Reload:
             raise
         restart = needs_restart(self.config, new)
         self.config = replace(
-            self.config, rules=new.rules, limits=new.limits, log_level=new.log_level, inspect=new.inspect
+            self.config, rules=new.rules, limits=new.limits, log_level=new.log_level, inspect=new.inspect,
+            quotas=new.quotas, anomaly=new.anomaly,
         )
         self._inspect.replace(new.inspect)
+        self._quotas.replace(new.quotas)
+        self._guard.apply(new.anomaly)
         if not any(key.startswith(("provider", "inference")) for key in restart):  # it may lead where nobody is yet
             self.config = replace(self.config, routing=new.routing)
             self._forward.routing = new.routing

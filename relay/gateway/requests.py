@@ -61,15 +61,16 @@ class Requests:
 
     def __init__(
         self, *, journal: Journal, pipeline: Pipeline, enrolment: Enrolment, traces: TraceStore, telemetry: Telemetry,
-        refusals: Refusals, policy: Policy,
+        refusals: Refusals, policy: Policy, barred: Callable[[int], Refusal | None] = lambda _: None,
     ) -> None:
+        """`barred` says of an enrolment why it is refused everything, answers that wait included."""
         self._journal = journal
         self._pipeline = pipeline
         self._enrolment = enrolment
         self._traces = traces
         self._telemetry = telemetry
         self._refusals = refusals
-        self.policy = policy
+        self.policy, self._barred = policy, barred
 
     def epoch_of(self, enrolment: int) -> bytes:
         """The journal's epoch as a device is told it: 16 bytes. Under another enrolment nothing is known of what it
@@ -103,6 +104,10 @@ class Requests:
         """Raises ProtocolViolation, StoreError."""
         await self._journal.ack(asker.key(request_id), offset)
 
+    async def stop(self, enrolment: int, why: Refusal) -> None:
+        """Ends what runs of a device. Raises StoreError."""
+        await self._journal.stop(enrolment, why)
+
     async def forget_ended(self) -> None:
         """Ends the calls and forgets the answers of registrations that have ended. Raises StoreError."""
         ended = {one.enrolment for one in self._enrolment.registrations() if one.status != "active"}
@@ -119,7 +124,8 @@ class Requests:
         """
         try:
             if self._enrolment.enrolment_of(asker.peer) == asker.enrolment:
-                return await self._by_hop(asker)
+                barred = self._barred(asker.enrolment)
+                return await self._by_hop(asker) if barred is None else await self._refused(asker, barred.code, barred)
             reason = "registration"
         except IdentityRefused as refusal:
             reason = refusal.rule

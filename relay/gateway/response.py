@@ -114,6 +114,8 @@ class HttpSink:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
+        if self._context.hold is not None:
+            headers |= self._context.hold.headers()
         if self._context.flagged:
             headers[INSPECTION] = "flag"
         if self._context.span:

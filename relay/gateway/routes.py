@@ -69,6 +69,7 @@ ADMIN_OPERATIONS: Final[dict[str, str]] = {
     "snapshot": "admin:backup",
     "examine": "admin:doctor",
     "rotate_tokens": "admin:keys",
+    "usage": "admin:usage",
 }
 
 

@@ -128,7 +128,7 @@ async def test_every_failure_is_one_of_ours(
 
 @pytest.mark.parametrize("what", [one for one in PATHS if one != "embeddings"])
 async def test_a_client_that_goes_away_stops_the_call(lab: Lab, what: str) -> None:
-    """By HTTPS in any case; in a session if it cancels. An answer that its outbox waits for goes on."""
+    """By HTTPS in any case; in a session if it cancels."""
     kind = "anthropic" if what == "messages" else "openai"
     provider = lab.providers[kind]
     provider.mode = "stream_stall"
@@ -146,6 +146,24 @@ async def test_a_client_that_goes_away_stops_the_call(lab: Lab, what: str) -> No
     answer.cancel()
     await provider.ended.wait()
     assert (await lab.gateway.audited("request.outcome", 2))[-1]["result"] == "cancelled"
+
+
+@pytest.mark.parametrize("what", PATHS)
+async def test_an_answer_that_an_outbox_waits_for_goes_on_without_it(lab: Lab, what: str) -> None:
+    kind = "anthropic" if what == "messages" else "openai"
+    provider, stream = lab.providers[kind], what != "embeddings"
+    provider.mode = "stream_stall" if stream else "timeout"
+    body, request_id = request(what, MODELS[kind], stream=stream), b"i" * 16
+    way: Any = lab.ways["session"]
+    way.begin(PATHS[what], body, request_id)
+    await provider.began.wait()
+    await way.session.close()
+    way.session = await way.anew()
+    assert not provider.ended.is_set()
+    provider.release.set()
+    expected = b"".join(stream_of(what)) if stream else json.dumps(whole_of(what)).encode()
+    assert await way.ask(PATHS[what], body, request_id) == (200, expected)
+    assert provider.calls == 1, "it is the same call's answer"
 
 
 async def test_models_are_listed_in_openai_s_shape(lab: Lab) -> None:

@@ -146,7 +146,7 @@ async def test_M22_two_places_in_turns_are_alerted(lab: Lab, ticking: Clock) -> 
 
 def admin(lab: Lab) -> Admin:
     unused: Any = None
-    return Admin(lab.enrolment, lab.traces, lab.revocation, unused, unused)
+    return Admin(lab.enrolment, lab.traces, lab.revocation, unused, unused, lab.guard)
 
 
 @pytest.mark.parametrize("how", ["reinstated", "joined anew"])

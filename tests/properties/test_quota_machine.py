@@ -151,8 +151,8 @@ class Quotas(RuleBasedStateMachine):
     def grow(self, data: Any, more: int) -> None:
         run = data.draw(st.sampled_from(self.running))
         before = run.hold.output
-        given = self.ledger.extend(run.hold, before + more, self.now)
-        assert run.hold.output == (before + more if given else before)
+        short = self.ledger.extend(run.hold, before + more, self.now)
+        assert run.hold.output == (before if short is not None else before + more)
         assert run.hold.amounts[TOKENS] == run.hold.input + run.hold.output
 
     @precondition(lambda self: self.running)
@@ -280,7 +280,7 @@ def test_a_thousand_streams_overshoot_by_one_piece_each_at_most() -> None:
             if n in cut:
                 continue
             passed[n] += piece  # it has come, and goes on to the device
-            if passed[n] > hold.output and not made.extend(hold, passed[n], now):
+            if passed[n] > hold.output and made.extend(hold, passed[n], now) is not None:
                 cut.add(n)
         (window,) = next(made.slots()).windows.values()
         assert window.spent + window.held <= limit

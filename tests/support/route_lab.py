@@ -7,8 +7,8 @@
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,14 +115,19 @@ class ByHttps:
 @dataclass
 class BySession:
     session: EdgeSession
+    anew: Callable[[], Awaitable[EdgeSession]]
+    headers: dict[bytes, bytes] = field(default_factory=dict)
 
-    def begin(self, path: str, body: bytes) -> RemoteAnswer:
-        header = encode_header(RequestHeader("POST", path, "application/json", "", len(body), int(time.time()) + 600))
-        return self.session.request(random_bytes(16), header, body)
+    def begin(self, path: str, body: bytes, request_id: bytes = b"") -> RemoteAnswer:
+        """The same bytes again under a `request_id` that was there before."""
+        kept = RequestHeader("POST", path, "application/json", "", len(body), int(time.time()) + 600)
+        request_id = request_id or random_bytes(16)
+        header = self.headers.setdefault(request_id, encode_header(kept))
+        return self.session.request(request_id, header, body)
 
-    async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
+    async def ask(self, path: str, body: bytes, request_id: bytes = b"") -> tuple[int, bytes]:
         try:
-            answer = await self.begin(path, body).started()
+            answer = await self.begin(path, body, request_id).started()
             data = b"".join([part async for part in answer])
         except RequestRefused as refused:
             return refused.status, refused.reason.encode()
@@ -145,11 +150,15 @@ async def by_session(gateway: Gateway, path: str = "edge/lap-1") -> AsyncIterato
     bundles.append(TrustBundle(DOMAIN, tuple(issued.roots), issued.bundle_sequence))
     svid = Svid.from_chain(issued.chain, key)
     login = SvidLogin(svid.chain, svid.not_after)
-    session = await EdgeSession(await connect(endpoint), login, svid.key, check).open()
+
+    async def anew() -> EdgeSession:
+        return await EdgeSession(await connect(endpoint), login, svid.key, check).open()
+
+    way = BySession(await anew(), anew)
     try:
-        yield BySession(session)
+        yield way
     finally:
-        await session.close()
+        await way.session.close()
 
 
 @contextlib.asynccontextmanager

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from relay.gateway.anomaly.guard import QUARANTINED, Guard
+from relay.gateway.anomaly.measures import Measures
+from relay.gateway.anomaly.settings import AS_BUILT, Anomaly
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.call import JournalLimits
 from relay.gateway.checks.authenticate import Authenticate
 from relay.gateway.checks.authorise import Authorise
+from relay.gateway.checks.quota import Quota
 from relay.gateway.checks.schema import Schema
+from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
@@ -21,6 +26,9 @@ from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
 from relay.gateway.policy.decisions import Policy
+from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.settings import UNLIMITED
+from relay.gateway.quota.tap import Allowance
 from relay.gateway.requests import Requests
 from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
@@ -53,6 +61,7 @@ class Lab:
     policy: Policy
     sessions: Sessions
     revocation: Revocation
+    guard: Guard
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def link(self, *, via: str = "", peer: str = "tcp:192.0.2.1:4711") -> MemoryLink:
@@ -94,11 +103,14 @@ async def gateway(
     directory: Path, base_url: str = "http://127.0.0.1:1/v1", *, limits: SessionLimits | None = None,
     journal_limits: JournalLimits | None = None, ticking: Callable[[], float] = time.monotonic,
     policy: Policy | None = None, inference: str = "", clock: Callable[[], float] | None = None,
+    quotas: Quotas | None = None,
+    anomaly: Anomaly = AS_BUILT, judging: Callable[[], float] | None = None, answerer: Answerer | None = None,
 ) -> AsyncIterator[Lab]:
     """One process of a gateway, over a folder that `gateway_lab.make_folder` has made.
 
     Edges may invoke "small" unless `policy` says otherwise; `inference`: where the model "defect-detection" is served.
-    `clock` has unix seconds for all of it.
+    `clock` has unix seconds for all of it; `answerer` answers in place of a provider. Nobody but the test has `guard`
+    judge, by the clock `judging`.
     """
     of_session = session_clock if clock is None else (lambda told=clock: told)
     clock = clock or time.time
@@ -118,15 +130,27 @@ async def gateway(
             policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
         )
         answerers: dict[str, Answerer] = {
-            "chat": Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing), "models": ModelList(),
+            "chat": answerer or Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing),
+            "models": ModelList(),
         }
         if inference:
             server = OpenAiUpstream(inference, name="inference")
             stack.push_async_callback(server.close)
             answerers["infer"] = Forward.to_one(server, None, audit, tracing)
+
+        async def stop(number: int) -> None:
+            await requests.stop(number, QUARANTINED)
+
+        guard = Guard(
+            database, anomaly, clock=judging or clock, act=Measures(enrolment, audit, lambda: revocation, stop)
+        )
+        await guard.load()
+        standing = Standing(guard)
         pipeline = Pipeline(
-            checks=[Authenticate(enrolment, clock=clock), authorise, Schema()], still=authorise.still,
-            answerers=answerers, taps=[Meter], audit=audit, telemetry=tracing, node="x",
+            checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(),
+                    Quota(quotas or Quotas(UNLIMITED))],
+            still=authorise.still, observers=[guard], answerers=answerers, taps=[Allowance, Meter], audit=audit,
+            telemetry=tracing, node="x",
         )
         journal = Journal(database, limits=journal_limits, clock=clock)
         traces, tickets = TraceStore(database, clock=clock), TicketStore()
@@ -134,7 +158,7 @@ async def gateway(
         refusals = Refusals(audit, clock=clock)
         requests = Requests(
             journal=journal, pipeline=pipeline, enrolment=enrolment, traces=traces, telemetry=tracing,
-            refusals=refusals, policy=policy,
+            refusals=refusals, policy=policy, barred=standing.barred,
         )
         sessions = Sessions(
             identity=OwnIdentity(authority, "main", clock=clock), authority=authority, enrolment=enrolment,
@@ -144,12 +168,13 @@ async def gateway(
         )
         revocation = Revocation(directory, database, authority, enrolment, audit, cut=sessions.cut, clock=clock)
         await revocation.refresh()
-        lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions, revocation)
+        lab = Lab(directory, authority, enrolment, journal, traces, tickets, policy, sessions, revocation, guard)
         try:
             yield lab
         finally:
             await sessions.drain(0)
             await journal.close()
+            await guard.close()
             for task in lab.tasks:  # of links that never became sessions
                 task.cancel()
             await asyncio.gather(*lab.tasks, return_exceptions=True)

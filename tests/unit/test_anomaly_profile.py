@@ -132,7 +132,7 @@ def test_no_kind_of_evidence_goes_beyond_its_cap() -> None:
     start = profile.kept.judged + 60
     for half in range(1_000):
         for number in range(40):
-            profile.note(b"x", f"odd-{number}", 1 << 20, 1 << 20, 1.0, "bad_request")
+            profile.note(b"x", f"odd-{number}", 1 << 20, 1 << 20, 1.0, "fault")
         profile.judge(start + half / 2, THRESHOLDS, Fleet())
         for kind, score in profile.kept.scores.items():
             assert score <= CAPS[kind]

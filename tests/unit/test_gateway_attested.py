@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.gateway.admin import Admin
+from relay.gateway.anomaly.guard import Guard
+from relay.gateway.anomaly.settings import AS_BUILT
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import EnrolmentRefused, SetupRefused
 from relay.gateway.identity.ca import Authority
@@ -258,7 +260,8 @@ async def test_devices_lists_it_and_says_who_vouches(lab: Lab) -> None:
         raise AssertionError
 
     admin = Admin(
-        lab.enrolment, TraceStore(lab.database, clock=lab.clock), lab.revocation, no_copy, lab.audit
+        lab.enrolment, TraceStore(lab.database, clock=lab.clock), lab.revocation, no_copy, lab.audit,
+        Guard(lab.database, AS_BUILT, clock=lab.clock),
     )
     a, b = (await admin.devices())["devices"]
     assert (a["source"], a["device"], a["status"]) == (SOURCE, "", "active")

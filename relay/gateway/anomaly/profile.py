@@ -43,9 +43,6 @@ AWAY_S: Final = 3 * DAY_S  # from then on, what a device did not ask meanwhile i
 AWAY_MAX_S: Final = 7 * DAY_S  # no longer does an outbox keep anything
 AWAY_SLOT: Final = 100.0  # requests of that in one slot
 HOURS_A_DAY: Final = 8.0  # that a device works
-BARRED: Final = frozenset({"throttled", "quarantined"})
-DENIED: Final = frozenset({"model_not_allowed", "not_allowed"})
-FAULTS: Final = DENIED | {"bad_request", "unknown_route"}
 _FADE: Final = 0.995  # of the hours of day, for each hour learnt
 
 
@@ -109,6 +106,15 @@ class Fleet:
         return len(by) >= self.common
 
 
+def kind_of(status: int, code: str) -> str:
+    """What a refusal says of who asked: it was held back, asked for what it may not, for nothing that is a request."""
+    if code in ("throttled", "quarantined"):
+        return "barred"
+    if code in ("model_not_allowed", "not_allowed"):
+        return "denied"
+    return "fault" if status in (400, 404, 405, 413, 415, 422) else "other"
+
+
 class Profile:
     """One device. `note` for each request, `judge` some times a second while it asks, and now and then after."""
 
@@ -139,8 +145,8 @@ class Profile:
     def note(
         self, mark: bytes, model: str, size: int, out: int, injection: float | None = None, refused: str = ""
     ) -> None:
-        """One request. `mark`: a keyed hash of its prompt; `model` "" if it named none that it may use; `refused`: the
-        code of its refusal.
+        """One request. `mark`: a keyed hash of its prompt; `model` "" if it named none that it may use; `refused`: see
+        `kind_of`.
         """
         self.requests += 1
         self.volume += size + out
@@ -159,9 +165,9 @@ class Profile:
         if injection is not None and injection > 0.5:
             self.injected += injection
         if refused:
-            self.attempts += refused in BARRED
-            self.denied += refused in DENIED
-            self.faults += refused in FAULTS
+            self.attempts += refused == "barred"
+            self.denied += refused == "denied"
+            self.faults += refused in ("denied", "fault")
 
     # --- judging ----------------------------------------------------------------------------------------------------
 

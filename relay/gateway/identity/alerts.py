@@ -1,21 +1,27 @@
 """What an administrator has to look at: once for each enrolment and kind, on record, in the log, and beside the device.
 
-An alert ends with its enrolment: a device that is reinstated, or joins anew, has another number.
+An alert ends with its enrolment: a device that is reinstated, or joins anew, has another number. That of a state ends
+with the state as well, and is given again when the device comes to it again.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 from relay.gateway.audit.log import AuditLog
 from store.database import Connection, Database
 
-Kind = Literal["copied", "invitation"]
+Kind = Literal["copied", "invitation", "warned", "throttled", "quarantined", "revoked"]
 WORDS: Final[dict[Kind, str]] = {
     "copied": "may have been copied: its keys are used in two places",
     "invitation": "its invitation was tried by another device",
+    "warned": "does what it does not usually do",
+    "throttled": "is slowed down for that",
+    "quarantined": "is in quarantine for that, and refused everything",
+    "revoked": "was revoked for that",
 }
+STATES: Final[tuple[Kind, ...]] = ("warned", "throttled", "quarantined", "revoked")
 _log = logging.getLogger(__name__)
 
 
@@ -57,3 +63,13 @@ class Alerts:
             raised.discard(kind)
             raise
         _log.warning("%s (enrolment %d): %s", identity, enrolment, WORDS[kind])
+
+    async def withdraw(self, enrolment: int, kinds: Collection[Kind]) -> None:
+        """What they told of is over. Raises StoreError."""
+        gone = self._raised.get(enrolment, set()) & set(kinds)
+        if not gone:
+            return
+        await self._database.run(lambda connection: connection.executemany(
+            "DELETE FROM alerts WHERE enrolment = ? AND kind = ?", [(enrolment, kind) for kind in gone]
+        ) and None)
+        self._raised[enrolment] -= gone

@@ -11,7 +11,7 @@ from transport.identity.svid import SpiffeId
 from transport.messages import Posture
 
 ADMIN_VERBS: Final = tuple(f"admin:{operation}" for operation in (
-    "invite", "devices", "trace", "policy", "revoke", "reinstate", "keys", "backup", "doctor",
+    "invite", "devices", "trace", "policy", "revoke", "reinstate", "keys", "backup", "doctor", "usage",
 ))
 VERBS: Final[dict[str, str]] = {  # and the type of resource that each is about
     "model:invoke": "Model", "package:fetch": "Package", "package:publish": "Package", "data:read": "Data",

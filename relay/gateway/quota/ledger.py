@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay.gateway.policy.patterns import Groups
+from relay.gateway.quota.shown import MILLION
 from relay.gateway.quota.window import Window
 
 REQUESTS, TOKENS, MONEY = range(3)
-KINDS: Final = ("requests", "tokens", "money")
-MILLION: Final = 1_000_000
 SLOTS_MAX: Final = 20_000  # counted each by itself; some 2 KiB each
 OTHERS: Final = "*"  # who found no place of their own, as one
 _LANES_MAX: Final = 65_536
@@ -67,6 +66,9 @@ class Slot:
         self.windows = {
             kind: Window(limit, rule.seconds, now) for kind, limit in enumerate(rule.limits) if limit is not None
         }
+
+    def idle(self, now: int) -> bool:
+        return all(window.idle(now) for window in self.windows.values())
 
 
 Lane = tuple[tuple[int, Window, Slot], ...]
@@ -144,7 +146,7 @@ class Ledger:
                 short = short or free < 1
                 continue
             room = free - input_tokens if kind == TOKENS else price.affords(free, input_tokens)
-            if kind == MONEY and model not in self._prices:
+            if kind == MONEY and self._unpriced(model, input_tokens + output_tokens):
                 room = -1
             granted = min(granted, room)
         if short or granted < least:
@@ -154,16 +156,17 @@ class Ledger:
             window.held += amounts[kind]
         return Hold(lane, price, input_tokens, granted, amounts)
 
-    def extend(self, hold: Hold, output_tokens: int, now: int) -> bool:
-        """Makes it `output_tokens` in all, if every window has room for that."""
+    def extend(self, hold: Hold, output_tokens: int, now: int) -> int | None:
+        """Makes it `output_tokens` in all, if every window has room for that; else the kind of one that has not."""
         amounts = (1, hold.input + output_tokens, hold.price.cost(hold.input, output_tokens))
         more = [after - before for after, before in zip(amounts, hold.amounts, strict=True)]
-        if any(more[kind] > max(0, window.free(now)) for kind, window, _ in hold.lane):
-            return False
+        for kind, window, _ in hold.lane:
+            if more[kind] > max(0, window.free(now)):
+                return kind
         for kind, window, _ in hold.lane:
             window.held += more[kind]
         hold.output, hold.amounts = output_tokens, amounts
-        return True
+        return None
 
     def settle(self, hold: Hold, requests: int, input_tokens: int, output_tokens: int, now: int) -> int:
         """Ends a reservation, once, and charges what it came to; the money in it."""
@@ -197,6 +200,9 @@ class Ledger:
     def slots(self) -> Iterator[Slot]:
         yield from self._slots.values()
 
+    def rules(self) -> list[Rule]:
+        return list(self._rules.values())
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -227,14 +233,17 @@ class Ledger:
         """Forgets one that counts nothing any more, so that nobody gets a new count by pushing out their old one."""
         for _ in range(min(_TRIES, len(self._slots))):
             key, slot = self._slots.popitem(last=False)
-            if all(window.idle(now) for window in slot.windows.values()):
+            if slot.idle(now):
                 self._lanes.clear()
                 return True
             self._slots[key] = slot
         return False
 
+    def _unpriced(self, model: str, tokens: int) -> bool:
+        return tokens > 0 and model not in self._prices
+
     def _denied(self, lane: Lane, model: str, wanted: tuple[int, int, int], now: int) -> Denied:
-        unpriced = model not in self._prices
+        unpriced = self._unpriced(model, wanted[TOKENS])
         found = [
             Denied(slot, kind, None if kind == MONEY and unpriced else window.wait(wanted[kind], now))
             for kind, window, slot in lane if wanted[kind] > window.free(now) or (kind == MONEY and unpriced)

@@ -65,6 +65,14 @@ class Window:
             self._cells[cell % _KEPT] += amount
             self.spent += amount
 
+    def copy(self) -> "Window":
+        """As it is now, for another thread."""
+        made = Window.__new__(Window)
+        made.limit, made.seconds, made.width, made.held, made.spent, made._cells, made._head = (
+            self.limit, self.seconds, self.width, self.held, self.spent, self._cells[:], self._head
+        )
+        return made
+
     def idle(self, now: int) -> bool:
         """Whether it is as a new one would be."""
         self.free(now)

@@ -85,7 +85,7 @@ class Client:
         said = "".join((method, path, *headers.values()))
         if (
             not said.isascii() or not said.isprintable() or " " in path or path[:1] != "/"
-            or not "".join(headers).replace("-", "").isalnum()
+            or not "".join((method, *headers)).replace("-", "").isalnum()
         ):
             raise ValueError("this cannot be a request")
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

@@ -370,10 +370,10 @@ class Connection(asyncio.Protocol):
             if not self._ended:
                 raise
             self._kept = False
+        if self._framing > _FRAMING_MAX:
+            raise Garbage
         if self._ended:
             self._kept = self._kept and self._tail == b"0\r\n\r\n"
-        elif self._framing > _FRAMING_MAX:
-            raise Garbage
 
     def on_body(self, data: bytes) -> None:
         response = self._response

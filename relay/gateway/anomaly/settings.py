@@ -1,0 +1,117 @@
+"""What gateway.toml says of suspicion, `[anomaly]`, and of whom to tell, `[alerts]`; typed and strict."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Meta, Struct
+
+from relay.gateway.anomaly.ladder import Thresholds
+from relay.gateway.errors import ConfigError
+from transport.errors import BadInput
+from transport.links.base import Endpoint
+
+Score = Annotated[float, Meta(gt=0, le=1e9)]
+_LOOPBACK_NAMES: Final = ("localhost",)
+
+
+class Anomaly(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Scores at which states begin; `revoke`: whether a device may be ended for good without a person, and at what."""
+
+    warn: Score = 20.0
+    throttle: Score = 40.0
+    quarantine: Score = 80.0
+    revoke: bool = False
+    revoke_at: Score = 120.0
+    throttled_per_minute: Annotated[int, Meta(ge=1, le=6_000)] = 30
+
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.warn, self.throttle, self.quarantine, self.revoke_at if self.revoke else None)
+
+
+AS_BUILT: Final = Anomaly()
+
+
+class AlertsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whom to tell. `least`: from which state on; copied keys and tried invitations are told in any case."""
+
+    webhook: str | None = None
+    webhook_secret_file: str | None = None
+    syslog: str | None = None
+    syslog_ca_file: str | None = None
+    least: Literal["warned", "throttled", "quarantined", "revoked"] = "throttled"
+
+
+@dataclass(frozen=True)
+class AlertSettings:
+    """`syslog`: (scheme, place): unix and a path, or tcp or tls and HOST:PORT."""
+
+    webhook: str | None = None
+    secret_file: Path | None = None
+    syslog: tuple[str, str] | None = None
+    syslog_ca: Path | None = None
+    least: str = "throttled"
+
+
+def checked_anomaly(anomaly: Anomaly) -> Anomaly:
+    """Raises ConfigError."""
+    scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, max(anomaly.revoke_at, anomaly.quarantine + 1e-9)]
+    if (anomaly.revoke and anomaly.revoke_at <= anomaly.quarantine) or scores != sorted(set(scores)):
+        raise ConfigError("anomaly: each state begins at a higher score than the one before",
+                          hint="as in warn = 20, throttle = 40, quarantine = 80, revoke_at = 120")
+    return anomaly
+
+
+def checked_alerts(file: AlertsFile, directory: Path) -> AlertSettings:
+    """Raises ConfigError that names the key."""
+    if (file.webhook is None) != (file.webhook_secret_file is None):
+        raise ConfigError("alerts.webhook: set it together with alerts.webhook_secret_file",
+                          hint='as in webhook_secret_file = "webhook.secret"')
+    if file.webhook is not None:
+        _check_url(file.webhook)
+    syslog = None if file.syslog is None else _syslog(file.syslog)
+    if file.syslog_ca_file is not None and (syslog is None or syslog[0] != "tls"):
+        raise ConfigError("alerts.syslog_ca_file: this is for tls:HOST:PORT alone")
+    return AlertSettings(
+        file.webhook, directory / file.webhook_secret_file if file.webhook_secret_file else None, syslog,
+        directory / file.syslog_ca_file if file.syslog_ca_file else None, file.least,
+    )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host, parts = "", urlsplit("")
+    if not host or parts.username or parts.fragment or not url.isascii() or any(one.isspace() for one in url):
+        raise ConfigError("alerts.webhook: this is not the URL of a receiver", hint='as in "https://ops.example/hook"')
+    if parts.scheme != "https" and not (parts.scheme == "http" and _loopback(host)):
+        raise ConfigError("alerts.webhook: https:// only, but for an address of this machine",
+                          hint="put a proxy with TLS before the receiver")
+
+
+def _syslog(text: str) -> tuple[str, str]:
+    scheme, _, place = text.partition(":")
+    if scheme == "unix" and place.startswith("/"):
+        return scheme, place
+    if scheme in ("tcp", "tls"):
+        try:
+            host, _ = Endpoint.parse(f"tcp:{place}").host_port()
+        except BadInput:
+            pass
+        else:
+            if scheme == "tls" or _loopback(host):
+                return scheme, place
+            raise ConfigError("alerts.syslog: without TLS it stays on this machine", hint='as in "tls:log.host:6514"')
+    raise ConfigError("alerts.syslog: this is no place of a syslog",
+                      hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host in _LOOPBACK_NAMES or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
