@@ -11,14 +11,13 @@ where the chain does not show it. Where an fsync fails, nobody knows what the di
 """
 
 import asyncio
-import contextlib
+import concurrent.futures
 import hashlib
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -32,7 +31,7 @@ AUDIT_FILE: Final = "audit.jsonl"
 START: Final = "0" * 64
 _MAX_TEXT: Final = 512  # characters of one value
 _MAX_LINE: Final = 65_536
-_PAUSE_S: Final = 0.005  # between fsyncs that nobody waits for
+_PAUSE_S: Final = 0.01  # between fsyncs that nobody waits for
 _encode: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
@@ -52,9 +51,7 @@ class AuditLog:
         self._waiting: list[asyncio.Future[None]] = []  # for the disk
         self._unsynced = self._syncing = False
         self._idle: asyncio.Future[None] | None = None
-        self._wanted: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] | None]
-        self._wanted = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="audit")
         self.broken = False  # nothing is written any more
         self._head, self._sequence, self._size = START, 0, 0
         try:
@@ -99,10 +96,7 @@ class AuditLog:
         while self._syncing:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await self._idle
-        if self._thread is not None:
-            self._wanted.put(None)
-            self._thread.join()
-            self._thread = None
+        self._thread.shutdown()
         os.close(self._descriptor)
         self.broken = True
 
@@ -137,31 +131,26 @@ class AuditLog:
             return
         self._unsynced = False
         waiting, self._waiting = self._waiting, []
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
-            self._thread.start()
-        self._wanted.put((loop, waiting))
+        done = loop.run_in_executor(self._thread, self._to_disk)
+        done.add_done_callback(partial(self._synced, loop, waiting))
 
-    def _work(self) -> None:
+    def _to_disk(self) -> None:
         """The thread's."""
-        while (wanted := self._wanted.get()) is not None:
-            loop, waiting = wanted
-            failed = False
-            try:
-                os.fsync(self._descriptor)
-            except OSError as error:
-                _log.error("the audit log cannot be written: %s", error.strerror)
-                failed = self.broken = True
-            if not self._each:
-                time.sleep(_PAUSE_S)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._synced, loop, waiting, failed)
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.broken = True
+            _log.error("the audit log cannot be written: %s", error.strerror)
+        if not self._each:
+            time.sleep(_PAUSE_S)
 
-    def _synced(self, loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]], failed: bool) -> None:
+    def _synced(
+        self, loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]], _: asyncio.Future[None]
+    ) -> None:
         for future in waiting:
             if future.done():
                 continue
-            if failed:
+            if self.broken:
                 future.set_exception(AuditUnavailable("the audit log cannot be written"))
             else:
                 future.set_result(None)
