@@ -66,14 +66,15 @@ class Inspector:
         with self._lock:
             found = self._seen.pop(key, None)
         if found is None:
-            found = self._judged(text)
+            found = self.judged(text)
         with self._lock:
             self._seen[key] = found  # now the latest
             if len(self._seen) > _REMEMBERED:
                 del self._seen[next(iter(self._seen))]
         return found
 
-    def _judged(self, text: str) -> Finding:
+    def judged(self, text: str) -> Finding:
+        """The same without a memory."""
         clean = cleaned(_bounded(text))[: 2 * READ_MAX]
         words = words_of(clean)
         score, view, at = 0.0, "", 0
