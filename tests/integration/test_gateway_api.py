@@ -39,7 +39,14 @@ from transport.primitives import Secret, SigningKey, random_bytes
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 TOKEN = "a-token-of-24-characters"
-BOTH = CONFIG.replace("[provider]", """insecure = "127.0.0.1:0"
+# So many malformed requests look like what they are: the device would be in quarantine before it is through.
+BOTH = CONFIG + """
+[anomaly]
+warn = 1e8
+throttle = 2e8
+quarantine = 3e8
+"""
+BOTH = BOTH.replace("[provider]", """insecure = "127.0.0.1:0"
 session = "tcp:127.0.0.1:0"
 [inference]
 base_url = "{base_url}"
