@@ -28,9 +28,22 @@ insecure = "127.0.0.1:{port}"
 [provider]
 base_url = "{upstream}/v1"
 key_file = "provider.key"
+models = ["mock-model", "mock-pace"]
 [[allow]]
 id = "/edge/*"
 models = ["mock-model", "mock-pace"]
+[anomaly]
+warn = 1e8
+throttle = 2e8
+quarantine = 3e8
+revoke_at = 4e8
+[[quota]]
+name = "high"
+id = "/edge/*"
+per = "device"
+window = "1h"
+requests = 1000000000
+tokens = 1000000000000
 """
 
 

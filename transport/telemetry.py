@@ -201,14 +201,15 @@ class Recorded(Span):
 
 
 class _Current(AbstractContextManager[Span]):
-    """A span that is the current one inside the block."""
+    """A span that lasts as long as the block; `here`: and is the current one inside."""
 
-    def __init__(self, span: Span) -> None:
-        self._span = span
+    def __init__(self, span: Span, *, here: bool) -> None:
+        self._span, self._here = span, here
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> Span:
-        self._token = attach(set_span_in_context(self._span))
+        if self._here:
+            self._token = attach(set_span_in_context(self._span))
         return self._span
 
     def __exit__(
@@ -330,15 +331,18 @@ class Telemetry:
         self,
         name: str,
         *,
-        parent: Context | None = None,
+        parent: Context | str | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Mapping[str, str | int | float] | None = None,
     ) -> AbstractContextManager[Span]:
-        """A span that is current inside the block. `parent` None means the current one; `Context()` a new trace.
+        """A span that is current inside the block. `parent` None means the current one; `Context()` a new trace. Under
+        a W3C traceparent as `parent` it is current nowhere.
 
         An exception that leaves the block sets `error.type` to its stable code (or class name), never its text.
         """
-        return _Current(self.begin(name, parent=get_current_span(parent), kind=kind, attributes=attributes))
+        here = not isinstance(parent, str)
+        above = parent if isinstance(parent, str) else get_current_span(parent)
+        return _Current(self.begin(name, parent=above, kind=kind, attributes=attributes), here=here)
 
     def begin(
         self, name: str, *, parent: Span | str, kind: SpanKind = SpanKind.INTERNAL,

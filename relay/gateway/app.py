@@ -148,7 +148,7 @@ async def serve(
             checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
             still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
+            taps=[Allowance, Meter, secret_filter(lambda: [key.latest().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
