@@ -42,9 +42,9 @@ TOKEN = "a-token-of-24-characters"
 # So many malformed requests look like what they are: the device would be in quarantine before it is through.
 BOTH = CONFIG + """
 [anomaly]
-warn = 1e8
-throttle = 2e8
-quarantine = 3e8
+warn = 1e6
+throttle = 2e6
+quarantine = 3e6
 """
 BOTH = BOTH.replace("[provider]", """insecure = "127.0.0.1:0"
 session = "tcp:127.0.0.1:0"
