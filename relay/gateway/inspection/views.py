@@ -44,6 +44,7 @@ _ROT13: Final = frozenset(
 def views(text: str, words: Sequence[str]) -> list[View]:
     """Readings of a `cleaned` text, whose `words` are given; none of most texts, never more than VIEWS_MAX."""
     found: list[View] = []
+    left = 2 * DECODED_MAX
     level: list[tuple[str, str, Sequence[str]]] = [("", text, words)]
     for _ in range(DEPTH):
         below: list[tuple[str, str, Sequence[str]]] = []
@@ -51,7 +52,8 @@ def views(text: str, words: Sequence[str]) -> list[View]:
             for kind, decoded in _readings(source, its):
                 if len(found) == VIEWS_MAX:
                     return found
-                if len(decoded) >= _LEAST and decoded != source and all(decoded != one for _, one in found):
+                if _LEAST <= len(decoded) <= left and decoded != source and all(decoded != one for _, one in found):
+                    left -= len(decoded)
                     path = f"{name}+{kind}" if name else kind
                     found.append((path, decoded))
                     below.append((path, decoded, decoded.lower().split()))
@@ -65,7 +67,7 @@ def _readings(text: str, words: Sequence[str]) -> Iterator[View]:
     if len(text) >= 2 * _LEAST and any(digit in text for digit in "0234567"):  # no text in hex is without
         yield "hex", _decoded(_HEX, text, _from_hex)
     if "%" in text:
-        yield "url", _text_of(unquote_to_bytes(text[:DECODED_MAX].encode("utf-8", "ignore"))) if "%" in text else ""
+        yield "url", _text_of(unquote_to_bytes(text[:DECODED_MAX].encode("utf-8", "ignore")))
     if "&" in text and ";" in text:
         yield "html", html.unescape(text[:DECODED_MAX])
     if len(_ROT13.intersection(words)) >= 2:
