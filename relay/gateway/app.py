@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
@@ -40,7 +40,6 @@ from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import Rotation, TokenKeys
-from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -67,6 +66,9 @@ from transport.identity.tls import server_context
 from transport.links.base import listen
 from transport.primitives import Secret
 from transport.tickets import TicketStore
+
+if TYPE_CHECKING:
+    from relay.gateway.identity.workloads.mount import Workloads
 
 SPANS_FILE: Final = "spans.jsonl"
 SWEEP_S: Final = 300.0
@@ -184,7 +186,7 @@ async def serve(
             )
 
         apis = [api := api_for(callers, gate, ApiLimits())]
-        workloads = None if config.workload_socket is None else Workloads(
+        workloads = None if config.workload_socket is None else _workloads()(
             config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
             keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
         )
@@ -291,6 +293,13 @@ async def _kept(guard: Guard) -> None:
         await guard.close()
     except StoreError as error:
         _log.error("what is known of devices since half a minute is not kept: %s", error)
+
+
+def _workloads() -> type["Workloads"]:
+    """Imported where there is a socket for it alone: gRPC takes megabytes."""
+    from relay.gateway.identity.workloads.mount import Workloads
+
+    return Workloads
 
 
 async def _count_refusals(refusals: Refusals) -> None:
