@@ -128,7 +128,7 @@ async def gateway(
         stack.push_async_callback(policy.close)
         authorise = Authorise(
             policy, serves=lambda operation, model: (
-                bool(inference) and model == "defect-detection" if operation == "infer" else model != "defect-detection"
+                (model == "defect-detection") == (operation == "infer") and (bool(inference) or operation != "infer")
             )
         )
         answerers: dict[str, Answerer] = {
