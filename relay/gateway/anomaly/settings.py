@@ -1,10 +1,10 @@
 """What gateway.toml says of suspicion, `[anomaly]`, and of whom to tell, `[alerts]`; typed and strict."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
@@ -14,7 +14,7 @@ from transport.errors import BadInput
 from transport.links.base import Endpoint
 
 Score = Annotated[float, Meta(gt=0, le=1e9)]
-_LOOPBACK_NAMES: Final = ("localhost",)
+_URL: Final = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?(/[!-\"$-~]*)?")
 
 
 class Anomaly(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,6 +55,9 @@ class AlertSettings:
     least: str = "throttled"
 
 
+NOBODY: Final = AlertSettings()
+
+
 def checked_anomaly(anomaly: Anomaly) -> Anomaly:
     """Raises ConfigError."""
     scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, max(anomaly.revoke_at, anomaly.quarantine + 1e-9)]
@@ -81,37 +84,30 @@ def checked_alerts(file: AlertsFile, directory: Path) -> AlertSettings:
 
 
 def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host, parts = "", urlsplit("")
-    if not host or parts.username or parts.fragment or not url.isascii() or any(one.isspace() for one in url):
+    found = _URL.fullmatch(url)
+    if found is None:
         raise ConfigError("alerts.webhook: this is not the URL of a receiver", hint='as in "https://ops.example/hook"')
-    if parts.scheme != "https" and not (parts.scheme == "http" and _loopback(host)):
+    if found["scheme"] == "http" and not _loopback(found["host"].strip("[]")):
         raise ConfigError("alerts.webhook: https:// only, but for an address of this machine",
                           hint="put a proxy with TLS before the receiver")
 
 
 def _syslog(text: str) -> tuple[str, str]:
     scheme, _, place = text.partition(":")
-    if scheme == "unix" and place.startswith("/"):
-        return scheme, place
-    if scheme in ("tcp", "tls"):
-        try:
-            host, _ = Endpoint.parse(f"tcp:{place}").host_port()
-        except BadInput:
-            pass
-        else:
-            if scheme == "tls" or _loopback(host):
-                return scheme, place
-            raise ConfigError("alerts.syslog: without TLS it stays on this machine", hint='as in "tls:log.host:6514"')
-    raise ConfigError("alerts.syslog: this is no place of a syslog",
-                      hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
+    hint = 'one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"'
+    try:
+        if scheme == "unix" and place.startswith("/"):
+            return scheme, place
+        if scheme == "tls" or (scheme == "tcp" and _loopback(Endpoint.parse(f"tcp:{place}").host_port()[0])):
+            Endpoint.parse(f"tcp:{place}").host_port()
+            return scheme, place
+    except BadInput:
+        pass
+    raise ConfigError("alerts.syslog: this is no place of a syslog; without TLS it stays on this machine", hint=hint)
 
 
 def _loopback(host: str) -> bool:
     try:
-        return host in _LOOPBACK_NAMES or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
