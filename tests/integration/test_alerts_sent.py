@@ -85,7 +85,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "PAUSE_MAX_S", 0.002)
 
 
-async def test_each_is_told_once_in_order_and_says_no_more_than_it_should(database: Database, tmp_path: Path) -> None:
+async def test_L11_each_is_told_once_in_order_and_says_no_more_than_it_should(database: Database, tmp_path: Path) -> None:
     box = Mailbox()
     out = Sending(database, {"webhook": box}, least="throttled", gateway="spiffe://field.example/gateway/main")
     running = asyncio.create_task(out.run())

@@ -60,8 +60,8 @@ NOBODY: Final = AlertSettings()
 
 def checked_anomaly(anomaly: Anomaly) -> Anomaly:
     """Raises ConfigError."""
-    scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, max(anomaly.revoke_at, anomaly.quarantine + 1e-9)]
-    if (anomaly.revoke and anomaly.revoke_at <= anomaly.quarantine) or scores != sorted(set(scores)):
+    scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, *([anomaly.revoke_at] if anomaly.revoke else [])]
+    if scores != sorted(set(scores)):
         raise ConfigError("anomaly: each state begins at a higher score than the one before",
                           hint="as in warn = 20, throttle = 40, quarantine = 80, revoke_at = 120")
     return anomaly
