@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 PARTS: Final[dict[str, list[str]]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-_REF: Final = re.compile(r"<([a-z]+)>")
+_REF: Final = re.compile(f"<({'|'.join(PARTS)})>")
 _CHOICE: Final = re.compile(r"\{([^{}]*)\}")
 
 
 def expand(rng: random.Random, text: str) -> str:
     """One text of the grammar: references first, then choices from the inside out."""
-    while (found := _REF.search(text)) is not None and found[1] in PARTS:
+    while (found := _REF.search(text)) is not None:
         text = text[: found.start()] + rng.choice(PARTS[found[1]]) + text[found.end() :]
     while (choice := _CHOICE.search(text)) is not None:
         text = text[: choice.start()] + rng.choice(choice[1].split("|")) + text[choice.end() :]

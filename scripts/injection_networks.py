@@ -10,13 +10,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from relay.gateway.inspection.features import PAIRS, REACH, STRIDE, WINDOW, pairs, window_starts
+from relay.gateway.inspection.features import PAIRS, REACH, STRIDE, WINDOW, pairs
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 SPELLINGS: Final = 1 << 15  # numbers that a piece of a token's spelling may get
 IDF_MAX: Final = 8.0
 _BATCH: Final = 64
+
+
+def window_starts(n: int) -> list[int]:
+    """Of windows over n tokens, half over each other; one for what fits into one."""
+    return [0] if n <= WINDOW else list(range(0, n - STRIDE, STRIDE))
 
 
 def window(tokens: Ints, start: int, size: int = WINDOW) -> Ints:

@@ -41,10 +41,10 @@ WIDTHS = ((1, 24), (3, 40), (5, 24))
 HIDDEN = 24
 EPOCHS = 6
 PENALTY = 1.0
-MADE = 3000  # of attacks, and of harmless texts
-EMBEDDED = 0.15  # share of texts that are copies put into others
+MADE = 4000  # of attacks, and of harmless texts
+EMBEDDED = 0.2  # share of texts that are copies put into others
 SOURCE_MAX = 600  # a source weighs like the root of its size, up to this
-LINEAR_SHARE = 1.0  # what the linear judge's logit counts for one of the filters'
+LINEAR_SHARE = 1.5  # what the linear judge's logit counts for one of the filters'
 FLAGGED, BLOCKED = 0.03, 0.0075  # false alarms among harmless texts of sources held out
 FOLDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # attacks and harmless texts that are held out together
     "gandalf": (("Lakera/gandalf_ignore_instructions",), ("clinc/oos-eval", "GPTeacher/roleplay", "gsm8k-train")),

@@ -57,6 +57,13 @@ class AnswerStream:
         self.cancelled = asyncio.Event()  # the edge wants no more of it
         self.lost = asyncio.Event()  # the session has ended; the edge may come back on another
         self._writable = asyncio.Event()
+        self._over: Callable[[], None] = lambda: None
+
+    def on_over(self, told: Callable[[], None]) -> None:
+        """`told` is called once it is cancelled or lost; at once if it is."""
+        self._over = told
+        if self.cancelled.is_set() or self.lost.is_set():
+            told()
 
     def begin(self, status: int, content_type: str, *, streamed: bool, generation: int = 0, offset: int = 0) -> None:
         """Begins the answer, or goes on with it at `offset`."""
@@ -90,6 +97,12 @@ class AnswerStream:
 
     def wake_writer(self) -> None:
         self._writable.set()
+
+    def ended(self, why: asyncio.Event) -> None:
+        """Sets `why`, which is `cancelled` or `lost`."""
+        why.set()
+        self.wake_writer()
+        self._over()
 
 
 class Incoming(AnswerStream):
@@ -257,8 +270,7 @@ class GatewaySession:
                 self.on_held(event.sequence)
             case RequestCancelled():
                 if (found := self._open.pop(event.stream, None)) is not None:
-                    found.cancelled.set()
-                    found.wake_writer()
+                    found.ended(found.cancelled)
             case StreamWritable():
                 if (found := self._open.get(event.stream)) is not None:
                     found.wake_writer()
@@ -270,8 +282,7 @@ class GatewaySession:
                 if not self._credential.done():
                     self._credential.set_exception(self._driver.failure or LinkLost("the link ended in the handshake"))
                 for stream in self._open.values():
-                    stream.lost.set()
-                    stream.wake_writer()
+                    stream.ended(stream.lost)
                 self._open.clear()
                 self._ended = True
                 if self._evidence is not None:

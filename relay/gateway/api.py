@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
+_NO_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
 _DENIED: Final = {one.code: one for one in (
     _NOT_ADMITTED, _NOT_GOOD, _FULL,
@@ -98,6 +99,8 @@ class Api:
             app.router.add_post(f"/v1/{name}", self._serve)
         app.router.add_get("/v1/models", self._serve, allow_head=False)
         app.router.add_post("/v2/models/{name}/infer", self._serve)
+        app.router.add_get("/openapi.json", _described, allow_head=False)
+        app.router.add_get("/schemas/{name}.json", _described, allow_head=False)
 
     async def cut(self, ended: Sequence[Registration]) -> None:
         """Ends what runs of registrations that have ended. No word from the provider goes to them after this."""
@@ -238,6 +241,16 @@ class Api:
         for one in list(self._running):
             if one.context.policy and (refusal := await self._still(one.context)) is not None:
                 one.cut(Refusal(403, "policy_changed", refusal.message))
+
+
+async def _described(request: web.Request) -> web.Response:
+    """What is taken here, for everybody: nothing in it depends on who asks, or on this gateway."""
+    from relay.gateway.checks.openapi import published  # made on the first question, and kept
+
+    body = published(request.match_info.get("name", "openapi"))
+    if body is None:
+        return refused(request, _NO_ROUTE, _trace_id(""))
+    return web.Response(body=body, content_type="application/json")
 
 
 def _closing(request: web.Request, refusal: Refusal, trace_id: str) -> web.Response:

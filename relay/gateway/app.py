@@ -12,7 +12,6 @@ from typing import Final
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
 from relay.gateway.anomaly.receivers import receivers_of
 from relay.gateway.anomaly.sending import Sending
 from relay.gateway.api import Api, ApiLimits
@@ -36,6 +35,7 @@ from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.loopback import LoopbackCallers
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
@@ -139,7 +139,7 @@ async def serve(
         keys = [one.key for one in providers.values() if one.key is not None]
         inspect = Inspect(config.inspect, made_inspector())
         stack.callback(inspect.close)
-        receivers = receivers_of(config.alerts)
+        receivers = receivers_of(config.alerts, config.directory)
         sending = Sending(database, receivers, least=config.alerts.least, gateway=own_id, clock=clock)
         enrolment.alerts.senders.append(sending)
         guard = Guard(

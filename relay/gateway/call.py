@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from relay.gateway.pipeline import Refusal
 from relay.gateway.state import calls
 from relay.gateway.state.calls import Key, Row
+from transport.errors import StreamEnded
 
 if TYPE_CHECKING:
     from relay.gateway.journal import Journal
@@ -221,9 +222,10 @@ class Reader:
     def __init__(self, call: Call, offset: int) -> None:
         """Use `Journal.read`."""
         self.call, self.offset = call, offset
+        self._left = False
 
     async def head(self) -> Head:
-        """Raises CallRefused, as does `next`."""
+        """Raises CallRefused and StreamEnded, as does `next`."""
         while True:
             self._check()
             if self.call.head is not None:
@@ -246,6 +248,11 @@ class Reader:
                 return b""
             await self.call.changed.wait()
 
+    def leave(self) -> None:
+        """Whoever reads wants no more: `head` or `next` raises, even if it waits now."""
+        self._left = True
+        self.call.changed.give()
+
     def close(self) -> None:
         if self.call.reader is self:
             self.call.reader = None
@@ -253,6 +260,8 @@ class Reader:
             self.call._journal.let_go(self.call)
 
     def _check(self) -> None:
+        if self._left:
+            raise StreamEnded("nobody waits for this answer any more")
         if self.call.reader is not self:
             raise CallRefused(SUPERSEDED)
         if self.call.refusal is not None:

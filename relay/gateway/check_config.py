@@ -50,7 +50,7 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
         return [Problem(key, rest, error.hint) if colon and " " not in key else Problem("", str(error), error.hint)], []
     found = [*_folder(config, now), *_listeners(config), *_certificate(config, now)]
     for key, work in (
-        ("keys", lambda: custody_of(config.keys)), ("alerts", lambda: receivers_of(config.alerts)),
+        ("keys", lambda: custody_of(config.keys)), ("alerts", lambda: receivers_of(config.alerts, config.directory)),
         ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
     ):
         found += await _tried(key, work)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import resource
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.gateway import keys_cli, policy_cli
+from relay.gateway.checks import openapi_cli
 from relay.gateway.command import (
     CONFIG_DEFAULT,
     ConfigOption,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
+app.command()(openapi_cli.openapi)
 
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
@@ -232,6 +235,7 @@ def serve(
     from relay.gateway.reload import set_log_level
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold prompts and keys
     settings = load(config)
     token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")

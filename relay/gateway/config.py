@@ -17,7 +17,6 @@ from relay.gateway.anomaly.settings import (
     AS_BUILT,
     NOBODY,
     AlertSettings,
-    AlertsFile,
     Anomaly,
     checked_alerts,
     checked_anomaly,
@@ -141,7 +140,7 @@ class _File(_Section, frozen=True, kw_only=True):
     price: list[PriceEntry] = []
     inspect: list[Rule] = []
     anomaly: Anomaly = AS_BUILT
-    alerts: AlertsFile = AlertsFile()
+    alerts: AlertSettings = NOBODY
 
 
 @dataclass(frozen=True)
@@ -268,7 +267,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         quotas,
-        checked_anomaly(file.anomaly), checked_alerts(file.alerts, directory),
+        checked_anomaly(file.anomaly), checked_alerts(file.alerts),
     )
 
 

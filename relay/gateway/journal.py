@@ -16,7 +16,7 @@ that comes too late changes nothing. A running row without a call in memory belo
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from relay.gateway.call import Call, JournalLimits, Reader, Usage
@@ -32,6 +32,7 @@ from transport.identity.verify import LEEWAY_S
 from transport.messages import REQUEST_LIFETIME_MAX_S
 from transport.primitives import random_bytes
 
+LATELY: Final = 1_000  # answers of which a note is kept in memory after their end, since they will be acknowledged soon
 KEPT_BEYOND_S: Final = 3_600  # a row outlives its request, so that a clock set back within that calls nobody twice
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Journal:
         self._epoch = b""
         self._usage: dict[Owner, Usage] = {}
         self._calls: dict[Key, Call] = {}  # that run or are being read
+        self._lately: dict[Key, Call] = {}  # whole answers that wait in the database, the oldest first
         self._opening: dict[Key, asyncio.Task[Call | None]] = {}
 
     async def load(self) -> None:
@@ -105,22 +107,30 @@ class Journal:
         call.changed.give()
         return call.reader
 
-    async def ack(self, key: Key, offset: int) -> None:
-        """The device has everything before `offset` for good: a whole answer's bytes go, its outcome stays.
+    async def ack(self, offsets: Mapping[Key, int]) -> None:
+        """The device has everything before those offsets for good: whole answers' bytes go, their outcomes stay.
 
         Cumulative and idempotent; nothing for an unknown request, or where there is no answer. Raises
-        ProtocolViolation beyond the answer.
+        ProtocolViolation for one beyond its answer, once the others are seen to.
         """
-        call = await self.find(key)
-        if call is None or call.refusal is not None:
-            return
-        if offset > call.length:
+        beyond, done = False, []
+        for key, offset in offsets.items():
+            call = await self.find(key)
+            if call is None or call.refusal is not None:
+                continue
+            beyond = beyond or offset > call.length
+            if call.whole and offset == call.length:
+                done.append(call)
+        if done:
+            numbers = [call.number for call in done]
+            erased = await self.writer.run(lambda connection: calls.erase(connection, numbers))
+            for call, had in zip(done, erased, strict=True):
+                call.usage.waiting -= had
+                call.usage.free(call.length if had else 0)
+                call.erased()
+                self._lately.pop(call.key, None)
+        if beyond:
             raise ProtocolViolation("acknowledgement goes beyond the answer")
-        if call.whole and offset == call.length:
-            freed = await self.writer.run(lambda connection: calls.erase(connection, call.number))
-            call.usage.waiting -= freed > 0
-            call.usage.free(freed)
-            call.erased()
 
     async def cancel(self, key: Key) -> bool:
         """Ends a running call, on stable storage first and then at the provider; False if it was over or unknown."""
@@ -147,6 +157,8 @@ class Journal:
         opening = [task for key, task in self._opening.items() if key.owner == owner]
         if opening:
             await asyncio.wait(opening)
+        for key in [key for key in self._lately if key.owner == owner]:
+            del self._lately[key]
         for call in [call for call in self._calls.values() if call.key.owner == owner]:
             call.give_up(UNKNOWN)
             if call.task is not None:
@@ -197,6 +209,11 @@ class Journal:
         """Forgets a call in memory once it is over and nobody reads it."""
         if call.over and (call.reader is None or call.released) and self._calls.get(call.key) is call:
             del self._calls[call.key]
+            if call.whole and call.length:
+                call.trim()
+                self._lately[call.key] = call
+                if len(self._lately) > LATELY:
+                    del self._lately[next(iter(self._lately))]
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +224,7 @@ class Journal:
         """One at a time for a key, so that a row is never read between its commit and its call's being here."""
         while (busy := self._opening.get(key)) is not None:
             await asyncio.wait({busy})
-        if (call := self._calls.get(key)) is not None:
+        if (call := self._calls.get(key) or self._lately.get(key)) is not None:
             return call
         task = self._opening[key] = asyncio.create_task(work())
         task.add_done_callback(lambda _: self._opened(key))

@@ -6,8 +6,9 @@ or the session is lost. Only the second ends the call.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ from transport.telemetry import Telemetry
 
 Settled = Callable[[], Awaitable[None]] | None
 ACKS_MAX: Final = 1_000  # requests whose acknowledgements wait, of one session; no device has more on record
+GATHER_S: Final = 0.1  # seconds that an acknowledgement waits for others
 _log = logging.getLogger(__name__)
 
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
@@ -99,9 +101,9 @@ class Requests:
         if settled is not None:
             await settled()
 
-    async def ack(self, asker: Asker, request_id: bytes, offset: int) -> None:
-        """Raises ProtocolViolation, StoreError."""
-        await self._journal.ack(asker.key(request_id), offset)
+    async def ack(self, asker: Asker, offsets: Mapping[bytes, int]) -> None:
+        """By request id. Raises ProtocolViolation, StoreError."""
+        await self._journal.ack({asker.key(request_id): offset for request_id, offset in offsets.items()})
 
     async def stop(self, enrolment: int, why: Refusal) -> None:
         """Ends what runs of a device. Raises StoreError."""
@@ -177,19 +179,15 @@ class Requests:
                 )
 
     async def _deliver(self, asker: Asker, stream: Incoming | Resumed, reader: Reader) -> None:
-        copying = asyncio.ensure_future(_copy(reader, stream))
-        ends = [asyncio.ensure_future(event.wait()) for event in (stream.cancelled, stream.lost)]
+        stream.on_over(reader.leave)
         try:
-            await asyncio.wait({copying, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            if stream.cancelled.is_set():
-                await self._journal.cancel(asker.key(stream.request_id))
+            await _copy(reader, stream)
+        except TransportError:
+            pass  # nobody waits for it any more
         finally:
-            for task in (copying, *ends):
-                task.cancel()
-            results = await asyncio.gather(copying, *ends, return_exceptions=True)
             reader.close()
-        if isinstance(results[0], Exception) and not isinstance(results[0], TransportError):
-            raise results[0]
+        if stream.cancelled.is_set():
+            await self._journal.cancel(asker.key(stream.request_id))
 
 
 async def _copy(reader: Reader, stream: AnswerStream) -> None:
@@ -213,12 +211,15 @@ async def _copy(reader: Reader, stream: AnswerStream) -> None:
 
 
 class Acknowledgements:
-    """Those of one session, one at a time. What comes meanwhile for a request is one with what waits for it."""
+    """Those of one session. Nobody waits for them, so they are gathered for a moment; what comes meanwhile for a
+    request is one with what waits for it.
+    """
 
     def __init__(self, requests: Requests, asker: Asker, violated: Callable[[], None]) -> None:
         """`violated` is told that the device does not keep to the protocol."""
         self._requests, self._asker, self._violated = requests, asker, violated
         self._waiting: dict[bytes, int] = {}
+        self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def take(self, request_id: bytes, offset: int) -> None:
@@ -230,14 +231,18 @@ class Acknowledgements:
             self._task = asyncio.create_task(self._work())
 
     async def settled(self) -> None:
+        """To be called once the session has ended."""
+        self._over.set()
         if self._task is not None:
             await asyncio.wait({self._task})
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                request_id = next(iter(self._waiting))
-                await self._requests.ack(self._asker, request_id, self._waiting.pop(request_id))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), GATHER_S)
+                taken, self._waiting = self._waiting, {}
+                await self._requests.ack(self._asker, taken)
         except ProtocolViolation:
             self._waiting.clear()
             self._violated()

@@ -49,6 +49,8 @@ HTTPS_ROUTES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/oauth/token"): OPEN,  # what its tokens allow is decided with each request that they come with
     ("GET", "/oauth/jwks"): OPEN,
     ("GET", "/.well-known/oauth-authorization-server"): OPEN,
+    ("GET", "/openapi.json"): OPEN,  # what is in docs/openapi.json
+    ("GET", "/schemas/{name}.json"): OPEN,
     ("GET", "/v1/edge"): OPEN,  # the session inside has the identity
     ("GET", "/healthz"): OPEN,
     ("GET", "/hop"): OPEN,  # the public listener, from here on

@@ -84,6 +84,11 @@ def config(folder: Path) -> tuple[str, str]:
     return "--config", str(folder / "gw" / "gateway.toml")
 
 
+def test_a_gateway_that_crashes_leaves_no_core(serving: "subprocess.Popen[str]") -> None:
+    limits = Path(f"/proc/{serving.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
+
+
 def test_init_makes_private_files_and_no_open_secret(made: Path) -> None:
     names = {file.name for file in (made / "gw").iterdir()}
     assert names == {

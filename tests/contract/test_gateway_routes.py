@@ -172,3 +172,13 @@ async def test_models_are_listed_in_openai_s_shape(lab: Lab) -> None:
     assert status == 200 and answer["object"] == "list"
     assert {one["id"] for one in answer["data"]} == {*MODELS.values(), *(f"other-{kind}" for kind in KINDS)}
     assert KEY not in json.dumps(answer)
+
+
+async def test_the_doctor_tries_each_provider_s_key(lab: Lab) -> None:
+    found = await lab.gateway.admin("examine", stage="provider", timeout_s=20.0)
+    assert found["status"] == "ok" and found["finding"].count("takes the key") == len(KINDS)
+    (lab.gateway.folder / "anthropic.key").write_text("sk-of-somebody-else")
+    found = await lab.gateway.admin("examine", stage="provider", timeout_s=20.0)
+    number = list(KINDS).index("anthropic")
+    assert found["status"] == "failed" and f"provider[{number}].key_file" in found["hint"]
+    assert "sk-of" not in json.dumps(found)

@@ -228,6 +228,8 @@ CASES: dict[str, Case] = {
                                                reference="any"),
     "another protocol": Case(
         [b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nhi"], GARBLED, reference="any"),
+    "another protocol that has no name": Case([b"HTTP/1.1 101 Switching\r\n\r\n", whole(b"hi")], GARBLED,
+                                              reference="any"),
     "a field without a name": Case([OK + b": x\r\nContent-Length: 0\r\n\r\n"], GARBLED),
     "a field without a colon": Case([OK + b"Content-Length\r\n\r\n"], GARBLED),
     "a space before a colon": Case([OK + b"Content-Length : 2\r\n\r\nhi"], GARBLED, reference="any"),
@@ -420,8 +422,9 @@ async def test_a_redirect_is_not_followed() -> None:
     ([HANG], 10.0),  # first_byte
     ([OK, *([1.0, b"A: b\r\n"] * 20)], 10.0),  # ... which a head does not lengthen
     ([9.0, whole(b"hello")[:-1], HANG], 14.0),  # idle, from the last byte on
+    ([whole(b"hello")[:-1], HANG], 5.0),
     ([whole(b"hello")[:-5], HANG], 10.0),  # the first piece has the rest of first_byte
-    ([whole(b"hello")[:-1], 4.0, b"!", 100.0], 4.0),
+    ([whole(b"hello")[:-1], 4.0, b"!", 100.0], 4.0),  # in time
     ([chunked(b"a")[:-5], *([4.0, b"1\r\nx\r\n"] * 5), HANG], 25.0),
 ])
 @in_virtual_time
@@ -543,6 +546,42 @@ async def test_a_closed_client_accepts_nothing() -> None:
         assert len(server.requests) == 1 and not server.open
 
 
+@in_virtual_time
+async def test_a_new_connection_that_has_ended_before_it_was_used_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    async def brief(make: Any, *_: object) -> None:
+        nonlocal made
+        made += 1
+        assert made < 3
+        left, right = socket.socketpair()
+        right.close()
+        await asyncio.get_running_loop().create_connection(make, sock=left)
+        await asyncio.sleep(0.1)
+
+    async with ours("http://127.0.0.1/v1") as client:
+        monkeypatch.setattr("relay.gateway.upstream.client.dial", brief)
+        assert await outcome(client) == ("provider_unreachable", True)
+        assert made == 1
+
+
+@in_virtual_time
+async def test_a_connection_that_is_made_when_all_is_over_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(*arguments: Any) -> Any:
+        await asyncio.sleep(1.0)
+        return await dial.dial(*arguments)
+
+    async with Scripted([[whole(b"hi")]]) as server, ours(server.url) as client:
+        monkeypatch.setattr("relay.gateway.upstream.client.dial", slow)
+        work = asyncio.create_task(outcome(client))
+        await asyncio.sleep(0.5)
+        await client.close()
+        assert await work == ("provider_unreachable", True)
+        assert not server.requests
+
+
 # --- places -----------------------------------------------------------------------------------------------------------
 
 @in_virtual_time
@@ -563,6 +602,43 @@ async def test_so_many_connections_and_a_turn_for_everyone() -> None:
         await asyncio.gather(*work, return_exceptions=True)
         assert sorted(order[:3]) == [0, 1, 2] and order[3:] == [3, 5, 6, 7, 8]
         assert len(server.made) == 3 and not server.mixed
+
+
+@pytest.mark.parametrize("given", ["a place", "a connection"])
+@in_virtual_time
+async def test_who_gives_up_in_the_moment_of_its_turn_passes_it_on(given: str) -> None:
+    scripts: list[Script] = [[whole(b"hello")[:-1], HANG], [whole(b"hi")]]
+    async with Scripted(scripts) as server, ours(server.url, Limits(connections=1)) as client:
+        first = await client.request("GET", "/", {})
+        second, third = asyncio.create_task(outcome(client)), asyncio.create_task(outcome(client))
+        await asyncio.sleep(0.1)
+        (connection,) = client._all
+        if given == "a place":
+            first.close()
+            client.lost(connection)
+        else:
+            server.made[0].busy = False
+            connection.data_received(b"!")
+        second.cancel()
+        assert await third == (200, b"hi")
+        assert len(server.requests) == 2 and second.cancelled()
+        assert len(server.made) == (2 if given == "a place" else 1)
+        first.close()
+
+
+@in_virtual_time
+async def test_a_connection_that_was_held_back_goes_on_with_its_next_answer() -> None:
+    large = whole(b"x" * 100_001)
+    async with Scripted([[large[:-1], HANG], [whole(b"hi")]]) as server, ours(server.url) as client:
+        response = await client.request("GET", "/", {})
+        await asyncio.sleep(0.1)
+        (connection,) = client._all
+        assert connection._paused
+        connection.data_received(b"!")  # as what TLS has read already
+        server.made[0].busy = False
+        assert await outcome(client) == (200, b"hi")
+        assert len(await response.read(300_000)) == 100_001
+        response.close()
 
 
 @in_virtual_time
@@ -643,6 +719,16 @@ async def test_a_whole_answer_has_a_length_and_a_limit() -> None:
             response.close()
         response = await client.request("GET", "/", {})
         assert await response.read(10) == b"x" * 10
+        response.close()
+
+
+@in_virtual_time
+async def test_what_comes_behind_a_body_is_no_header() -> None:
+    answer = OK + b"Content-Type: a/b\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Type: c/d\r\nX-A: b\r\n\r\n"
+    async with Scripted([[answer]]) as server, ours(server.url) as client:
+        response = await client.request("GET", "/", {})
+        assert await response.chunk() == b""
+        assert (response.content_type, response.header("x-a")) == ("a/b", "")
         response.close()
 
 

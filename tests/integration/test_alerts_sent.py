@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from relay.gateway.anomaly import sending
 from relay.gateway.anomaly.receivers import receivers_of
 from relay.gateway.anomaly.sending import NotTaken, Sending
-from relay.gateway.anomaly.settings import AlertSettings, AlertsFile, checked_alerts
+from relay.gateway.anomaly.settings import AlertSettings, checked_alerts
 from relay.gateway.anomaly.syslog import Syslog, message
 from relay.gateway.anomaly.webhook import Webhook, secret_from_file, signed
 from relay.gateway.audit.log import AuditLog
@@ -85,7 +85,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "PAUSE_MAX_S", 0.002)
 
 
-async def test_L11_each_is_told_once_in_order_and_says_no_more_than_it_should(database: Database, tmp_path: Path) -> None:
+async def test_L11_each_is_told_once_in_order_and_says_no_more_than_it_should(
+    database: Database, tmp_path: Path
+) -> None:
     box = Mailbox()
     out = Sending(database, {"webhook": box}, least="throttled", gateway="spiffe://field.example/gateway/main")
     running = asyncio.create_task(out.run())
@@ -225,9 +227,9 @@ async def test_a_receiver_that_is_not_there_is_not_taken_for_one_that_is(secret:
         with pytest.raises(NotTaken):
             await nobody.send("msg_1", b"{}", 0)
         with pytest.raises(NotTaken):
-            await Syslog("tcp", f"127.0.0.1:{taken.getsockname()[1]}").send("msg_1", BODY, 0)
+            await Syslog(f"tcp:127.0.0.1:{taken.getsockname()[1]}").send("msg_1", BODY, 0)
     with pytest.raises(NotTaken):
-        await Syslog("unix", "/nowhere/log").send("msg_1", BODY, 0)
+        await Syslog("unix:/nowhere/log").send("msg_1", BODY, 0)
 
 
 # --- syslog ----------------------------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ async def test_it_goes_to_a_unix_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(path)
         log.settimeout(10)
-        await Syslog("unix", path).send("msg_1", BODY, 0)
+        await Syslog(f"unix:{path}").send("msg_1", BODY, 0)
         assert LINE.fullmatch(await asyncio.to_thread(log.recv, 4_096))
 
 
@@ -282,11 +284,11 @@ async def test_it_goes_by_tcp_with_its_length_before_it(scheme: str, tmp_path: P
     server = await asyncio.start_server(take, "127.0.0.1", 0, ssl=server_side)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        await Syslog(scheme, f"localhost:{port}" if ca else f"127.0.0.1:{port}", ca_file=ca).send("msg_1", BODY, 0)
+        await Syslog(f"{scheme}:{'localhost' if ca else '127.0.0.1'}:{port}", ca_file=ca).send("msg_1", BODY, 0)
         data = await got
         if ca is not None:
             with pytest.raises(NotTaken):  # whose certificate nobody vouches for
-                await Syslog("tls", f"localhost:{port}").send("msg_2", BODY, 0)
+                await Syslog(f"tls:localhost:{port}").send("msg_2", BODY, 0)
     length, _, line = data.partition(b" ")
     assert int(length) == len(line) and LINE.fullmatch(line)
 
@@ -324,33 +326,33 @@ def certificate(directory: Path) -> tuple[ssl.SSLContext, Path]:
     "http://ops.example/hook", "ftp://ops.example", "https://", "https://user:pw@ops.example/", "ops.example",
     "https://ops.example/a b", "http://169.254.169.254/", "https://ops.example/#x\n",
 ])
-def test_a_webhook_goes_by_https_or_stays_here(url: str, tmp_path: Path) -> None:
+def test_a_webhook_goes_by_https_or_stays_here(url: str) -> None:
     with pytest.raises(ConfigError, match=r"alerts\.webhook"):
-        checked_alerts(AlertsFile(webhook=url, webhook_secret_file="s"), tmp_path)
+        checked_alerts(AlertSettings(webhook=url, webhook_secret_file="s"))
 
 
 @pytest.mark.parametrize("place", ["udp:x:514", "tcp:log.example:514", "unix:dev/log", "tls:nowhere", "/dev/log"])
-def test_a_syslog_is_here_or_by_tls(place: str, tmp_path: Path) -> None:
+def test_a_syslog_is_here_or_by_tls(place: str) -> None:
     with pytest.raises(ConfigError, match=r"alerts\.syslog"):
-        checked_alerts(AlertsFile(syslog=place), tmp_path)
+        checked_alerts(AlertSettings(syslog=place))
 
 
-def test_places_that_are_good(tmp_path: Path) -> None:
+def test_places_that_are_good() -> None:
     for url in ("https://ops.example/hook?x=1", "http://127.0.0.1:9000/", "http://[::1]:9000/", "http://localhost/h"):
-        assert checked_alerts(AlertsFile(webhook=url, webhook_secret_file="s"), tmp_path).webhook == url
+        assert checked_alerts(AlertSettings(webhook=url, webhook_secret_file="s")).webhook == url
     for place in ("unix:/dev/log", "tls:log.example:6514", "tcp:127.0.0.1:514"):
-        assert checked_alerts(AlertsFile(syslog=place), tmp_path).syslog is not None
+        assert checked_alerts(AlertSettings(syslog=place)).syslog is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"whsec_", b"whsec_AAAA", b"MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b"whsec_\xff"])
 def test_a_secret_that_is_none_is_an_error_that_does_not_show_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(content)
     with pytest.raises(ConfigError, match="webhook_secret_file") as told:
-        receivers_of(AlertSettings("https://ops.example/", tmp_path / "s"))
+        receivers_of(AlertSettings(webhook="https://ops.example/", webhook_secret_file="s"), tmp_path)
     assert "AAAA" not in str(told.value) and "MfKQ" not in str(told.value)
     with pytest.raises(ConfigError, match="webhook_secret_file"):
-        receivers_of(AlertSettings("https://ops.example/", tmp_path / "no such"))
+        receivers_of(AlertSettings(webhook="https://ops.example/", webhook_secret_file="no such"), tmp_path)
 
 
-def test_nobody_is_told_unless_somebody_is_named() -> None:
-    assert receivers_of(AlertSettings()) == {}
+def test_nobody_is_told_unless_somebody_is_named(tmp_path: Path) -> None:
+    assert receivers_of(AlertSettings(), tmp_path) == {}

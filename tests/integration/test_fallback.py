@@ -16,8 +16,8 @@ from relay.gateway.pipeline import Pipeline
 from relay.gateway.taps.meter import Meter
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.breaker import Breaker
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import ProviderKey
-from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.upstream.providers import Provided
 from relay.gateway.upstream.routing import Routing, Target
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
@@ -35,7 +35,7 @@ class Lab:
     second: MockProvider
     pipeline: Pipeline
     file: Path
-    upstreams: Mapping[str, OpenAiUpstream]
+    upstreams: Mapping[str, HttpUpstream]
     now: float = 0.0
 
     async def ask(self, body: bytes = b"") -> KeptSink:
@@ -56,7 +56,7 @@ async def built(folder: Path, first: MockProvider, second: MockProvider) -> Asyn
         stack.push_async_callback(audit.close)
         upstreams = {}
         for name, one in (("first", first), ("second", second)):
-            upstreams[name] = OpenAiUpstream(one.base_url, name=name, timeouts=PATIENT)
+            upstreams[name] = HttpUpstream(one.base_url, name=name, timeouts=PATIENT)
             stack.push_async_callback(upstreams[name].close)
         providers = {
             name: Provided(upstreams[name], ProviderKey(Secret(one.key.encode())), Breaker(FAILURES, OPEN_S))

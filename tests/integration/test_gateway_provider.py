@@ -19,8 +19,8 @@ from relay.gateway.pipeline import Pipeline, RequestContext
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
 from relay.gateway.upstream.base import Timeouts, checked_base_url
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import ProviderKey, key_from_environment, key_from_file
-from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import KeptSink, allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, STREAM, WHOLE, MockProvider, chunk
 from transport import telemetry
@@ -38,7 +38,7 @@ class Lab:
     tracing: telemetry.Telemetry
     audit: AuditLog
     directory: Path
-    upstream: OpenAiUpstream
+    upstream: HttpUpstream
 
     async def ask(self, body: bytes, sink: KeptSink | None = None, **changes: Any) -> tuple[KeptSink, RequestContext]:
         sink = sink or KeptSink()
@@ -55,7 +55,7 @@ class Lab:
 
 @asynccontextmanager
 async def build(provider: MockProvider, directory: Path, **options: Any) -> AsyncIterator[Lab]:
-    upstream = OpenAiUpstream(provider.base_url, timeouts=PATIENT, **options)
+    upstream = HttpUpstream(provider.base_url, timeouts=PATIENT, **options)
     tracing = telemetry.start("gateway", directory / "spans.jsonl")
     audit = AuditLog(directory / "audit.jsonl")
     policy = allowing({"/edge/*": ["small", "large"]})
@@ -318,7 +318,7 @@ async def test_a_bug_of_ours_is_one_refusal_and_quotes_nothing(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("CANARY-A")
 
-    monkeypatch.setattr(OpenAiUpstream, "call", broken)
+    monkeypatch.setattr(HttpUpstream, "call", broken)
     sink, _ = await lab.ask(chat(text="CANARY-A"))
     assert sink.refused == (500, "internal_error", False)
     assert "CANARY-A" not in caplog.text

@@ -20,8 +20,8 @@ from relay.gateway.checks.schema import Schema
 from relay.gateway.errors import ConfigError, KeysUnavailable
 from relay.gateway.forward import Forward
 from relay.gateway.upstream.aws_secrets import AGAIN_S, KeySecret, read_secret
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, SecretPlace
-from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import allowing, audit_lines, chat, context
 from tests.support.mock_provider import KEY, MockProvider
 from tests.support.virtually import in_virtual_time
@@ -101,7 +101,7 @@ async def test_a_call_under_way_keeps_its_key(tmp_path: Path) -> None:
     path = tmp_path / "provider.key"
     path.write_text(KEY)
     async with MockProvider() as provider:
-        upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
+        upstream, tracing = HttpUpstream(provider.base_url), telemetry.start("gateway")
         provider.mode = "quotes_key"  # the answer is judged by the key that was sent, not by the one of meanwhile
         forward = Forward.to_one(upstream, (key := KeyFile(path)), AuditLog(tmp_path / "a"), tracing)
         request = context(chat())
@@ -193,7 +193,7 @@ async def test_a_refusal_by_the_provider_has_the_secret_read(tmp_path: Path, rot
     key = KeySecret(Secret(OLD.encode()), shelf.read, 600.0)
     shelf.key = KEY if rotated else OLD
     async with MockProvider() as provider:
-        upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
+        upstream, tracing = HttpUpstream(provider.base_url), telemetry.start("gateway")
         audit = AuditLog(tmp_path / "a")
         forward = Forward.to_one(upstream, key, audit, tracing)
         task = asyncio.create_task(key.keep_fresh())
@@ -220,7 +220,7 @@ async def test_a_key_file_that_changes_meanwhile_is_tried_once(tmp_path: Path) -
     path = tmp_path / "provider.key"
     path.write_text(OLD)
     async with MockProvider() as provider:
-        upstream, tracing = OpenAiUpstream(provider.base_url), telemetry.start("gateway")
+        upstream, tracing = HttpUpstream(provider.base_url), telemetry.start("gateway")
         audit = AuditLog(tmp_path / "a")
         provider.refusing = lambda: moved(path, NEW if len(provider.headers) == 1 else "sk-third")
         forward = Forward.to_one(upstream, KeyFile(path), audit, tracing)

@@ -56,4 +56,4 @@ def test_the_largest_and_the_oddest_bodies_pass() -> None:
 
 def test_without_one_nothing_goes_on() -> None:
     with pytest.raises(ValueError, match="without a model"):
-        renamed(b'{"x":{"model":"a"}}', "b")
+        renamed(b'{"x":{"mode":"a"}}', "b")

@@ -50,7 +50,7 @@ def _numbers() -> Iterator[Case]:
     for name, text in {
         "most of 64 bits": "18446744073709551615", "least of 64 bits": "-9223372036854775808",
         "over 2^53": "9007199254740993", "a double's most": "1.7976931348623157e308", "too near zero": "1e-999",
-        "17 digits": "0.30000000000000004",
+        "a whole one": "3.0", "17 digits": "0.30000000000000004",
     }.items():
         yield Case(f"i_number_{name}", holding(text.encode()))
     for name, text in {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
 from relay.gateway.anomaly.settings import AS_BUILT, Anomaly
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -22,6 +21,7 @@ from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -34,8 +34,8 @@ from relay.gateway.sessions import SessionLimits, Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.trace import TraceStore
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import ProviderKey
-from relay.gateway.upstream.openai import OpenAiUpstream
 from tests.support.gateway_lab import PASSPHRASE, allowing, audit_lines
 from tests.support.memory_link import MemoryLink, memory_links
 from tests.support.mock_provider import KEY
@@ -122,7 +122,7 @@ async def gateway(
         stack.callback(tracing.close)
         enrolment = Enrolment(database, authority, audit, clock=clock)
         await enrolment.load()
-        upstream = OpenAiUpstream(base_url)
+        upstream = HttpUpstream(base_url)
         stack.push_async_callback(upstream.close)
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
@@ -134,7 +134,7 @@ async def gateway(
             "models": ModelList(),
         }
         if inference:
-            server = OpenAiUpstream(inference, name="inference")
+            server = HttpUpstream(inference, name="inference")
             stack.push_async_callback(server.close)
             answerers["infer"] = Forward.to_one(server, None, audit, tracing)
 

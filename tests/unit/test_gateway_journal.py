@@ -2,9 +2,10 @@
 
 import asyncio
 import importlib.resources
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,7 @@ async def test_a_request_from_claim_to_acknowledgement(world: World) -> None:
     assert await end == b""
     assert (call.length, call.sha256) == (len(world.answer), sha256(world.answer).digest())
     reader.close()
-    await world.journal.ack(key(), call.length)
+    await world.journal.ack({key(): call.length})
     assert (await world.rows(), await world.rows("answer_parts")) == (1, 0)
     assert world.calls == 1
 
@@ -161,7 +162,7 @@ async def test_H7_another_content_under_a_known_id_calls_nobody(world: World) ->
     world.hold.set()
     await world.finished()
     assert await world.try_claim(digest=b"e" * 32) == CONFLICT
-    await world.journal.ack(key(), len(world.answer))
+    await world.journal.ack({key(): len(world.answer)})
     assert await world.try_claim(digest=b"e" * 32) == CONFLICT
     assert world.calls == 1
 
@@ -170,7 +171,7 @@ async def test_H7_another_content_under_a_known_id_calls_nobody(world: World) ->
 async def test_H7_another_device_s_request_is_unknown(world: World, owner: tuple[str, int]) -> None:
     await world.finished()
     assert await world.journal.find(key(owner=owner)) is None
-    await world.journal.ack(key(owner=owner), 99_999)  # and nothing is said of it
+    await world.journal.ack({key(owner=owner): 99_999})  # and nothing is said of it
     assert not await world.journal.cancel(key(owner=owner))
     mine = await world.claim(key(owner=owner), b"e" * 32)  # nor can an id be taken away from anybody
     assert await read(world.journal.read(mine, 0)) == world.answer
@@ -450,30 +451,61 @@ async def test_M9_memory_is_bounded_without_a_reader_and_with_a_slow_one(databas
 async def test_M9_an_acknowledgement_beyond_the_answer_is_a_violation(world: World) -> None:
     await world.claim()
     await turns()
-    await world.journal.ack(key(), len(world.answer))  # all there is so far; more may come
+    await world.journal.ack({key(): len(world.answer)})  # all there is so far; more may come
     with pytest.raises(ProtocolViolation):
-        await world.journal.ack(key(), len(world.answer) + 1)
+        await world.journal.ack({key(): len(world.answer) + 1})
     await world.finished()
     with pytest.raises(ProtocolViolation):
-        await world.journal.ack(key(), len(world.answer) + 1)
+        await world.journal.ack({key(): len(world.answer) + 1})
     assert await world.rows("answer_parts") == 1
 
 
 async def test_acknowledgements_are_cumulative_and_idempotent(world: World) -> None:
     call = await world.finished()
-    await world.journal.ack(key(), 3)
+    await world.journal.ack({key(): 3})
     again = await world.journal.find(key())
     assert again is not None
     assert await read(world.journal.read(again, 0)) == world.answer
     for offset in (call.length, call.length, 2):
-        await world.journal.ack(key(), offset)
+        await world.journal.ack({key(): offset})
     assert call.usage.kept == 0
-    await world.journal.ack(key(b"x"), 7)  # unknown: nothing happens
+    await world.journal.ack({key(b"x"): 7})  # unknown: nothing happens
+
+
+async def test_many_are_acknowledged_in_one_transaction_and_one_too_far_keeps_none_back(world: World) -> None:
+    for name in (b"1", b"2", b"3"):
+        await world.finished(key(name))
+    size, wrote = len(world.answer), 0
+    real = world.database.run
+
+    async def run(work: Callable[[Connection], Any], *, read_only: bool = False) -> Any:
+        nonlocal wrote
+        wrote += not read_only
+        return await real(work, read_only=read_only)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.database, "run", run)
+        with pytest.raises(ProtocolViolation):
+            await world.journal.ack({key(b"1"): size, key(b"2"): size + 1, key(b"3"): size})
+    assert wrote == 1
+    assert await world.rows("answer_parts") == 1 and await world.rows() == 3
+
+
+async def test_an_answer_that_waits_is_found_without_a_read_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATELY", 2)
+    made = [await world.finished(key(name)) for name in (b"1", b"2", b"3")]
+    found = [await world.journal.find(key(name)) for name in (b"1", b"2", b"3")]
+    assert found[0] is not made[0] and found[1:] == made[1:]
+    assert all(call is not None and call.in_memory == 0 for call in found), "but not the answer itself"
+    await world.journal.delete_identity(OWNER)
+    assert [await world.journal.find(key(name)) for name in (b"1", b"2", b"3")] == [None, None, None]
 
 
 async def test_an_acknowledged_answer_is_neither_given_nor_made_again(world: World) -> None:
     call = await world.finished()
-    await world.journal.ack(key(), call.length)
+    await world.journal.ack({key(): call.length})
     assert await refusal_of(world.journal.read(await world.claim(), 0)) == ACKNOWLEDGED
     again = await world.claim()
     assert await read(world.journal.read(again, call.length)) == b""  # who has all of it hears that it is whole
@@ -507,11 +539,11 @@ async def test_M9_answers_that_nobody_fetches_are_capped(database: Database) -> 
     assert await world.try_claim(key(b"3")) == FULL
     world = await world.restarted()
     assert await world.try_claim(key(b"3")) == FULL
-    await world.journal.ack(key(b"1"), call.length)
+    await world.journal.ack({key(b"1"): call.length})
     await world.finished(key(b"3"))
     assert await world.try_claim(key(b"4")) == FULL
     for name in (b"2", b"3"):
-        await world.journal.ack(key(name), call.length)
+        await world.journal.ack({key(name): call.length})
     world.answer = b""
     for name in (b"4", b"5", b"6"):  # nothing to fetch
         await world.finished(key(name))
@@ -530,7 +562,7 @@ async def test_M9_rows_of_an_identity_are_capped(database: Database) -> None:
     await world.journal.load()
     for name in (b"1", b"2"):
         call = await world.finished(key(name))
-        await world.journal.ack(key(name), call.length)
+        await world.journal.ack({key(name): call.length})
     assert await world.try_claim(key(b"3")) == FULL
     world.clock.now += 600 + module.KEPT_BEYOND_S + 1
     await world.journal.sweep()
@@ -574,7 +606,7 @@ async def test_M9_a_paused_provider_goes_on_when_there_is_room(database: Databas
         await asyncio.sleep(0)
     await turns()
     assert second.length == 400, "it waits"
-    await world.journal.ack(key(b"1"), first.length)
+    await world.journal.ack({key(b"1"): first.length})
     assert await read(world.journal.read(second, 0)) == world.answer
     world.answer = bytes(400)
     await world.finished(key(b"3"))

@@ -58,10 +58,10 @@ def test_no_text_has_no_score(inspector: Inspector) -> None:
     assert [inspector.of(text).score for text in ("", " \n", "\u200b\u200b", "\ud800")] == [0.0] * 4
 
 
-def test_a_text_is_judged_once(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_isjudged_once(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Inspector(shipped())
     first = fresh.of(ATTACK)
-    monkeypatch.setattr(Inspector, "_judged", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(Inspector, "judged", lambda *_: pytest.fail("judged again"))
     assert fresh.knows(ATTACK) and not fresh.knows(HARMLESS) and fresh.of(ATTACK) == first
 
 

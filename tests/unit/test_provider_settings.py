@@ -1,6 +1,7 @@
 """[[provider]], [[model]] and [inference] of gateway.toml: who is asked for what, and which mistakes are told."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def test_every_mistake_is_told_at_the_start(sections: list[str], told: str) -> N
     with pytest.raises(ConfigError) as refused:
         parse(((text + HEAD) if text.startswith("provider =") else (HEAD + text)).encode(), Path("/srv"))
     assert told in str(refused.value) and refused.value.hint
+
+
+def test_what_the_documentation_shows_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "PROVIDERS.md").read_text()
+    one, several, alias = re.findall(r"(?s)```toml\n(.+?)```", text)
+    assert ways(read(one), "any") == [("openai", "any")]
+    config = read(several, alias)
+    assert ways(config, "default") == [("azure-eu", "gpt4o-eu"), ("openai", "gpt-4o")]
+    assert ways(config, "llama3.2") == [("local", "llama3.2")] and ways(config, "llama3.2", "responses") == []
+    assert ways(config, "claude-sonnet-4-5", "messages") == [("claude", "claude-sonnet-4-5")]
 
 
 def test_a_server_on_this_machine_needs_no_key() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from relay.gateway.checks.quota import Quota as Check
-from relay.gateway.checks.schema import REQUESTS
 from relay.gateway.errors import AuditUnavailable, ProviderFailure
 from relay.gateway.pipeline import Refusal
-from relay.gateway.quota.ledger import Rule
-from relay.gateway.quota.quotas import Quotas
+from relay.gateway.quota.ledger import Price, Rule
+from relay.gateway.quota.quotas import CallHold, Quotas
 from relay.gateway.quota.settings import UNLIMITED, Limiting
+from relay.gateway.quota.tap import Allowance
 from tests.support.answer_streams import FORMATS, delta, ends_whole, events, opening, stream, whole, written
 from tests.support.gateway_lab import Clock, KeptSink, chat, context, peer
 from tests.support.quota_lab import Lab, limiting, quota, quota_lab
@@ -81,7 +81,7 @@ async def test_more_than_was_reserved_is_charged_if_reported_and_missing_to_the_
     assert lab.provider.calls == 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind in REQUESTS])
+@pytest.mark.parametrize("kind", FORMATS)
 async def test_a_stream_is_cut_where_its_tokens_end_and_is_whole_to_a_client(kind: str, tmp_path: Path) -> None:
     async with quota_lab(tmp_path, quota(tokens=400)) as lab:
         lab.provider.pieces = [*filter(None, [opening(kind)]), *(delta(kind, f"word {n:03} ") for n in range(400))]
@@ -233,9 +233,8 @@ async def test_nothing_stays_reserved_where_the_audit_fails(lab: Lab) -> None:
 
 async def test_embeddings_have_no_output_and_inference_no_tokens(lab: Lab) -> None:
     lab.provider.pieces = [json.dumps({"data": [{"embedding": "A" * 9_000}], "usage": {"prompt_tokens": 3}}).encode()]
-    if "embeddings" in REQUESTS:
-        sink, _ = await lab.ask(b'{"model":"small","input":"pump"}', kind="/v1/embeddings")
-        assert sink.ended and lab.used()["tokens"] == (3, 0)
+    sink, _ = await lab.ask(b'{"model":"small","input":"pump"}', kind="/v1/embeddings")
+    assert sink.ended and lab.used()["tokens"] == (3, 0)
     before = lab.used().get("tokens", (0, 0))
     lab.provider.pieces = [b'{"outputs":[]}']
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
@@ -310,6 +309,43 @@ async def test_nobody_is_exempt(path: str) -> None:
     hold = await Check(quotas).check(context(chat(), model="small", parsed=True, peer=peer(path), token="t"))
     assert hold is None
     assert await Check(quotas).check(context(chat(), model="small", parsed=True, peer=peer(path))) is not None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_thousand_streams_at_once_are_over_by_one_event_each_at_most(shared: bool) -> None:
+    """In virtual time, in turn, with events of all sizes; whatever comes, what passed is what is charged."""
+    clock, limit, event_max = Clock(0.0), 60_000 if shared else 60, 60
+    rule = Rule("all", "/edge/*", (("edge", "*"),), 3_600, (None, limit, None), shared)
+    quotas = Quotas(Limiting((rule,), {"small": Price()}), clock=lambda: 1e9, monotonic=lambda: clock.now)
+    streams = []
+    for number in range(1_000):
+        request = context(chat(stream=True), model="small", parsed=True, stream=True, peer=peer(f"edge/lap-{number}"))
+        request.body = b"x" * 9
+        found = quotas.admit(request, True, 40)
+        assert isinstance(found, CallHold)
+        request.hold, request.answer_type = found, "text/event-stream"
+        streams.append((request, found, Allowance(request)))
+    windows = [window for slot in quotas.ledger.slots() for window in slot.windows.values()]
+    running, turn = dict(enumerate(streams)), 0
+    while running:
+        turn, clock.now = turn + 1, clock.now + 0.01
+        assert turn < 1_000
+        for number, (request, hold, tap) in list(running.items()):
+            before = hold.output
+            passed = tap.feed(delta("chat", "w" * (1 + (number * 7 + turn * 31) % event_max)))
+            assert passed and hold.output - before <= -(-event_max // 3)
+            if request.cut:
+                assert ends_whole("chat", passed) and hold.output - hold.hold.output <= -(-event_max // 3)
+                del running[number]
+        now = quotas.now()
+        assert all(window.free(now) >= 0 for window in windows)  # what is promised is within the limit, all the time
+        over = sum(hold.output - hold.hold.output for _, hold, _ in streams if hold.output > hold.hold.output)
+        total = sum(9 + hold.output for _, hold, _ in streams)
+        assert total <= (limit if shared else limit * 1_000) + over
+    came_to = [hold.settle("cut")["charged_tokens"] for _, hold, _ in streams]
+    assert came_to == [3 + hold.output for _, hold, _ in streams]
+    assert sum(window.spent for window in windows) == sum(came_to)
+    assert all(not window.held for window in windows)
 
 
 async def test_two_devices_may_choose_the_same_request_id(lab: Lab) -> None:

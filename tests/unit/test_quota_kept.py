@@ -139,6 +139,17 @@ async def test_an_outcome_on_record_is_what_counts(machine: Machine) -> None:
     assert machine.used() == {("hourly", "/edge/lap-1"): [1, 30, 5]}
 
 
+async def test_what_was_written_before_its_outcome_was_on_record_counts_once(machine: Machine) -> None:
+    request = machine.begin()
+    request.usage = Usage(30, 0)
+    assert request.hold is not None
+    charged = request.hold.settle("answered")
+    await machine.kept.flush()
+    machine.write("request.outcome", request, **charged)
+    await machine.start()
+    assert machine.used() == {("hourly", "/edge/lap-1"): [1, 30, 5]}
+
+
 async def test_what_grew_since_is_written_too(machine: Machine) -> None:
     request = machine.begin()
     await machine.kept.flush()

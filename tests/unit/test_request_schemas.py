@@ -59,6 +59,15 @@ async def test_a_field_that_it_does_not_have(route: str) -> None:
 
 
 @pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES])
+async def test_a_whole_number_may_have_a_point(route: str) -> None:
+    name = {CHAT: "max_tokens", RESPONSES: "max_output_tokens", MESSAGES: "max_tokens"}[route]
+    for written, most in ((b"5.0", 5), (b"5e1", 50)):
+        body = json.dumps(LEAST[route] | {name: "N"}).encode().replace(b'"N"', written)
+        assert (await through(route, body))[1].output_max == most
+    assert await refused(route, LEAST[route] | {name: 5.5}) == ("invalid_request", name)
+
+
+@pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES])
 async def test_streams(route: str) -> None:
     _, request = await through(route, LEAST[route] | {"stream": True})
     assert request.stream

@@ -70,6 +70,19 @@ def test_pragmas_hold(path: Path) -> None:
         assert database.run_sync(read) == wanted
 
 
+def test_a_process_that_wipes_nothing_has_memory_security_off(path: Path) -> None:
+    """Once on, it is on for a process: so a gateway's is asked in one of its own."""
+    asked = (
+        "import sys; from pathlib import Path; from relay.gateway.state.sqlcipher import create_state, open_state\n"
+        "from store.keys import Passphrase\n"
+        "create_state(Path(sys.argv[1]), Passphrase('x'))\n"
+        "with open_state(Path(sys.argv[1]), Passphrase('x')) as database: print(database.run_sync("
+        "lambda connection: connection.execute('PRAGMA cipher_memory_security').fetchone()))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked, path.parent], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "('0',)\n", done.stderr
+
+
 def test_a_wrong_key_is_an_error_and_no_noise(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with open_store(path) as database:
         put(database, "k")
@@ -100,7 +113,7 @@ def test_M19_no_error_shows_the_raw_key(failing: str) -> None:
     """The one statement that holds key material fails without a word of it, however the error is printed."""
     key = DatabaseKey(bytes(range(48)))
     with pytest.raises(StoreError) as caught:
-        store.database._apply_key(_Refusing(failing), key)
+        store.database._apply_key(_Refusing(failing), key, True)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert key.expose().hex()[:16] not in shown.lower()
     assert caught.value.__cause__ is None and caught.value.__suppress_context__

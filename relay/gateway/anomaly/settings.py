@@ -2,8 +2,6 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
@@ -34,7 +32,7 @@ class Anomaly(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 AS_BUILT: Final = Anomaly()
 
 
-class AlertsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AlertSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whom to tell. `least`: from which state on; copied keys and tried invitations are told in any case."""
 
     webhook: str | None = None
@@ -42,17 +40,6 @@ class AlertsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     syslog: str | None = None
     syslog_ca_file: str | None = None
     least: Literal["warned", "throttled", "quarantined", "revoked"] = "throttled"
-
-
-@dataclass(frozen=True)
-class AlertSettings:
-    """`syslog`: (scheme, place): unix and a path, or tcp or tls and HOST:PORT."""
-
-    webhook: str | None = None
-    secret_file: Path | None = None
-    syslog: tuple[str, str] | None = None
-    syslog_ca: Path | None = None
-    least: str = "throttled"
 
 
 NOBODY: Final = AlertSettings()
@@ -67,20 +54,18 @@ def checked_anomaly(anomaly: Anomaly) -> Anomaly:
     return anomaly
 
 
-def checked_alerts(file: AlertsFile, directory: Path) -> AlertSettings:
+def checked_alerts(alerts: AlertSettings) -> AlertSettings:
     """Raises ConfigError that names the key."""
-    if (file.webhook is None) != (file.webhook_secret_file is None):
+    if (alerts.webhook is None) != (alerts.webhook_secret_file is None):
         raise ConfigError("alerts.webhook: set it together with alerts.webhook_secret_file",
                           hint='as in webhook_secret_file = "webhook.secret"')
-    if file.webhook is not None:
-        _check_url(file.webhook)
-    syslog = None if file.syslog is None else _syslog(file.syslog)
-    if file.syslog_ca_file is not None and (syslog is None or syslog[0] != "tls"):
+    if alerts.webhook is not None:
+        _check_url(alerts.webhook)
+    if alerts.syslog is not None:
+        _check_syslog(alerts.syslog)
+    if alerts.syslog_ca_file is not None and not (alerts.syslog or "").startswith("tls:"):
         raise ConfigError("alerts.syslog_ca_file: this is for tls:HOST:PORT alone")
-    return AlertSettings(
-        file.webhook, directory / file.webhook_secret_file if file.webhook_secret_file else None, syslog,
-        directory / file.syslog_ca_file if file.syslog_ca_file else None, file.least,
-    )
+    return alerts
 
 
 def _check_url(url: str) -> None:
@@ -92,18 +77,16 @@ def _check_url(url: str) -> None:
                           hint="put a proxy with TLS before the receiver")
 
 
-def _syslog(text: str) -> tuple[str, str]:
+def _check_syslog(text: str) -> None:
     scheme, _, place = text.partition(":")
-    hint = 'one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"'
     try:
-        if scheme == "unix" and place.startswith("/"):
-            return scheme, place
-        if scheme == "tls" or (scheme == "tcp" and _loopback(Endpoint.parse(f"tcp:{place}").host_port()[0])):
-            Endpoint.parse(f"tcp:{place}").host_port()
-            return scheme, place
+        host = "" if scheme == "unix" else Endpoint.parse(f"tcp:{place}").host_port()[0]
+        good = place.startswith("/") if scheme == "unix" else scheme == "tls" or (scheme == "tcp" and _loopback(host))
     except BadInput:
-        pass
-    raise ConfigError("alerts.syslog: this is no place of a syslog; without TLS it stays on this machine", hint=hint)
+        good = False
+    if not good:
+        raise ConfigError("alerts.syslog: this is no place of a syslog; without TLS it stays on this machine",
+                          hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
 
 
 def _loopback(host: str) -> bool:

@@ -46,11 +46,11 @@ def _value(value: object) -> str:
 class Syslog:
     """A `Receiver`. What TCP has taken may still be lost with the other end; a syslog server does not say."""
 
-    def __init__(self, scheme: str, place: str, *, ca_file: Path | None = None) -> None:
-        """Raises ConfigError for a file that holds no certificates."""
-        self._scheme, self._place = scheme, place
+    def __init__(self, place: str, *, ca_file: Path | None = None) -> None:
+        """`place` as in the configuration. Raises ConfigError for a file that holds no certificates."""
+        self._scheme, _, self._place = place.partition(":")
         self._context: ssl.SSLContext | None = None
-        if scheme == "tls":
+        if self._scheme == "tls":
             try:
                 self._context = ssl.create_default_context(cafile=ca_file)
             except (OSError, ssl.SSLError):

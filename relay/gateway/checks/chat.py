@@ -17,6 +17,7 @@ from relay.gateway.checks.fields import (
     Share,
     Temperature,
     Tokens,
+    Whole,
     dumped,
 )
 from relay.gateway.pipeline import Said
@@ -101,7 +102,7 @@ class ToolCall(Body):
     type: Literal["function", "custom"] = "function"
     function: FunctionCall | None = None
     custom: CustomCall | None = None
-    index: int | None = None
+    index: Whole | None = None
 
 
 class System(Body, tag_field="role", tag="system"):
@@ -175,7 +176,7 @@ class ChatRequest(Conversation, kw_only=True):
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     stop: Label | Annotated[list[Label], Meta(max_length=16)] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
@@ -194,7 +195,7 @@ class ChatRequest(Conversation, kw_only=True):
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
-    top_k: int | None = None  # of other servers with this API
+    top_k: Whole | None = None  # of other servers with this API
     min_p: Share | None = None
     repetition_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
     audio: Passed = UNSET

@@ -30,6 +30,7 @@ REFUSED: Final = {
 Passed = Any | UnsetType
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")]
 Label = Annotated[str, Meta(max_length=512)]  # a name or an id
+Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Tokens = Annotated[int, Meta(ge=1, le=OUTPUT_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]

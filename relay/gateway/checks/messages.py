@@ -14,6 +14,7 @@ from relay.gateway.checks.fields import (
     Passed,
     Share,
     Tokens,
+    Whole,
     dumped,
 )
 from relay.gateway.pipeline import Said
@@ -109,10 +110,10 @@ class Tool(Body):
     input_examples: list[dict[str, Any]] | None = None
     strict: bool | None = None
     eager_input_streaming: bool | None = None
-    display_width_px: int | None = None
-    display_height_px: int | None = None
-    display_number: int | None = None
-    max_characters: int | None = None
+    display_width_px: Whole | None = None
+    display_height_px: Whole | None = None
+    display_number: Whole | None = None
+    max_characters: Whole | None = None
     cache_control: Passed = UNSET
 
 

@@ -34,10 +34,11 @@ class _Duplicate(ValueError):
 
 
 def _real(text: str) -> float:
+    """3.0 becomes 3: to JSON Schema it is an integer."""
     value = float(text)
     if len(text) > DIGITS_MAX or not math.isfinite(value):  # 1e999 is infinity to one parser and an error to another
         raise ValueError("out of range")
-    return value
+    return int(value) if value.is_integer() and abs(value) < 1 << 63 else value
 
 
 _parse = msgspec.json.Decoder(float_hook=_real).decode

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAIRS", "REACH", "STRIDE", "WINDOW", "Ints", "pairs", "window_starts"]
+__all__ = ["PAIRS", "REACH", "STRIDE", "WINDOW", "Ints", "pairs"]
 
 Ints = NDArray[np.int64]
 REACH: Final = 3  # a token pairs with each of so many that follow
@@ -28,8 +28,3 @@ def pairs(tokens: NDArray[Any]) -> Ints:
     mixed *= _LEFT[0, 0]
     found: Ints = (mixed >> _SHIFT).astype(np.int64)
     return found
-
-
-def window_starts(n: int) -> list[int]:
-    """Of windows over n tokens, half over each other; one for what fits into one."""
-    return [0] if n <= WINDOW else list(range(0, n - STRIDE, STRIDE))

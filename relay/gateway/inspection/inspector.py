@@ -17,6 +17,7 @@ from relay.gateway.inspection.views import views
 __all__ = ["READ_MAX", "Finding", "Inspector"]
 
 READ_MAX: Final = 64 << 10  # characters that are read of one text
+_TOKENS_MAX: Final = 16_384  # of one reading: of more, so many of the first and the last
 _ENDS: Final = 24 << 10  # of a longer one: so much of its beginning and of its end, and
 _SLICE: Final = 1 << 10  # slices of what is between, evenly spread
 _REMEMBERED: Final = 8_192  # texts
@@ -52,10 +53,6 @@ class Inspector:
         self._seen: dict[bytes, Finding] = {}
         self._lock = threading.Lock()  # long texts are judged in a thread
 
-    @property
-    def version(self) -> str:
-        return self._model.version
-
     def knows(self, text: str) -> bool:
         """Whether `of` this text costs nothing."""
         return _key(text) in self._seen
@@ -66,32 +63,31 @@ class Inspector:
         with self._lock:
             found = self._seen.pop(key, None)
         if found is None:
-            found = self._judged(text)
+            found = self.judged(text)
         with self._lock:
             self._seen[key] = found  # now the latest
             if len(self._seen) > _REMEMBERED:
                 del self._seen[next(iter(self._seen))]
         return found
 
-    def _judged(self, text: str) -> Finding:
+    def judged(self, text: str) -> Finding:
+        """The same without a memory."""
         clean = cleaned(_bounded(text))[: 2 * READ_MAX]
         words = words_of(clean)
         score, view, at = 0.0, "", 0
         for name, reading in self._readings(clean, words):
-            worst = self._model.worst(self._model.vocabulary.numbers(reading))
+            numbers = self._model.vocabulary.numbers(reading)
+            numbers[_TOKENS_MAX // 2 : max(_TOKENS_MAX // 2, len(numbers) - _TOKENS_MAX // 2)] = []
+            worst = self._model.worst(numbers)
             if worst.score > score:
                 score, view, at = worst.score, name, worst.at
-        return Finding(score, self.verdict(score), view, at)
+        verdict: Verdict = "block" if score >= self._model.block else "flag" if score >= self._model.flag else "allow"
+        return Finding(score, verdict, view, at)
 
     def _readings(self, clean: str, words: list[str]) -> Iterator[tuple[str, Iterable[str]]]:
         yield "", words
         for name, text in views(clean, words):
             yield name, words_of(cleaned(text))
-
-    def verdict(self, score: float) -> Verdict:
-        if score >= self._model.block:
-            return "block"
-        return "flag" if score >= self._model.flag else "allow"
 
 
 def _key(text: str) -> bytes:

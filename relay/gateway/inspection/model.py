@@ -28,6 +28,7 @@ Floats = NDArray[np.float32]
 FILE: Final = "injection.model"
 MAGIC: Final = b"causeway injection 1\n"
 _HASH: Final = 32
+_PADDING: Final = (PAD,) * 4  # so many tokens see the widest filter and the farthest pair behind the last one
 
 
 class ModelUnusable(Exception):
@@ -81,75 +82,86 @@ class Model:
     def _take(self, found: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
         self.flag, self.block = float(settings["flag"]), float(settings["block"])
         self._slope, self._offset = float(settings["slope"]), float(settings["offset"])
-        self._widths = [(int(width), int(filters)) for width, filters in settings["widths"]]
-        self._table = found["table"].astype(np.float32) * found["table_scale"]
-        self._filters, self._bias = found["filters"].astype(np.float32), found["bias"].astype(np.float32)
-        self._hidden, self._hidden_bias = found["hidden"].astype(np.float32), found["hidden_bias"].astype(np.float32)
-        self._out, self._out_bias = found["out"].astype(np.float32), float(found["out_bias"][0])
+        widths = [(int(width), int(filters)) for width, filters in settings["widths"]]
+        count = sum(filters for _, filters in widths)
+        # What a token gives to a filter does not depend on its neighbours, so it is reckoned here, for all tokens.
+        parts = _by_step(found["filters"], widths)
+        self._steps = [count - part.shape[1] for part in parts[1:]]
+        table, hidden = found["table"].astype(np.float32) * found["table_scale"], found["hidden"]
+        given = [table @ part for part in [*parts, hidden[count:]]]
+        self._unit = np.max([np.pad(np.abs(one).max(0), (count - one.shape[1], 0)) for one in given[:-1]], 0) / 127
+        self._mean_unit = np.abs(given[-1]).max(0) / 127
+        units = [*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit]
+        self._given = np.concatenate(
+            [np.rint(one / unit).astype(np.int8) for one, unit in zip(given, units, strict=True)], 1
+        )
+        self._bias, self._hidden, self._hidden_bias = found["bias"], hidden[:count], found["hidden_bias"]
+        self._out, self._out_bias = found["out"], float(found["out_bias"][0])
         scale = found["linear_scale"].astype(np.float32)  # of single weights, their squares, pairs' weights, squares
-        self._single = np.stack([found["single"] * scale[0], found["single_norm"] * scale[1]]).astype(np.float32)
-        self._pair, self._pair_norm = found["pair"], found["pair_norm"]
-        self._pair_scale = scale[2:4]
+        single = np.stack([found["single"], found["single_norm"]], 1) * scale[:2]
+        self._single = single.astype(np.float32)
+        self._pair, self._pair_scale = np.stack([found["pair"], found["pair_norm"]], 1), scale[2:4]
         self._linear_bias, self._linear_share = float(scale[4]), float(settings["linear"])
 
     def worst(self, numbers: Sequence[int]) -> Window:
         """Of the windows over these tokens."""
         if not numbers:
             return Window(0.0, 0)
-        tokens = np.array([*numbers, *[PAD] * REACH])
+        tokens = np.array([*numbers, *_PADDING])
         logits = self._linear_share * self._linear(tokens) + self._filtered(tokens)
-        at = int(logits.argmax()) if len(logits) > 1 else 0
+        at = int(logits.argmax())
         logit = self._slope * float(logits[at]) + self._offset
         return Window(1 / (1 + math.exp(-max(-60.0, min(60.0, logit)))), at * STRIDE)
 
-    def _linear(self, tokens: NDArray[np.int64]) -> Floats:
-        numbers, n = pairs(tokens), len(tokens) - REACH
-        sums = self._single[:, tokens[:n]]
-        sums[0] += self._pair[numbers].sum(0, dtype=np.float32) * self._pair_scale[0]
-        sums[1] += self._pair_norm[numbers].sum(0, dtype=np.float32) * self._pair_scale[1]
-        weight, norm = _over_windows(np.add, sums.T).T
-        linear: Floats = weight / np.sqrt(norm + 1e-9) + self._linear_bias
+    def _linear(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        n = len(tokens) - len(_PADDING)
+        first, second, third = self._pair.take(pairs(tokens[: n + REACH]), 0).astype(np.int16)
+        sums = _over_windows(np.add, self._single.take(tokens[:n], 0) + (first + second + third) * self._pair_scale)
+        linear: NDArray[Any] = sums[:, 0] / np.sqrt(sums[:, 1] + 1e-9) + self._linear_bias
         return linear
 
     def _filtered(self, tokens: NDArray[np.int64]) -> Floats:
-        n = len(tokens) - REACH
-        widest = max(width for width, _ in self._widths)
-        vectors = np.zeros((n + widest - 1, self._table.shape[1]), np.float32)
-        self._table.take(tokens[:n], 0, vectors[:n])
-        answers = vectors @ self._filters
-        columns, at = [], 0
-        for width, filters in self._widths:
-            total = answers[:n, at : at + filters]
-            for step in range(1, width):
-                at += filters
-                total = total + answers[step : step + n, at : at + filters]
-            at += filters
-            columns.append(total)
-        strongest = _over_windows(np.maximum, np.concatenate(columns, 1)) + self._bias
-        lengths = _lengths(n)
-        means = _over_windows(np.add, vectors[:n]) / lengths[:, None]
-        seen = np.concatenate([np.maximum(strongest, 0), means], 1)
-        hidden = np.maximum(seen @ self._hidden + self._hidden_bias, 0)
-        filtered: Floats = hidden @ self._out + self._out_bias
+        n, count = len(tokens) - len(_PADDING), len(self._unit)
+        given = self._given.take(tokens, 0).astype(np.int16)
+        answers, at = given[:n, :count], count
+        for step, first in enumerate(self._steps, 1):
+            end = at + count - first
+            answers[:, first:] += given[step : n + step, at:end]
+            at = end
+        strongest = _over_windows(np.maximum, answers) * self._unit + self._bias
+        means = _over_windows(np.add, given[:n, at:]) * self._mean_unit / _lengths(n)
+        hidden = np.maximum(strongest, 0) @ self._hidden + means + self._hidden_bias
+        filtered: Floats = np.maximum(hidden, 0) @ self._out + self._out_bias
         return filtered
 
 
-def _over_windows(fold: "np.ufunc", rows: Floats) -> Floats:
-    """(n, f) by token to (windows, f): two halves make a window."""
+def _by_step(filters: Floats, widths: Sequence[tuple[int, int]]) -> list[Floats]:
+    """The filters' matrices for the first token they see, for the second, and so on: of those that are so wide."""
+    columns: list[list[Floats]] = [[] for _ in range(max(width for width, _ in widths))]
+    at = 0
+    for width, count in widths:  # from narrow to wide: each step is of the last filters of the one before
+        for step in range(width):
+            columns[step].append(filters[:, at : at + count])
+            at += count
+    return [np.concatenate(part, 1) for part in columns]
+
+
+def _over_windows(fold: "np.ufunc", rows: NDArray[Any]) -> NDArray[Any]:
+    """(n, f) by token to (windows, f): two halves make a window. Sums of bytes over one fit into two bytes."""
     n = len(rows)
     if n <= WINDOW:
-        one: Floats = fold.reduce(rows, 0, keepdims=True)
+        one: NDArray[Any] = fold.reduce(rows, 0, rows.dtype, keepdims=True)
         return one
-    halves = fold.reduceat(rows, np.arange(0, n, STRIDE), 0)
-    both: Floats = fold(halves[:-1], halves[1:])
+    halves = fold.reduceat(rows, np.arange(0, n, STRIDE), 0, rows.dtype)
+    both: NDArray[Any] = fold(halves[:-1], halves[1:])
     return both
 
 
 def _lengths(n: int) -> Floats:
     if n <= WINDOW:
-        return np.array([n], np.float32)
+        return np.array([[n]], np.float32)
     starts = np.arange(0, n - STRIDE, STRIDE)
-    return np.minimum(WINDOW, n - starts).astype(np.float32)
+    return np.minimum(WINDOW, n - starts).astype(np.float32)[:, None]
 
 
 def shipped(path: Path | None = None) -> Model:

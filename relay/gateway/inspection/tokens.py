@@ -10,6 +10,7 @@ UNKNOWN: Final = 1
 _SIGNS: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _WORD_MAX: Final = 32  # characters: a longer word is cut there
 _PIECES_MAX: Final = 12  # pieces of one word
+_APART_MAX: Final = 1_024  # words of one text that are taken apart; further ones are UNKNOWN
 _REMEMBERED: Final = 16_384  # words whose pieces are kept
 
 
@@ -28,6 +29,7 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[str]) -> None:
         """The first two are PAD and UNKNOWN, whatever they are called."""
         self._numbers = {token: number for number, token in enumerate(tokens) if number > UNKNOWN}
+        self._longest = max(map(len, tokens))
         self._pieces: dict[str, tuple[int, ...]] = {}
 
     def numbers(self, words: Iterable[str]) -> list[int]:
@@ -36,9 +38,14 @@ class Vocabulary:
         if None not in found:
             return found  # type: ignore[return-value]
         numbers: list[int] = []
+        left = _APART_MAX
         for word, number in zip(words, found, strict=True):
             if number is None:
-                numbers += self._pieces.get(word) or self._apart(word)
+                pieces = self._pieces.get(word)
+                if pieces is None:
+                    left -= 1
+                    pieces = self._apart(word) if left >= 0 else (UNKNOWN,)
+                numbers += pieces
             else:
                 numbers.append(number)
         return numbers
@@ -47,7 +54,7 @@ class Vocabulary:
         pieces: list[int] = []
         at, end = 0, min(len(word), _WORD_MAX)
         while at < end and len(pieces) < _PIECES_MAX:
-            for stop in range(end, at, -1):
+            for stop in range(min(end, at + self._longest), at, -1):
                 number = self._numbers.get("##" + word[at:stop] if at else word[:stop])
                 if number is not None:
                     pieces.append(number)

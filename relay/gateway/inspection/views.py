@@ -21,12 +21,12 @@ DEPTH: Final = 2
 VIEWS_MAX: Final = 8  # readings of one text
 DECODED_MAX: Final = 64 << 10  # characters of one reading
 _LEAST: Final = 8  # characters: shorter ones say nothing
-_PLAIN: Final = 0.9  # share of a decoded text that must be printable: else it was no text
+_PLAIN: Final = 0.8  # share of a decoded text that must be letters, digits and their like: else it was no text
 _RUNS: Final = 32  # encoded stretches of one kind that are read
 
 View = tuple[str, str]  # by which decoders, as `base64` or `url+rot13`; the text
 
-_BASE64: Final = re2.compile(r"[A-Za-z0-9+/_-]{4}(?:[A-Za-z0-9+/_-]|[A-Za-z0-9+/_-]\r?\n){8,}={0,2}")
+_BASE64: Final = re2.compile(r"[A-Za-z0-9+/_-]{4}(?:[A-Za-z0-9+/_-]|[A-Za-z0-9+/_-]\r?\n){12,}={0,2}")
 _HEX: Final = re2.compile(r"(?i)(?:(?:0x|\\x)?[0-9a-f]{2}[\s:,]?){8,}")
 _HEX_MARKS: Final = re2.compile(r"(?i)0x|\\x|[\s:,]")
 _SPACED: Final = re2.compile(r"(?:[A-Za-z0-9@$!][ \t._*~|-]{1,3}){5,}[A-Za-z0-9@$!]\b")
@@ -44,6 +44,7 @@ _ROT13: Final = frozenset(
 def views(text: str, words: Sequence[str]) -> list[View]:
     """Readings of a `cleaned` text, whose `words` are given; none of most texts, never more than VIEWS_MAX."""
     found: list[View] = []
+    left = 2 * DECODED_MAX
     level: list[tuple[str, str, Sequence[str]]] = [("", text, words)]
     for _ in range(DEPTH):
         below: list[tuple[str, str, Sequence[str]]] = []
@@ -51,7 +52,8 @@ def views(text: str, words: Sequence[str]) -> list[View]:
             for kind, decoded in _readings(source, its):
                 if len(found) == VIEWS_MAX:
                     return found
-                if len(decoded) >= _LEAST and decoded != source and all(decoded != one for _, one in found):
+                if _LEAST <= len(decoded) <= left and decoded != source and all(decoded != one for _, one in found):
+                    left -= len(decoded)
                     path = f"{name}+{kind}" if name else kind
                     found.append((path, decoded))
                     below.append((path, decoded, decoded.lower().split()))
@@ -60,12 +62,12 @@ def views(text: str, words: Sequence[str]) -> list[View]:
 
 
 def _readings(text: str, words: Sequence[str]) -> Iterator[View]:
-    if max(map(len, words), default=0) >= 12:
+    if max(map(len, words), default=0) >= _LEAST:  # signs among the letters part it into words
         yield "base64", _decoded(_BASE64, text, _from_base64)
     if len(text) >= 2 * _LEAST and any(digit in text for digit in "0234567"):  # no text in hex is without
         yield "hex", _decoded(_HEX, text, _from_hex)
     if "%" in text:
-        yield "url", _text_of(unquote_to_bytes(text[:DECODED_MAX].encode("utf-8", "ignore"))) if "%" in text else ""
+        yield "url", _text_of(unquote_to_bytes(text[:DECODED_MAX].encode("utf-8", "ignore")))
     if "&" in text and ";" in text:
         yield "html", html.unescape(text[:DECODED_MAX])
     if len(_ROT13.intersection(words)) >= 2:
@@ -102,10 +104,10 @@ def _from_hex(run: str) -> bytes:
 
 
 def _text_of(data: bytes) -> str:
-    """What is text to a person, or nothing."""
-    text = data.decode("utf-8", "ignore")
-    printable = sum(map(str.isprintable, text)) + text.count("\n") + text.count("\t")
-    return text if text and printable >= _PLAIN * len(text) and len(text) >= _PLAIN * len(data) / 4 else ""
+    """What is text to a person, or nothing: of bytes that only look encoded, most are none."""
+    text = data.decode("utf-8", "replace")
+    plain = sum(character.isalnum() or character in " \n\t.,:;!?'\"-_/" for character in text)
+    return text if len(text) >= _LEAST and plain >= _PLAIN * len(text) else ""
 
 
 def _closed_up(text: str) -> str:

@@ -59,10 +59,11 @@ class Rule:
 class Slot:
     """What one rule counts of one device, or of all that share it: a window for each of its limits."""
 
-    __slots__ = ("rule", "who", "windows")
+    __slots__ = ("rule", "told", "who", "windows")
 
     def __init__(self, rule: Rule, who: str, now: int) -> None:
         self.rule, self.who = rule, who
+        self.told: dict[int, tuple[str, str]] = {}  # by kind, what of its limits is the same in each answer
         self.windows = {
             kind: Window(limit, rule.seconds, now) for kind, limit in enumerate(rule.limits) if limit is not None
         }
@@ -117,7 +118,7 @@ class Ledger:
             if rule is None or rule.shared != slot.rule.shared:
                 del self._slots[key]
                 continue
-            old, slot.rule = slot.windows, rule
+            old, slot.rule, slot.told = slot.windows, rule, {}
             slot.windows = {}
             for kind, limit in enumerate(rule.limits):
                 if limit is None:

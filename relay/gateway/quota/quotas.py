@@ -7,7 +7,7 @@ from typing import Any, Final
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.quota import estimate
-from relay.gateway.quota.ledger import MONEY, Denied, Hold, Ledger, Price, Slot
+from relay.gateway.quota.ledger import MONEY, Denied, Hold, Lane, Ledger, Price, Slot
 from relay.gateway.quota.settings import Limiting
 from relay.gateway.quota.shown import KINDS, shown, span
 
@@ -139,23 +139,24 @@ class CallHold:
 
     def headers(self) -> dict[str, str]:
         """Of the limits that are this device's alone: what others have left of a shared one is not its business."""
-        own = [(kind, window, slot) for kind, window, slot in self.hold.lane if not slot.rule.shared][:_SHOWN_MAX]
+        own = tuple(one for one in self.hold.lane if not one[2].rule.shared)[:_SHOWN_MAX]
         return _headers(own, self._quotas.now()) if own else {}
 
 
-def _headers(lane: Any, now: int) -> dict[str, str]:
+def _headers(lane: Lane, now: int) -> dict[str, str]:
     """draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4 (RFC 9651 lists)."""
-    units = (';qu="request"', ';qu="tokens"', ';qu="micro-units"')
-    return {
-        "RateLimit-Policy": ", ".join(
-            f'"{slot.rule.name}.{KINDS[kind]}";q={window.limit};w={slot.rule.seconds}{units[kind]}'
-            for kind, window, slot in lane
-        ),
-        "RateLimit": ", ".join(
-            f'"{slot.rule.name}.{KINDS[kind]}";r={max(0, window.free(now))};t={window.frees(now)}'
-            for kind, window, slot in lane
-        ),
-    }
+    policies, left = [], []
+    for kind, window, slot in lane:
+        name, policy = slot.told.get(kind) or slot.told.setdefault(kind, _told(kind, slot))
+        policies.append(policy)
+        left.append(f"{name};r={max(0, window.free(now))};t={window.frees(now)}")
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
+
+
+def _told(kind: int, slot: Slot) -> tuple[str, str]:
+    name = f'"{slot.rule.name}.{KINDS[kind]}"'
+    unit = ("request", "tokens", "micro-units")[kind]
+    return name, f'{name};q={slot.rule.limits[kind]};w={slot.rule.seconds};qu="{unit}"'
 
 
 def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
@@ -169,7 +170,7 @@ def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
         text = f"{limit}, and this model has no price"
     else:
         text = f"{limit}, and this request may come to {tokens:,} tokens; ask for fewer by max_tokens"
-    headers = _headers([(kind, denied.slot.windows[kind], denied.slot)], now) if not rule.shared else {}
+    headers = _headers(((kind, denied.slot.windows[kind], denied.slot),), now) if not rule.shared else {}
     if wait is not None:
         headers["Retry-After"] = str(wait)
     again = wait is not None and wait <= _RETRY_S

@@ -18,13 +18,13 @@ class Window:
     what was charged within the window, as of the last time that was told. 600 bytes, whatever happens.
     """
 
-    __slots__ = ("_cells", "_head", "held", "limit", "seconds", "spent", "width")
+    __slots__ = ("_cells", "_head", "_oldest", "held", "limit", "seconds", "spent", "width")
 
     def __init__(self, limit: int, seconds: int, now: int) -> None:
         self.limit, self.seconds, self.width = limit, seconds, seconds // CELLS
         self.held = self.spent = 0
         self._cells = array("q", bytes(8 * _KEPT))
-        self._head = now // self.width
+        self._head = self._oldest = now // self.width  # no cell before `_oldest` counts anything
 
     def free(self, now: int) -> int:
         """What may still be reserved; below 0 where more was charged than had been reserved."""
@@ -54,7 +54,7 @@ class Window:
 
     def counts(self) -> Iterator[tuple[int, int]]:
         """(last second of a cell, what was charged in it) of those that are not empty, the oldest first."""
-        for cell in range(max(0, self._head - CELLS), self._head + 1):
+        for cell in range(self._oldest, self._head + 1):
             if amount := self._cells[cell % _KEPT]:
                 yield (cell + 1) * self.width - 1, amount
 
@@ -64,13 +64,15 @@ class Window:
         if cell > self._head - _KEPT:
             self._cells[cell % _KEPT] += amount
             self.spent += amount
+            self._oldest = min(self._oldest, cell)
 
     def copy(self) -> "Window":
         """As it is now, for another thread."""
         made = Window.__new__(Window)
-        made.limit, made.seconds, made.width, made.held, made.spent, made._cells, made._head = (
-            self.limit, self.seconds, self.width, self.held, self.spent, self._cells[:], self._head
+        made.limit, made.seconds, made.width, made.held, made.spent = (
+            self.limit, self.seconds, self.width, self.held, self.spent
         )
+        made._cells, made._head, made._oldest = self._cells[:], self._head, self._oldest
         return made
 
     def idle(self, now: int) -> bool:
@@ -81,7 +83,11 @@ class Window:
     def frees(self, now: int) -> int:
         """Seconds until the oldest charge leaves the window; 0 if there is none."""
         self.free(now)
-        return next((self._leaves(at) - now for at, _ in self.counts()), 0)
+        if not self.spent:
+            return 0
+        while not self._cells[self._oldest % _KEPT]:
+            self._oldest += 1
+        return (self._oldest + _KEPT) * self.width - now
 
     def reshape(self, limit: int, seconds: int, now: int) -> None:
         """Another limit, and another length, from now on. What was counted stays, as far as it is within that."""
@@ -89,7 +95,8 @@ class Window:
         if seconds != self.seconds:
             self.free(now)
             counts, self.seconds, self.width = list(self.counts()), seconds, seconds // CELLS
-            self._cells, self._head, self.spent = array("q", bytes(8 * _KEPT)), now // self.width, 0
+            self._cells, self.spent = array("q", bytes(8 * _KEPT)), 0
+            self._head = self._oldest = now // self.width
             for at, amount in counts:
                 self.add(at, amount)
 
@@ -101,4 +108,4 @@ class Window:
         for cell in range(max(self._head + 1, head - CELLS), head + 1):
             self.spent -= self._cells[cell % _KEPT]
             self._cells[cell % _KEPT] = 0
-        self._head = head
+        self._head, self._oldest = head, max(self._oldest, head - CELLS)

@@ -93,14 +93,14 @@ def claim(
     connection: Connection, key: Key, digest: bytes, expires: int, generation: int, room: bool
 ) -> tuple[Row | None, bool]:
     """(the row that was there, False), else (a new running one, True) if there is `room`."""
-    known = find(connection, key)
-    if known is not None or not room:
-        return known, False
-    connection.execute(
-        "INSERT INTO calls (spiffe_id, enrolment, request_id, digest, expires, generation) VALUES (?, ?, ?, ?, ?, ?)",
+    made = room and connection.execute(
+        "INSERT INTO calls (spiffe_id, enrolment, request_id, digest, expires, generation) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING RETURNING number",
         (key.spiffe_id, key.enrolment, key.request_id, digest, expires, generation),
-    )
-    return find(connection, key), True
+    ).fetchone()
+    if not made:
+        return find(connection, key), False
+    return Row(made[0], digest, expires, generation, "running", 0, "", 0, 0, b"", 0, "", ""), True
 
 
 def release(connection: Connection, number: int) -> bool:
@@ -141,12 +141,13 @@ def refused(connection: Connection, number: int, status: int, code: str, message
     return ended
 
 
-def erase(connection: Connection, number: int) -> int:
-    """Forgets the bytes of an answer and keeps its outcome; how many bytes went."""
-    row = connection.execute("SELECT kept FROM calls WHERE number = ?", (number,)).fetchone()
-    connection.execute("DELETE FROM answer_parts WHERE call = ?", (number,))
-    connection.execute("UPDATE calls SET kept = 0 WHERE number = ?", (number,))
-    return int(row[0]) if row else 0
+def erase(connection: Connection, numbers: Sequence[int]) -> list[bool]:
+    """Forgets the bytes of answers and keeps their outcome; which of them had any."""
+    connection.executemany("DELETE FROM answer_parts WHERE call = ?", [(number,) for number in numbers])
+    return [
+        connection.execute("UPDATE calls SET kept = 0 WHERE number = ? AND kept > 0", (number,)).rowcount > 0
+        for number in numbers
+    ]
 
 
 def part(connection: Connection, number: int, offset: int) -> bytes:

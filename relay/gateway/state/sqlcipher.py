@@ -21,8 +21,13 @@ _SCHEMA: Final = importlib.resources.files("relay.gateway.state") / "schema"
 def create_state(directory: Path, passphrase: Passphrase) -> DatabaseKey:
     """A new key file and an empty database in `directory`; the key. Raises StoreError."""
     key = create_key(directory / KEY_FILE, passphrase)
-    Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA).close()
+    _open(directory, key).close()
     return key
+
+
+def _open(directory: Path, key: DatabaseKey) -> Database:
+    """Prompts and answers pass through this process's memory as it is; wiping SQLite's would triple what it costs."""
+    return Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA, wipes=False)
 
 
 @contextlib.contextmanager
@@ -36,7 +41,7 @@ def open_state(directory: Path, passphrase: Unlock) -> Iterator[Database]:
         raise NotReady("there is no gateway in this folder", hint="run `relay gateway init DIR --trust-domain NAME`")
     with _held(directory / LOCK_FILE):
         key = unlock(directory / KEY_FILE, passphrase)
-        with Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA) as database:
+        with _open(directory, key) as database:
             yield database
 
 

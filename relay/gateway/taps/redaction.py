@@ -72,8 +72,21 @@ class Redaction:
         self.cuts: list[Cut] = []
 
     def feed(self, text: bytes) -> None:
-        self._text += text
-        self._decide(last=False)
+        if not self.passes(text):
+            self._text += text
+            self._decide(last=False)
+
+    def passes(self, text: bytes) -> bool:
+        """Feeds it if all before it is decided, and it holds nothing that could be a secret; else does nothing."""
+        if self._within is not None or self.settled != self._base + len(self._text):
+            return False
+        seen = self._text + text
+        if not self._shapes.clean(seen):
+            return False
+        self.settled += len(text)
+        self._text = seen[-_CONTEXT:]
+        self._base = self.settled - len(self._text)
+        return True
 
     def finish(self) -> None:
         """The text is over: what was a possible beginning is none. Another text may begin."""

@@ -41,6 +41,7 @@ class _Line:
     raw: bytes
     event: Any = None
     changed: bool = False
+    alike: bool = False  # an event that is not read
     pieces: list[_Piece] = field(default_factory=list)
 
 
@@ -74,6 +75,7 @@ class SecretFilter:
         self._lines: deque[_Line] = deque()
         self._waiting = 0
         self._texts: dict[tuple[Any, ...], tuple[Redaction, list[int]]] = {}
+        self._like: tuple[bytes, bytes, tuple[Any, ...]] | None = None  # an event around its text, and whose that is
 
     def feed(self, data: bytes) -> bytes:
         if self._context.answer_type == "application/json":
@@ -81,9 +83,7 @@ class SecretFilter:
             return b""
         if self._context.answer_type == "text/event-stream":
             *lines, self._held = (self._held + data).split(b"\n")
-            for line in lines:
-                self._take(line + b"\n")
-            return self._released()
+            return b"".join([self._line(line + b"\n") for line in lines])
         self._plain.feed(data)
         return self._settled(data)
 
@@ -119,6 +119,35 @@ class SecretFilter:
         _forget_tokens(whole[0])
         return msgspec.json.encode(whole[0])
 
+    def _line(self, line: bytes) -> bytes:
+        """What goes on now that it has come."""
+        if (found := self._alike(line)) is not None:
+            path, text = found
+            redaction, length = self._texts[path]
+            if not self._lines and redaction.passes(text):
+                length[0] += len(text)
+                return line
+            self._add(_Line(line, alike=True, pieces=[self._piece(path, text)]))
+        elif line == b"\n" and not self._lines:
+            return line
+        else:
+            self._take(line)
+        return self._released()
+
+    def _alike(self, line: bytes) -> tuple[tuple[Any, ...], bytes] | None:
+        """The text of an event that is the last one but for its text, as nearly all are: reading each costs more."""
+        if self._like is None:
+            return None
+        head, tail, path = self._like
+        if len(line) < len(head) + len(tail) or not line.startswith(head) or not line.endswith(tail):
+            return None
+        text = line[len(head):len(line) - len(tail)]
+        try:  # what ends a JSON string, or has no place in one
+            alike = b'"' not in text and b"\\" not in text and text.decode().isprintable()
+        except UnicodeDecodeError:
+            return None
+        return (path, text) if alike else None
+
     def _take(self, line: bytes) -> None:
         payload = line[5:].strip() if line.startswith(b"data:") else b""
         if not payload:
@@ -143,12 +172,23 @@ class SecretFilter:
         for path, holder, key in _deltas(event):
             text = holder[key].encode("utf-8", "surrogatepass")
             if text:
+                whose = path
                 taken.pieces.append(self._piece(path, text, holder, key))
+        ended = str(event.get("type")).endswith((".done", "_stop"))  # one text, and others go on
         if self._suspicious(payload):
             taken.changed = self._walk(event, {(id(piece.holder), piece.key) for piece in taken.pieces})
+        elif len(taken.pieces) == 1 and not ended:
+            self._remember(line, whose, taken.pieces[0])
         self._add(taken)
-        if str(event.get("type")).endswith((".done", "_stop")):  # of one text, and others go on
+        if ended:
             self._end_texts((event.get("item_id"), event.get("index")))
+
+    def _remember(self, line: bytes, path: tuple[Any, ...], piece: _Piece) -> None:
+        """What is before and behind its one text, if that stands there as it is, and once."""
+        text = b'"' + piece.text + b'"'
+        if line.count(text) == 1:
+            at = line.index(text) + 1
+            self._like = line[:at], line[at + len(piece.text):], path
 
     def _piece(self, path: tuple[Any, ...], text: bytes, holder: Any = None, key: Any = None) -> _Piece:
         redaction, length = self._texts.setdefault(path, (self._redaction(), [0]))
@@ -179,6 +219,9 @@ class SecretFilter:
             piece.redaction.forget(piece.at + len(piece.text))
             if shown == piece.text:
                 continue
+            if line.alike:
+                line.event = msgspec.json.decode(line.raw[5:])
+                _, piece.holder, piece.key = next(one for one in _deltas(line.event) if one[1][one[2]])
             if line.event is None:
                 return shown if line.raw[-1:] != b"\n" or shown.endswith(b"\n") else shown + b"\n"
             piece.holder[piece.key] = shown.decode("utf-8", "ignore")
@@ -196,7 +239,7 @@ class SecretFilter:
 
     def _suspicious(self, raw: bytes) -> bool:
         """Whether a text in this JSON could hold a secret: its first letters, or an escape, which could be any."""
-        return b"\\" in raw or self._shapes.first(raw, 0) >= 0
+        return b"\\" in raw or not self._shapes.clean(raw)
 
     def _walk(self, node: Any, but: set[tuple[int, Any]]) -> bool:
         """Filters each text below `node` for itself, names of members too, except `but`. Whether anything was found."""
@@ -220,7 +263,7 @@ class SecretFilter:
         return text if shown == raw else shown.decode("utf-8", "ignore")
 
     def _once(self, text: bytes) -> bytes:
-        if self._shapes.first(text, 0) < 0:
+        if self._shapes.clean(text):
             return text
         redaction = self._redaction()
         redaction.feed(text)

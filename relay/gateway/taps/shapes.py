@@ -17,6 +17,8 @@ WINDOW: Final = 1_536  # bytes; no shape is longer before it is told
 PRIVATE_KEY: Final = "private-key"
 OWN: Final = "gateway-provider-key"
 
+# What may go before the first letter of a word: its text's beginning, no letter, or an escape (see `redaction`).
+_BEFORE: Final = r"(?:\A|[^A-Za-z0-9_]|\\[nrtbf]|\\u00[0-9A-Fa-f]{2}|%[0-9A-Fa-f]{2})"
 _WORD, _ALNUM, _BASE64 = "[A-Za-z0-9_-]", "[A-Za-z0-9]", "[A-Za-z0-9+/]"
 
 
@@ -101,24 +103,58 @@ class Tier:
         return self._begun.fullmatch(window) is not None
 
 
+class Keys:
+    """A tier of our own keys, by value, wherever they stand."""
+
+    words = False
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys, self._shape = keys, Shape(OWN, (), "")
+
+    def told(self, window: bytes) -> tuple[Shape, int] | None:
+        for key in self._keys:
+            if window.startswith(key):
+                return self._shape, len(key)
+        return None
+
+    def possible(self, window: bytes) -> bool:
+        return any(key.startswith(window) for key in self._keys)
+
+
 class Shapes:
     """Everything to be looked for: `keys` by value, before all else, and the known shapes."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
-        # Nested as deep as a key is long, which RE2 bounds.
-        own = [Shape(OWN, (key[:400].decode("latin-1"),), "") for key in sorted(set(keys), key=len) if key]
-        self.tiers = [*([Tier(own, words=False)] if own else []), Tier(_KNOWN, words=True)]
-        leads = sorted({lead for shape in (*own, *_KNOWN) if isinstance(lead := shape.parts[0], str)})
-        short = sorted({lead[:6] for lead in leads})
-        ends = {lead[:size] for lead in short for size in range(1, len(lead))}
-        self._first = _compiled("|".join(
-            [*(re2.escape(lead) for lead in short), f"(?:{'|'.join(re2.escape(end) for end in sorted(ends))})\\z"]
-        ))
+        own = sorted({key[:WINDOW] for key in keys if key}, key=len)
+        self.tiers: list[Keys | Tier] = [*([Keys(own)] if own else []), Tier(_KNOWN, words=True)]
+        known = {lead[:6] for shape in _KNOWN if isinstance(lead := shape.parts[0], str)}
+        anywhere = {key[:6].decode("latin-1") for key in own} | {lead for lead in known if not lead[0].isalnum()}
+        leads = _any(known | anywhere)
+        self._first = _compiled(f"{leads}|{_ends(known | anywhere)}")
+        self._some = re2.Set.SearchSet(_options())
+        for pattern in (leads, _BEFORE + _ends(known), _ends(anywhere)):
+            self._some.Add(pattern.encode("latin-1"))
+        self._some.Compile()
+
+    def clean(self, text: bytes) -> bool:
+        """Whether no secret could begin in `text`, nor at its end one that goes on; half as costly as `first`. What it
+        finds may be none. Where a word goes before is not overlooked if `text` has the six bytes before.
+        """
+        return self._some.Match(text) is None
 
     def first(self, text: bytes, at: int) -> int:
         """Where, from `at` on, a secret could begin; -1 if nowhere. The bytes at the end may be the first of one."""
         found = self._first.search(text, at)
         return -1 if found is None else int(found.start())
+
+
+def _any(texts: set[str]) -> str:
+    return f"(?:{'|'.join(re2.escape(one) for one in sorted(texts))})"
+
+
+def _ends(leads: set[str]) -> str:
+    """A beginning of one of them, where the text ends."""
+    return _any({lead[:size] for lead in leads for size in range(1, len(lead))}) + "\\z"
 
 
 def _whole(part: str | Run) -> str:
@@ -137,8 +173,12 @@ def _begun(parts: Sequence[str | Run]) -> str:
     return "".join(f"(?:{re2.escape(letter)}" for letter in part) + after + ")?" * len(part)
 
 
-def _compiled(pattern: str) -> Any:
+def _options() -> Any:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1  # bytes; what is cut out is ASCII, but for the text behind a PEM
     options.log_errors = False  # a pattern may hold a key
-    return re2.compile(pattern.encode("latin-1"), options)
+    return options
+
+
+def _compiled(pattern: str) -> Any:
+    return re2.compile(pattern.encode("latin-1"), _options())

@@ -98,7 +98,7 @@ class Client:
     async def _take(self) -> Connection:
         if self._closed:
             raise unreachable()
-        if self._idle and not self._waiting:
+        if self._idle:  # then nobody waits
             return self._idle.popitem()[0]
         try:
             async with asyncio.timeout(self.timeouts.connect):
@@ -110,7 +110,7 @@ class Client:
 
     async def _turn(self) -> Connection | None:
         """None for a place to make one in."""
-        if not self._waiting and self._places < self.limits.connections:
+        if self._places < self.limits.connections:  # then nobody waits, either
             self._places += 1
             return None
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()

@@ -132,8 +132,12 @@ class _Format:
     MARKS: tuple[bytes, ...] = ()
 
     def ends(self, payload: bytes) -> bool:
-        if not any(mark in payload for mark in self.MARKS) and b'"error"' not in payload:
-            return False
+        for mark in self.MARKS:
+            if mark in payload:
+                break
+        else:
+            if b'"error"' not in payload:
+                return False
         event = self._read(payload)
         if event.type in self.FAILS or event.error is not None:
             raise _failed()

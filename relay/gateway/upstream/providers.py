@@ -10,8 +10,8 @@ from pathlib import Path
 from relay.gateway.errors import ConfigError
 from relay.gateway.upstream.base import Upstream
 from relay.gateway.upstream.breaker import Breaker
+from relay.gateway.upstream.http import HttpUpstream
 from relay.gateway.upstream.keys import KeyFile, ProviderKey, key_from_environment
-from relay.gateway.upstream.openai import OpenAiUpstream
 from relay.gateway.upstream.settings import InferenceServer, Provider, sections_of
 
 
@@ -32,7 +32,7 @@ async def opened(
     found = {}
     for section, one in sections_of(providers, inference):
         key = await _key(stack, directory, section, one)
-        upstream = OpenAiUpstream(one.base_url, dialect=one.dialect(), name=one.name, timeouts=one.timeouts())
+        upstream = HttpUpstream(one.base_url, dialect=one.dialect(), name=one.name, timeouts=one.timeouts())
         stack.push_async_callback(upstream.close)
         found[one.name] = Provided(upstream, key, Breaker(one.breaker_failures, one.breaker_open_s), section)
     return found

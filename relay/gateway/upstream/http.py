@@ -39,7 +39,7 @@ class _Reply(msgspec.Struct):
 _reply = msgspec.json.Decoder(_Reply)
 
 
-class OpenAiUpstream:
+class HttpUpstream:
     """See `Upstream`. One pool of connections."""
 
     def __init__(
