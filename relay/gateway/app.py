@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
@@ -42,7 +42,6 @@ from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import Rotation, TokenKeys
-from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -59,7 +58,7 @@ from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
-from relay.gateway.trace import TraceStore
+from relay.gateway.trace import WAITING_MAX, TraceStore
 from relay.gateway.upstream.providers import opened
 from relay.gateway.webpki import public_context, stay_current
 from store.errors import StoreError
@@ -69,6 +68,9 @@ from transport.identity.tls import server_context
 from transport.links.base import listen
 from transport.primitives import Secret
 from transport.tickets import TicketStore
+
+if TYPE_CHECKING:
+    from relay.gateway.identity.workloads.mount import Workloads
 
 SPANS_FILE: Final = "spans.jsonl"
 SWEEP_S: Final = 300.0
@@ -107,9 +109,9 @@ async def serve(
     async with AsyncExitStack() as stack:
         providers = await opened(stack, config.directory, config.providers, config.inference)
         database = stack.enter_context(open_state(config.directory, passphrase))
-        audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
+        audit = AuditLog(config.directory / AUDIT_FILE, sync=config.audit.sync, clock=clock)
         stack.push_async_callback(audit.close)
-        tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
+        tracing = telemetry.start("gateway", config.directory / SPANS_FILE, traces=WAITING_MAX)
         stack.callback(tracing.close)
         custody = custody_of(config.keys)
         authority = Authority.open(config.directory, passphrase, config.identity.lifetimes(), custody=custody)
@@ -124,6 +126,7 @@ async def serve(
         )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
+        stack.push_async_callback(traces.close)
         own_id = str(identity.svid().id)
         policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
@@ -152,7 +155,7 @@ async def serve(
             checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
             still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
+            taps=[Allowance, Meter, secret_filter(lambda: [key.latest().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -188,7 +191,7 @@ async def serve(
             )
 
         apis = [api := api_for(callers, gate, ApiLimits())]
-        workloads = None if config.workload_socket is None else Workloads(
+        workloads = None if config.workload_socket is None else _workloads()(
             config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
             keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
         )
@@ -295,6 +298,13 @@ async def _kept(guard: Guard) -> None:
         await guard.close()
     except StoreError as error:
         _log.error("what is known of devices since half a minute is not kept: %s", error)
+
+
+def _workloads() -> type["Workloads"]:
+    """Imported where there is a socket for it alone: gRPC takes megabytes."""
+    from relay.gateway.identity.workloads.mount import Workloads
+
+    return Workloads
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -21,6 +21,8 @@ from relay.gateway.identity.ca import DAY_S, ROOT_CERTIFICATE_FILE, pem_ends
 from relay.gateway.keys import custody_of
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
+from relay.gateway.quota.settings import uncovered
+from relay.gateway.quota.shown import told
 from relay.gateway.upstream.keys import key_from_file
 from relay.gateway.upstream.settings import Server, sections_of
 from relay.gateway.webpki import public_context
@@ -57,7 +59,12 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
     for section, provider in sections_of(config.providers, config.inference):
         found += await _key(config, section, provider)
     found += await _tried("policy", lambda: Policy(config.rules))
-    return found, [*_places(config), *([] if any(one.key == "policy" for one in found) else await _who(config))]
+    found += [
+        Problem("quota", f"no quota counts {ids}", "add a [[quota]] with that `id`, if it shall not be unlimited", True)
+        for ids in uncovered(config.quotas, [pattern for _, pattern in config.rules.patterns])
+    ]
+    who = [] if any(one.key == "policy" for one in found) else await _who(config)
+    return found, [*_places(config), *map(told, config.quotas.rules), *who]
 
 
 async def _tried(key: str, work: Callable[[], object]) -> list[Problem]:

@@ -21,6 +21,7 @@ from relay.gateway.anomaly.settings import (
     checked_alerts,
     checked_anomaly,
 )
+from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
@@ -121,6 +122,7 @@ class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     log_level: Literal["error", "warning", "info"] = "warning"
+    audit: Audit = AUDIT
     listen: Listen = Listen()
     public: PublicFile | None = None
     oauth: OAuth = OAuth()
@@ -183,6 +185,7 @@ class Config:
     inspect: Inspections = FLAG
     quotas: Limiting = UNLIMITED
     anomaly: Anomaly = AS_BUILT
+    audit: Audit = AUDIT
     alerts: AlertSettings = NOBODY
 
 
@@ -267,7 +270,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         quotas,
-        checked_anomaly(file.anomaly), checked_alerts(file.alerts),
+        checked_anomaly(file.anomaly), file.audit, checked_alerts(file.alerts),
     )
 
 
@@ -439,6 +442,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # full_handshakes_per_s = 400        # without a ticket; one address has a twentieth, one hop a quarter
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
+
+# [audit]                            # of audit.jsonl: records are written before the provider is called, and at the end
+# sync = "group"                     # and are on the disk some ms later; "each": they are waited for
 
 # [identity]
 # source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)

@@ -103,7 +103,9 @@ class Forward:
             names.SERVER_ADDRESS: upstream.host, names.BYTES_OUT: len(body),
         }
         received = 0
-        with self._telemetry.span(f"{target.operation} call", kind=SpanKind.CLIENT, attributes=attributes) as span:
+        with self._telemetry.span(
+            f"{target.operation} call", parent=context.span, kind=SpanKind.CLIENT, attributes=attributes
+        ) as span:
 
             async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 nonlocal received

@@ -127,7 +127,9 @@ async def gateway(
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
         authorise = Authorise(
-            policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
+            policy, serves=lambda operation, model: (
+                (model == "defect-detection") == (operation == "infer") and (bool(inference) or operation != "infer")
+            )
         )
         answerers: dict[str, Answerer] = {
             "chat": answerer or Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing),

@@ -240,7 +240,7 @@ def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
             found.append(Said(speaker, part.text))
         elif type(part) is RefusalPart:
             found.append(Said(speaker, part.refusal))
-    return found
+    return [one for one in found if one.text]
 
 
 def _more(message: Assistant) -> list[Said]:
