@@ -27,6 +27,7 @@ from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.inspection.settings import FLAG, Inspections, Rule, checked_inspections
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
+from relay.gateway.policy.cedar import named
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.quota.settings import UNLIMITED, Limiting, PriceEntry, Quota, checked_quotas
 from relay.gateway.upstream.routing import Routing
@@ -248,15 +249,13 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         if file.identity.socket is not None:
             socket_path(file.identity.socket)
     names = sorted({name for operation, name in routing.names if operation != "infer"})
-    rules = checked(
-        directory, file.group, file.allow, file.policy, names, elsewhere=() if inference is None else inference.models,
-    )
-    for number, allow in enumerate(file.allow):
-        for model in allow.models:
-            if not routing.knows(model):
-                raise ConfigError(f"allow[{number}].models: no provider serves {model[:128]}",
-                                  hint="name it in the `models` of a [[provider]], or by a [[model]]")
     served = () if inference is None else inference.models
+    rules = checked(directory, file.group, file.allow, file.policy, names, elsewhere={*served} - {*names})
+    for rule in rules.cedar:
+        for model in named("Model", rule.policy):
+            if not routing.knows(model):
+                raise ConfigError(f"{rule.name}: no provider serves {model[:128]}, so the rule could never apply to it",
+                                  hint="name it in the `models` of a [[provider]], or by a [[model]]")
     closed = file.policy.opa is None and not file.policy.cedar  # so that [[allow]] says it all
     quotas = checked_quotas(
         file.quota, file.price, groups=file.group, allows=file.allow if closed else None,
