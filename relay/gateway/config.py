@@ -13,7 +13,14 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
+from relay.gateway.anomaly.settings import (
+    AS_BUILT,
+    NOBODY,
+    AlertSettings,
+    Anomaly,
+    checked_alerts,
+    checked_anomaly,
+)
 from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
@@ -136,6 +143,7 @@ class _File(_Section, frozen=True, kw_only=True):
     price: list[PriceEntry] = []
     inspect: list[Rule] = []
     anomaly: Anomaly = AS_BUILT
+    alerts: AlertSettings = NOBODY
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ class Config:
     quotas: Limiting = UNLIMITED
     anomaly: Anomaly = AS_BUILT
     audit: Audit = AUDIT
+    alerts: AlertSettings = NOBODY
 
 
 def load(path: Path) -> Config:
@@ -260,8 +269,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         quotas,
-        checked_anomaly(file.anomaly),
-        file.audit,
+        checked_anomaly(file.anomaly), file.audit, checked_alerts(file.alerts),
     )
 
 
@@ -468,6 +476,11 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # quarantine = 80.0
 # revoke = false                     # true: a device may be revoked without a person, at revoke_at = 120.0
 # throttled_per_minute = 30          # what a device may ask while it is slowed down
+# [alerts]                           # whom to tell, once each time; also of copied keys (docs/ANOMALY.md)
+# webhook = "https://ops.example/hook"
+# webhook_secret_file = "webhook.secret"
+# syslog = "unix:/dev/log"           # or "tls:HOST:6514" with syslog_ca_file = "ca.pem", or "tcp:127.0.0.1:514"
+# least = "throttled"                # from which state on: warned, throttled, quarantined, revoked
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"
