@@ -13,8 +13,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -176,8 +175,7 @@ class TraceStore:
         self._later()
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """Spans of one request. `sender` "" for our own, else `device` and `link_id` are ""; `now`: Unix milliseconds."""
 
     sender: str
