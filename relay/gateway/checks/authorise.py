@@ -67,8 +67,7 @@ class Authorise:
             return None  # not a request at all: schema says what is wrong with it, and nothing passes schema
         if not model:
             return None  # likewise
-        question = self._question(context, target, model)
-        decision = await self._policy.decide(question)
+        decision = await self._policy.decide_about(context.peer.id, context.enrolment, target.verb, model, context.via)
         context.decision = decision.reason
         if decision.allowed:
             context.model = model
@@ -77,7 +76,7 @@ class Authorise:
             return _UNKNOWN_ROUTE if target.model else _NOT_HERE
         if decision.unavailable:
             return _UNAVAILABLE
-        return _MODEL_DENIED if await self._policy.models(question) else _DENIED
+        return _MODEL_DENIED if await self._policy.models(self._question(context, target, model)) else _DENIED
 
     async def still(self, context: RequestContext) -> Refusal | None:
         """The same again for an answer under way, if policy has changed since it was asked."""
