@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
+from relay.gateway.anomaly.receivers import receivers_of
+from relay.gateway.anomaly.sending import Sending
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -34,6 +35,7 @@ from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.loopback import LoopbackCallers
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
@@ -140,6 +142,9 @@ async def serve(
         keys = [one.key for one in providers.values() if one.key is not None]
         inspect = Inspect(config.inspect, made_inspector())
         stack.callback(inspect.close)
+        receivers = receivers_of(config.alerts, config.directory)
+        sending = Sending(database, receivers, least=config.alerts.least, gateway=own_id, clock=clock)
+        enrolment.alerts.senders.append(sending)
         guard = Guard(
             database, config.anomaly, clock=clock,
             act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
@@ -273,7 +278,7 @@ async def serve(
         asked_to = reloading.when(reload or asyncio.Event())
         stack.push_async_callback(_kept, guard)
         sweeping = _sweep(journal, revocation, token_keys)
-        for work in (asked_to, guard.keep(), _count_refusals(refusals), kept.keep(), sweeping):
+        for work in (asked_to, guard.keep(), sending.run(), _count_refusals(refusals), kept.keep(), sweeping):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from relay.gateway.anomaly.receivers import receivers_of
 from relay.gateway.config import Config, load
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.attestation import Attestation
@@ -51,7 +52,8 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
         return [Problem(key, rest, error.hint) if colon and " " not in key else Problem("", str(error), error.hint)], []
     found = [*_folder(config, now), *_listeners(config), *_certificate(config, now)]
     for key, work in (
-        ("keys", lambda: custody_of(config.keys)), ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
+        ("keys", lambda: custody_of(config.keys)), ("alerts", lambda: receivers_of(config.alerts, config.directory)),
+        ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
     ):
         found += await _tried(key, work)
     for section, provider in sections_of(config.providers, config.inference):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
 from relay.gateway.anomaly.settings import AS_BUILT, Anomaly
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -22,6 +21,7 @@ from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline

@@ -21,7 +21,7 @@ from relay.gateway.anomaly.settings import Anomaly
 from relay.gateway.errors import GatewayError
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.rates import Rate, TokenBucket
-from store.database import Connection, Database
+from store.database import Database
 from store.errors import StoreError
 from transport.errors import TransportError
 from transport.primitives import random_bytes
@@ -156,12 +156,10 @@ class Guard:
 
     def state(self, enrolment: int) -> dict[str, Any]:
         """`state`, `score`, and `reasons`: points by kind. Of one that nothing is the matter with, the first alone."""
-        profile = self._profiles.get(enrolment)
-        if profile is None or not profile.standing.level:
-            return {"state": Level.NORMAL.word, "score": 0, "reasons": {}}
-        return {
-            "state": profile.standing.level.word, "score": round(profile.score), "reasons": profile.reasons(),
-        }
+        profile, level = self._profiles.get(enrolment), self.level(enrolment)
+        if profile is None or not level:
+            return {"state": level.word, "score": 0, "reasons": {}}
+        return {"state": level.word, "score": round(profile.score), "reasons": profile.reasons()}
 
     async def lift(self, enrolment: int) -> Level:
         """A person says that all is well with it; the state it had. Raises StoreError."""
@@ -171,7 +169,7 @@ class Guard:
         before = profile.standing.level
         profile.excuse(self._clock())
         self._owed = [one for one in self._owed if one.enrolment != enrolment]
-        self._forget(enrolment)
+        self._raised.discard(enrolment)
         await self._write({enrolment})
         return before
 
@@ -183,7 +181,7 @@ class Guard:
             await self._read()
         old = self._profiles.pop(before)
         old.excuse(self._clock())
-        self._forget(before)
+        self._raised.discard(before)
         self._profiles[enrolment] = Profile(enrolment, self._clock(), old.kept)
         await self._write({enrolment})
         await self._database.run(
@@ -244,16 +242,12 @@ class Guard:
     async def _read(self) -> None:
         wanted = tuple(self._unread)
 
-        def work(connection: Connection) -> list[tuple[int, object]]:
-            found = []
-            for one in wanted:
-                row = connection.execute("SELECT kept FROM profiles WHERE enrolment = ?", (one,)).fetchone()
-                if row is not None:
-                    found.append((one, row[0]))
-            return found
-
-        for enrolment, kept in await self._database.run(work, read_only=True):
-            self._take(enrolment, kept)
+        found = await self._database.run(lambda connection: [
+            connection.execute("SELECT enrolment, kept FROM profiles WHERE enrolment = ?", (one,)).fetchone()
+            for one in wanted
+        ], read_only=True)
+        for enrolment, kept in filter(None, found):
+            self._take(int(str(enrolment)), kept)
         self._unread.difference_update(wanted)
 
     async def _store(self, now: float) -> None:
@@ -280,9 +274,6 @@ class Guard:
             self._unsaved |= {row[0] for row in rows}
             raise
 
-    def _forget(self, enrolment: int) -> None:
-        self._raised.discard(enrolment)
-        self._buckets.pop(enrolment, None)
 
 
 def _words(reasons: dict[str, int]) -> str:

@@ -19,20 +19,19 @@ from msgspec import Struct
 from relay.gateway.anomaly.ladder import Level, Standing, Thresholds
 from relay.gateway.anomaly.signs import (
     CAPS,
-    HARM,
-    HARM_LEAST,
     HOUR_S,
     LOAD,
     MEMORY_MAX,
     SIGNS,
     SLOT_S,
-    STRIKING,
     WINDOW_S,
     Moments,
+    harmful,
     points,
 )
 
 DAY_S: Final = 86_400.0
+STRIKING: Final = 5.0  # points of a kind that is worth a word to a person
 HALF_LIFE_S: Final = 300.0
 EXCUSED_S: Final = DAY_S
 EXCUSED_SHARE: Final = 0.15  # all that is load together does not come to a throttle
@@ -118,11 +117,6 @@ def kind_of(status: int, code: str) -> str:
 class Profile:
     """One device. `note` for each request, `judge` some times a second while it asks, and now and then after."""
 
-    __slots__ = (
-        "_before", "_given", "_marks", "_slot", "_spared", "_strange", "_values", "_window", "attempts", "denied",
-        "enrolment", "faults", "injected", "kept", "largest", "most", "requests", "standing", "used", "volume",
-    )
-
     def __init__(self, enrolment: int, now: float, kept: Kept | None = None) -> None:
         self.enrolment = enrolment
         self.requests = self.largest = self.most = self.faults = self.attempts = self.volume = self.denied = 0
@@ -187,8 +181,7 @@ class Profile:
         if self.requests or self.attempts:
             self._weigh(now, fleet)
             kept.active = now
-        harmful = sum(kept.scores.get(kind, 0.0) >= HARM_LEAST for kind in HARM) >= 2
-        changed = self.standing.step(self.score, now, thresholds, harmful=harmful)
+        changed = self.standing.step(self.score, now, thresholds, harmful=harmful(kept.scores))
         kept.level, kept.since = self.standing.level, self.standing.since
         if self._suspect():
             kept.waiting.clear()
