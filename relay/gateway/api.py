@@ -195,8 +195,7 @@ class Api:
     async def _answered(self, request: web.Request, caller: Caller, context: RequestContext) -> web.StreamResponse:
         sink = HttpSink(request, context)
         running = _Running(caller, context, sink)
-        protocol = request.protocol
-        here = self._gate.watch(protocol, running.lost)
+        here = self._gate.watch(request.protocol, running.lost)
         self._running.add(running)
         try:
             if here:
@@ -209,7 +208,7 @@ class Api:
             running.work.uncancel()
         finally:
             self._running.discard(running)
-            self._gate.unwatch(protocol)
+            self._gate.unwatch(request.protocol)
             if context.trace_id:
                 await self._traces.save(
                     context.trace_id, str(context.peer.id), context.link_id,

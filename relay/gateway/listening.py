@@ -83,8 +83,7 @@ class Gate:
         What the client sends meanwhile waits in front of `protocol`: one that has enough requests to do reads no more,
         and would not see its client go.
         """
-        connection = self.connections.get(protocol)
-        if connection is not None:
+        if (connection := self.connections.get(protocol)) is not None:
             connection.hold(lost)
         return connection is not None
 
@@ -202,15 +201,14 @@ class Connection(asyncio.Protocol):
     def hold(self, lost: Callable[[], None]) -> None:
         """See `Gate.watch`."""
         self._watching = lost
-        if self._transport is not None and not self._transport.is_reading():
-            self._stopped = True
+        self._stopped = self._transport is not None and not self._transport.is_reading()
+        if self._transport is not None:
             self._transport.resume_reading()
 
     def release(self) -> None:
         """Passes on what has waited."""
         self._watching = None
         if self._stopped and self._transport is not None:
-            self._stopped = False
             self._transport.pause_reading()
         if self._held:
             held, self._held = bytes(self._held), bytearray()
