@@ -108,6 +108,7 @@ class RequestContext:
     inspected: str = ""  # what came of that, for the audit: never "passed" unless it was judged
     flagged: bool = False
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
+    answers: int = 1  # asked for at once
     hold: Hold | None = field(default=None, repr=False)
 
     usage: Usage = field(default_factory=Usage)

@@ -51,7 +51,7 @@ class Quotas:
         path, now = context.peer.id.path, self.now()
         given = estimate.at_most(context.body, context.said) if counted else 0
         if wanted is None:
-            wanted = (self.ledger.price(context.model) or _UNPRICED).output_max
+            wanted = (self.ledger.price(context.model) or _UNPRICED).output_max * context.answers
         least = LEAST if context.stream else None
         found = self.ledger.reserve(path, context.model, given, wanted, now, least=least)
         if isinstance(found, Denied):
