@@ -12,6 +12,7 @@ from math import sqrt
 from statistics import median
 from typing import Final, Protocol
 
+from benchmarks.anomaly_cut import cut_after
 from benchmarks.anomaly_scenarios import ATTACKS, BENIGN, DAY, Ask, Scenario, scenario
 from benchmarks.measure import Row, arguments, note, show
 from relay.gateway.anomaly.ladder import Level, Thresholds
@@ -25,6 +26,7 @@ RETRY_AFTER_S: Final = 2.0
 REVOKE: Final = 120.0
 SEEDS: Final = 20
 SMOKE_SEEDS: Final = 2
+CUTS: Final = 20
 
 
 class Watcher(Protocol):
@@ -211,6 +213,10 @@ def main() -> None:
         note(f"{played[0].name}: {seeds} seeds")
         found = {name: [replay(one, make(one)) for one in played] for name, make in makers.items()}
         rows += (attack_rows if played[0].attack else benign_rows)(played[0].name, found)
+    note("a running answer is cut")
+    cut = sorted(cut_after(SMOKE_SEEDS if asked.smoke else CUTS))
+    rows.append(Row("last word after too much: median", 1e3 * median(cut), "ms", 1e3, "what is wanted at most", None))
+    rows.append(Row("last word after too much: worst", 1e3 * cut[-1], "ms", 1e3, "what is wanted at most", None))
     show("anomaly", rows, as_json=asked.json)
 
 

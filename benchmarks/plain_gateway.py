@@ -19,6 +19,7 @@ from transport.identity.join import Invitation
 from transport.identity.svid import TrustBundle
 
 PASSPHRASE = Passphrase("bench")
+UNREAD = "mock-unread"  # a model whose prompts are not inspected
 _CONFIG = """
 trust_domain = "bench.example"
 [listen]
@@ -30,7 +31,40 @@ base_url = "{upstream}/v1"
 key_file = "provider.key"
 [[allow]]
 id = "/edge/*"
-models = ["mock-model", "mock-pace"]
+models = ["mock-model", "mock-pace", "mock-unread"]
+[[inspect]]
+mode = "off"
+models = ["mock-unread"]
+[[inspect]]
+mode = "flag"
+[[quota]]
+name = "hour"
+id = "/edge/*"
+per = "device"
+window = "1h"
+requests = 1_000_000_000
+tokens = 1_000_000_000_000
+money = "1000000"
+[[price]]
+model = "mock-model"
+input = "0.15"
+output = "0.60"
+output_max = 4096
+[[price]]
+model = "mock-pace"
+input = "0.15"
+output = "0.60"
+output_max = 4096
+[[price]]
+model = "mock-unread"
+input = "0.15"
+output = "0.60"
+output_max = 4096
+[anomaly]
+warn = 1e8
+throttle = 2e8
+quarantine = 3e8
+revoke_at = 4e8
 """
 
 

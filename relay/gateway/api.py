@@ -11,7 +11,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -64,15 +65,29 @@ class ApiLimits:
 
 
 class _Running:
-    """A request under way."""
+    """A request under way, in the task that its server has made for it."""
 
-    def __init__(self, caller: Caller, context: RequestContext, work: asyncio.Task[None]) -> None:
-        self.caller, self.context, self.work = caller, context, work
+    def __init__(self, caller: Caller, context: RequestContext, sink: HttpSink) -> None:
+        self.caller, self.context, self.sink = caller, context, sink
+        task = asyncio.current_task()
+        assert task is not None
+        self.work: asyncio.Task[Any] = task
         self.why: Refusal | None = None  # it was cut
+        self.ended = False  # by us: cut, or its client is gone
 
     def cut(self, why: Refusal) -> None:
         self.why = self.why or why
-        self.work.cancel()
+        self._end()
+
+    def lost(self) -> None:
+        """Its client is gone; if nothing more is to be sent, it has what it asked for."""
+        if not self.sink.whole:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.work.cancel()
 
 
 class Api:
@@ -160,49 +175,49 @@ class Api:
             return _TOO_LARGE
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             return _ENCODED
-        data = bytearray()
+        content = request.content
+        if content.is_eof():  # it came with its head, as a rule
+            data = content.read_nowait()
+            return data if len(data) <= BODY_MAX else _TOO_LARGE
+        parts = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_s):
-                async for part in request.content.iter_any():
-                    data += part
-                    if len(data) > BODY_MAX:
+                async for part in content.iter_any():
+                    parts += part
+                    if len(parts) > BODY_MAX:
                         return _TOO_LARGE
         except TimeoutError:
             return _SLOW
         except (OSError, web.RequestPayloadError):
             return _CUT
-        return bytes(data)
+        return bytes(parts)
 
     async def _answered(self, request: web.Request, caller: Caller, context: RequestContext) -> web.StreamResponse:
         sink = HttpSink(request, context)
-        work = asyncio.create_task(self._carry_out(context, sink))
-        running = _Running(caller, context, work)
-        lost = asyncio.create_task(self._gate.lost(request.protocol))
+        running = _Running(caller, context, sink)
+        gone = self._gate.watch(request.protocol, running.lost)
         self._running.add(running)
         try:
-            await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if sink.whole:
-                await asyncio.wait({work})
+            if gone is not None:
+                await self._pipeline.handle(context, sink)
+        except TransportError:
+            pass  # on record as undelivered
+        except asyncio.CancelledError:
+            if not running.ended:
+                raise  # the server ends
+            running.work.uncancel()
         finally:
-            for task in (work, lost):
-                task.cancel()
-            await asyncio.gather(work, lost, return_exceptions=True)
             self._running.discard(running)
+            if gone is not None:
+                gone.discard(running.lost)
+            if context.trace_id:
+                await self._traces.save(
+                    context.trace_id, str(context.peer.id), context.link_id,
+                    partial(self._telemetry.finished, context.trace_id),
+                )
         if running.why is not None and not sink.whole:
             await sink.refuse(running.why)
         return sink.response or refused(request, _FAILED, context.trace_id)  # to nobody, as a rule: the client has gone
-
-    async def _carry_out(self, context: RequestContext, sink: HttpSink) -> None:
-        try:
-            await self._pipeline.handle(context, sink)
-        except TransportError:
-            pass  # on record as undelivered
-        finally:
-            if context.trace_id:
-                await asyncio.shield(self._traces.save(
-                    context.trace_id, str(context.peer.id), context.link_id,
-                    self._telemetry.finished(context.trace_id),
-                ))
 
     async def _denied(self, request: web.Request, denied: Denied) -> web.Response:
         """A nonce that is missing or old leaves no record: so every client begins."""

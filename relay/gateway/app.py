@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from relay.gateway.admin import Admin
 from relay.gateway.admin_alone import token_keys_of
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
+from relay.gateway.anomaly.receivers import receivers_of
+from relay.gateway.anomaly.sending import Sending
 from relay.gateway.api import Api, ApiLimits
 from relay.gateway.audit.log import AUDIT_FILE, AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -34,13 +35,13 @@ from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import Callers
 from relay.gateway.identity.enrolment import Enrolment
 from relay.gateway.identity.loopback import LoopbackCallers
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.oauth import make_oauth
 from relay.gateway.identity.own import identity_of
 from relay.gateway.identity.probes import Probes
 from relay.gateway.identity.registrations import Registration
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.identity.token_keys import Rotation, TokenKeys
-from relay.gateway.identity.workloads.mount import Workloads
 from relay.gateway.journal import Journal
 from relay.gateway.keys import custody_of
 from relay.gateway.listening import BEHIND_A_PROXY, Gate, HttpsLimits
@@ -57,7 +58,7 @@ from relay.gateway.sessions import Sessions
 from relay.gateway.state.sqlcipher import open_state
 from relay.gateway.taps.meter import Meter
 from relay.gateway.taps.secrets import secret_filter
-from relay.gateway.trace import TraceStore
+from relay.gateway.trace import WAITING_MAX, TraceStore
 from relay.gateway.upstream.providers import opened
 from relay.gateway.webpki import public_context, stay_current
 from store.errors import StoreError
@@ -67,6 +68,9 @@ from transport.identity.tls import server_context
 from transport.links.base import listen
 from transport.primitives import Secret
 from transport.tickets import TicketStore
+
+if TYPE_CHECKING:
+    from relay.gateway.identity.workloads.mount import Workloads
 
 SPANS_FILE: Final = "spans.jsonl"
 SWEEP_S: Final = 300.0
@@ -105,9 +109,9 @@ async def serve(
     async with AsyncExitStack() as stack:
         providers = await opened(stack, config.directory, config.providers, config.inference)
         database = stack.enter_context(open_state(config.directory, passphrase))
-        audit = AuditLog(config.directory / AUDIT_FILE, clock=clock)
+        audit = AuditLog(config.directory / AUDIT_FILE, sync=config.audit.sync, clock=clock)
         stack.push_async_callback(audit.close)
-        tracing = telemetry.start("gateway", config.directory / SPANS_FILE)
+        tracing = telemetry.start("gateway", config.directory / SPANS_FILE, traces=WAITING_MAX)
         stack.callback(tracing.close)
         custody = custody_of(config.keys)
         authority = Authority.open(config.directory, passphrase, config.identity.lifetimes(), custody=custody)
@@ -122,6 +126,7 @@ async def serve(
         )
         await enrolment.load()
         traces = TraceStore(database, clock=clock)
+        stack.push_async_callback(traces.close)
         own_id = str(identity.svid().id)
         policy = Policy(config.rules, enrolment.attested_tpm)
         stack.push_async_callback(policy.close)
@@ -137,6 +142,9 @@ async def serve(
         keys = [one.key for one in providers.values() if one.key is not None]
         inspect = Inspect(config.inspect, made_inspector())
         stack.callback(inspect.close)
+        receivers = receivers_of(config.alerts, config.directory)
+        sending = Sending(database, receivers, least=config.alerts.least, gateway=own_id, clock=clock)
+        enrolment.alerts.senders.append(sending)
         guard = Guard(
             database, config.anomaly, clock=clock,
             act=Measures(enrolment, audit, lambda: revocation, lambda number: stop_running(number)),
@@ -147,7 +155,7 @@ async def serve(
             checks=[Authenticate(enrolment, clock=clock), standing, authorise, Schema(), inspect, Quota(quotas)],
             still=authorise.still, observers=[guard],
             answerers=answerers, audit=audit, telemetry=tracing, node=own_id,
-            taps=[Allowance, Meter, secret_filter(lambda: [key.current().expose() for key in keys])],
+            taps=[Allowance, Meter, secret_filter(lambda: [key.latest().expose() for key in keys])],
         )
         journal = Journal(database, clock=clock)
         await journal.load()
@@ -183,7 +191,7 @@ async def serve(
             )
 
         apis = [api := api_for(callers, gate, ApiLimits())]
-        workloads = None if config.workload_socket is None else Workloads(
+        workloads = None if config.workload_socket is None else _workloads()(
             config.workload_socket, config.workloads, enrolment=enrolment, bundle=lambda: authority.bundle,
             keys=token_keys[1], audit=audit, refusals=refusals, clock=clock,
         )
@@ -270,7 +278,7 @@ async def serve(
         asked_to = reloading.when(reload or asyncio.Event())
         stack.push_async_callback(_kept, guard)
         sweeping = _sweep(journal, revocation, token_keys)
-        for work in (asked_to, guard.keep(), _count_refusals(refusals), kept.keep(), sweeping):
+        for work in (asked_to, guard.keep(), sending.run(), _count_refusals(refusals), kept.keep(), sweeping):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         await audit.append("gateway.started", id=own_id, policy=policy.version)
         ready(Ready(own_id, session, https, health, public, origin, str(config.workload_socket or ""), insecure))
@@ -290,6 +298,13 @@ async def _kept(guard: Guard) -> None:
         await guard.close()
     except StoreError as error:
         _log.error("what is known of devices since half a minute is not kept: %s", error)
+
+
+def _workloads() -> type["Workloads"]:
+    """Imported where there is a socket for it alone: gRPC takes megabytes."""
+    from relay.gateway.identity.workloads.mount import Workloads
+
+    return Workloads
 
 
 async def _count_refusals(refusals: Refusals) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from relay.gateway.anomaly.receivers import receivers_of
 from relay.gateway.config import Config, load
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.attestation import Attestation
@@ -20,6 +21,8 @@ from relay.gateway.identity.ca import DAY_S, ROOT_CERTIFICATE_FILE, pem_ends
 from relay.gateway.keys import custody_of
 from relay.gateway.policy.decisions import Policy
 from relay.gateway.policy.questions import Question
+from relay.gateway.quota.settings import uncovered
+from relay.gateway.quota.shown import told
 from relay.gateway.upstream.keys import key_from_file
 from relay.gateway.upstream.settings import Server, sections_of
 from relay.gateway.webpki import public_context
@@ -49,13 +52,19 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
         return [Problem(key, rest, error.hint) if colon and " " not in key else Problem("", str(error), error.hint)], []
     found = [*_folder(config, now), *_listeners(config), *_certificate(config, now)]
     for key, work in (
-        ("keys", lambda: custody_of(config.keys)), ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
+        ("keys", lambda: custody_of(config.keys)), ("alerts", lambda: receivers_of(config.alerts, config.directory)),
+        ("attestation.ek_roots", lambda: Attestation.load(config.ek_roots)),
     ):
         found += await _tried(key, work)
     for section, provider in sections_of(config.providers, config.inference):
         found += await _key(config, section, provider)
     found += await _tried("policy", lambda: Policy(config.rules))
-    return found, [*_places(config), *([] if any(one.key == "policy" for one in found) else await _who(config))]
+    found += [
+        Problem("quota", f"no quota counts {ids}", "add a [[quota]] with that `id`, if it shall not be unlimited", True)
+        for ids in uncovered(config.quotas, [pattern for _, pattern in config.rules.patterns])
+    ]
+    who = [] if any(one.key == "policy" for one in found) else await _who(config)
+    return found, [*_places(config), *map(told, config.quotas.rules), *who]
 
 
 async def _tried(key: str, work: Callable[[], object]) -> list[Problem]:

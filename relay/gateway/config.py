@@ -13,12 +13,21 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.anomaly.settings import AS_BUILT, Anomaly, checked_anomaly
+from relay.gateway.anomaly.settings import (
+    AS_BUILT,
+    NOBODY,
+    AlertSettings,
+    Anomaly,
+    checked_alerts,
+    checked_anomaly,
+)
+from relay.gateway.audit.settings import AUDIT, Audit
 from relay.gateway.errors import ConfigError, GatewayError
 from relay.gateway.identity.ca import DAY_S, Lifetimes
 from relay.gateway.identity.workloads.entries import Workload, problem
 from relay.gateway.inspection.settings import FLAG, Inspections, Rule, checked_inspections
 from relay.gateway.key_settings import SOFTWARE_KEYS, Keys, checked_keys
+from relay.gateway.policy.cedar import named
 from relay.gateway.policy.settings import Allow, Group, Policies, Rules, checked
 from relay.gateway.quota.settings import UNLIMITED, Limiting, PriceEntry, Quota, checked_quotas
 from relay.gateway.upstream.routing import Routing
@@ -114,6 +123,7 @@ class _File(_Section, frozen=True, kw_only=True):
     trust_domain: str
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = "main"
     log_level: Literal["error", "warning", "info"] = "warning"
+    audit: Audit = AUDIT
     listen: Listen = Listen()
     public: PublicFile | None = None
     oauth: OAuth = OAuth()
@@ -133,6 +143,7 @@ class _File(_Section, frozen=True, kw_only=True):
     price: list[PriceEntry] = []
     inspect: list[Rule] = []
     anomaly: Anomaly = AS_BUILT
+    alerts: AlertSettings = NOBODY
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,8 @@ class Config:
     inspect: Inspections = FLAG
     quotas: Limiting = UNLIMITED
     anomaly: Anomaly = AS_BUILT
+    audit: Audit = AUDIT
+    alerts: AlertSettings = NOBODY
 
 
 def load(path: Path) -> Config:
@@ -236,15 +249,13 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         if file.identity.socket is not None:
             socket_path(file.identity.socket)
     names = sorted({name for operation, name in routing.names if operation != "infer"})
-    rules = checked(
-        directory, file.group, file.allow, file.policy, names, elsewhere=() if inference is None else inference.models,
-    )
-    for number, allow in enumerate(file.allow):
-        for model in allow.models:
-            if not routing.knows(model):
-                raise ConfigError(f"allow[{number}].models: no provider serves {model[:128]}",
-                                  hint="name it in the `models` of a [[provider]], or by a [[model]]")
     served = () if inference is None else inference.models
+    rules = checked(directory, file.group, file.allow, file.policy, names, elsewhere={*served} - {*names})
+    for rule in rules.cedar:
+        for model in named("Model", rule.policy):
+            if not routing.knows(model):
+                raise ConfigError(f"{rule.name}: no provider serves {model[:128]}, so the rule could never apply to it",
+                                  hint="name it in the `models` of a [[provider]], or by a [[model]]")
     closed = file.policy.opa is None and not file.policy.cedar  # so that [[allow]] says it all
     quotas = checked_quotas(
         file.quota, file.price, groups=file.group, allows=file.allow if closed else None,
@@ -258,7 +269,7 @@ def _checked(file: _File, directory: Path, name: str) -> Config:
         tuple(file.workload), _issuer(file), file.log_level, insecure,
         checked_inspections(file.inspect, {*rules.models, *(() if inference is None else inference.models)}),
         quotas,
-        checked_anomaly(file.anomaly),
+        checked_anomaly(file.anomaly), file.audit, checked_alerts(file.alerts),
     )
 
 
@@ -431,6 +442,9 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 
+# [audit]                            # of audit.jsonl: records are written before the provider is called, and at the end
+# sync = "group"                     # and are on the disk some ms later; "each": they are waited for
+
 # [identity]
 # source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)
 # socket = "unix:///run/spire/agent.sock"
@@ -462,6 +476,11 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # quarantine = 80.0
 # revoke = false                     # true: a device may be revoked without a person, at revoke_at = 120.0
 # throttled_per_minute = 30          # what a device may ask while it is slowed down
+# [alerts]                           # whom to tell, once each time; also of copied keys (docs/ANOMALY.md)
+# webhook = "https://ops.example/hook"
+# webhook_secret_file = "webhook.secret"
+# syslog = "unix:/dev/log"           # or "tls:HOST:6514" with syslog_ca_file = "ca.pem", or "tcp:127.0.0.1:514"
+# least = "throttled"                # from which state on: warned, throttled, quarantined, revoked
 
 # [inference]                        # a server of the open inference protocol (Triton): /v2/models/NAME/infer
 # base_url = "http://127.0.0.1:8000"

@@ -8,7 +8,8 @@ Once an answer has begun, or where nobody can know, there is no other attempt (g
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 from typing import Final, Self
 
 import msgspec
@@ -48,10 +49,13 @@ class Forward:
         every = {one.operation: upstream.name for one in ROUTES.values()}
         return cls({upstream.name: Provided(upstream, key)}, Routing({}, every), audit, telemetry)
 
-    @asynccontextmanager
-    async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
+    def answer(self, context: RequestContext) -> "_Asking":
         assert context.parsed  # nothing gets here that schema has not passed
         assert context.model
+        return _Asking(self, context)
+
+    async def first(self, context: RequestContext) -> tuple[AbstractAsyncContextManager[Answer], Answer]:
+        """An attempt that has been entered, and its answer."""
         assert context.target is not None
         ways = deque(self.routing.targets(context.target.operation, context.model))
         if not ways:
@@ -63,14 +67,11 @@ class Forward:
             way = ways.popleft()
             provided, context.provider = self._providers[way.provider], way.provider
             key = None if provided.key is None else provided.key.current()
-            began = False
+            attempt = self._attempt(context, way, provided, key)
             try:
-                async with self._attempt(context, way, provided, key) as answer:
-                    began = True
-                    yield answer
-                return
+                return attempt, await attempt.__aenter__()
             except ProviderFailure as failure:
-                if began or not (failure.again or failure.kind == "provider_auth"):
+                if not (failure.again or failure.kind == "provider_auth"):
                     raise
                 if failure.kind == "provider_auth" and provided.key is not None and key is not None and tried is None:
                     tried = key  # a new one is tried once; `another` also has it read, for the next request
@@ -90,20 +91,22 @@ class Forward:
     ) -> AsyncIterator[Answer]:
         target, upstream, breaker = context.target, provided.upstream, provided.breaker
         assert target is not None
-        turn = breaker.ask(self._ticking())
+        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
+        turn = breaker.ask(self._ticking())  # whoever has asked reports; nothing may fail in between
         if turn is None:
             raise ProviderFailure(
                 "the provider has failed several times and is not asked for now; try again later",
                 kind="provider_unavailable", status=503, again=True,
             )
-        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
         attributes: dict[str, str | int | float] = {
             names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
             names.GEN_AI_PROVIDER: upstream.name, names.GEN_AI_REQUEST_MODEL: way.model,
             names.SERVER_ADDRESS: upstream.host, names.BYTES_OUT: len(body),
         }
         received = 0
-        with self._telemetry.span(f"{target.operation} call", kind=SpanKind.CLIENT, attributes=attributes) as span:
+        with self._telemetry.span(
+            f"{target.operation} call", parent=context.span, kind=SpanKind.CLIENT, attributes=attributes
+        ) as span:
 
             async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 nonlocal received
@@ -142,6 +145,24 @@ class Forward:
                     span.set_attribute(names.GEN_AI_INPUT_TOKENS, usage.input_tokens)
                 if usage.output_tokens is not None:
                     span.set_attribute(names.GEN_AI_OUTPUT_TOKENS, usage.output_tokens)
+
+
+class _Asking:
+    """The answer of the first provider that gives one. Once it is entered nobody else is asked, whatever happens."""
+
+    __slots__ = ("_attempt", "_context", "_forward")
+
+    def __init__(self, forward: Forward, context: RequestContext) -> None:
+        self._forward, self._context = forward, context
+
+    async def __aenter__(self) -> Answer:
+        self._attempt, answer = await self._forward.first(self._context)
+        return answer
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._attempt.__aexit__(kind, error, trace)
 
 
 class ModelList:

@@ -76,10 +76,14 @@ class Gate:
         connection = self.connections.get(protocol)
         return connection is None or connection.keep(identity)
 
-    async def lost(self, protocol: object) -> None:
-        """Returns once the connection that `protocol` reads is gone."""
-        if (connection := self.connections.get(protocol)) is not None:
-            await connection.ended.wait()
+    def watch(self, protocol: object, lost: Callable[[], None]) -> set[Callable[[], None]] | None:
+        """Calls `lost` if the connection that `protocol` reads is gone, until it is taken out of what this returns;
+        None if it is gone already.
+        """
+        if (connection := self.connections.get(protocol)) is None:
+            return None
+        connection.watching.add(lost)
+        return connection.watching
 
     async def refused(self, source: str, error: OSError) -> None:
         """A handshake failed. Leaves a record if the client had a certificate or spoke an old TLS."""
@@ -150,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
         self._inner: asyncio.Protocol | None = None
         self._lost = False
-        self.ended = asyncio.Event()
+        self.watching: set[Callable[[], None]] = set()  # to be told when it is gone
 
     def begin(self, raw: socket.socket, host: str) -> None:
         """Owns `raw`, which `host` has connected to, from here on."""
@@ -215,7 +219,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self.ended.set()
+        for tell in list(self.watching):
+            tell()
         self.settle()
         if self._kept_for is not None:
             self._gate.kept.leave(self._kept_for)

@@ -5,8 +5,9 @@ authorise (may it do this at all), schema (is the body what it says it is). A ch
 with a `Refusal`; it cannot change it. Forward calls the provider and alone holds its key. Taps see each piece of the
 answer before the device does, and may hold it back or change it.
 
-The pipeline writes the audit itself: an intent on stable storage before the provider is called, the outcome before the
-device is told that its answer is whole, and every refusal. Where the audit cannot be written, nothing happens.
+The pipeline writes the audit itself: an intent before the provider is called, the outcome before the device is told
+that its answer is whole, and every refusal. Where the audit cannot be written, nothing happens; when a record is on
+stable storage is said there (`audit.log`).
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from relay.gateway.routes import Route, find
 from transport import telemetry as names
 from transport.errors import TransportError
 from transport.identity.verify import VerifiedPeer
-from transport.telemetry import Telemetry, context_from, trace_id_of, traceparent_of
+from transport.telemetry import Telemetry, trace_id_of, traceparent_of
 
 DECISION_MAX: Final = 256  # characters of a reason on record
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Hold(Protocol):
         ...
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestContext:
     """One request on its way. The first block is what came in; checks fill the second, forward and taps the third."""
 
@@ -107,6 +108,7 @@ class RequestContext:
     inspected: str = ""  # what came of that, for the audit: never "passed" unless it was judged
     flagged: bool = False
     output_max: int | None = None  # tokens that the request itself allows of all its answers together
+    answers: int = 1  # asked for at once
     hold: Hold | None = field(default=None, repr=False)
 
     usage: Usage = field(default_factory=Usage)
@@ -213,11 +215,11 @@ class Pipeline:
 
         Raises only LinkLost and the like from `sink`; everything else ends in a refusal.
         """
-        attributes = self._identity(context)
-        with self._telemetry.span(
-            "request", parent=context_from(context.traceparent), kind=SpanKind.SERVER, attributes=attributes
-        ) as span:
-            context.trace_id, context.span = trace_id_of(span), traceparent_of(span)
+        span = self._telemetry.begin(
+            "request", parent=context.traceparent, kind=SpanKind.SERVER, attributes=self._identity(context)
+        )
+        context.trace_id, context.span = trace_id_of(span), traceparent_of(span)
+        try:
             try:
                 refusal = await self._admit(context) or await self._answer(context, sink)
             finally:
@@ -228,6 +230,11 @@ class Pipeline:
                 span.set_attribute(names.ERROR_TYPE, refusal.code)
                 span.set_attribute(names.HTTP_STATUS, refusal.status)
                 await sink.refuse(refusal)
+        except BaseException as error:
+            span.set_attribute(names.ERROR_TYPE, str(getattr(error, "code", type(error).__name__)))
+            raise
+        finally:
+            span.end()
 
     async def _admit(self, context: RequestContext) -> Refusal | None:
         """None once every check has passed and the intent is on record. Nobody has been called until then."""
@@ -290,8 +297,8 @@ class Pipeline:
         return refusal
 
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
-        taps = [make(context) for make in self._taps]
         async with answerer.answer(context) as answer:
+            taps = [make(context) for make in self._taps]  # now, as the provider's key is known by which it was asked
             context.answer_type = answer.content_type
             await sink.begin(answer.status, answer.content_type, streamed=answer.streamed)
             async for chunk in answer.chunks:

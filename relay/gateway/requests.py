@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from relay.gateway.audit.refusals import Refusals
@@ -175,7 +176,7 @@ class Requests:
             if context.trace_id:
                 await self._traces.save(
                     context.trace_id, str(context.peer.id), context.link_id,
-                    self._telemetry.finished(context.trace_id),
+                    partial(self._telemetry.finished, context.trace_id),
                 )
 
     async def _deliver(self, asker: Asker, stream: Incoming | Resumed, reader: Reader) -> None:

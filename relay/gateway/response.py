@@ -14,6 +14,7 @@ from transport.errors import LinkLost
 STALL_S: Final = 60.0  # how long a client may read nothing of what waits for it
 INSPECTION: Final = "Causeway-Inspection"  # of an answer to a request that inspection has flagged
 RETRY: Final = "X-Should-Retry"  # what OpenAI's clients go by
+WHOLE_MAX: Final = 65_536  # bytes of an answer that goes in one piece with its head; also what may wait to be sent
 _PARTING_S: Final = 0.5  # for the last words to a client whose answer is cut
 
 
@@ -37,6 +38,7 @@ class HttpSink:
     def __init__(self, request: web.Request, context: RequestContext, *, stall_s: float = STALL_S) -> None:
         self._request, self._context, self._stall_s = request, context, stall_s
         self._head: tuple[int, str, bool] = (200, "application/json", False)
+        self._held = b""  # of an answer that may still go in one piece
         self.response: web.StreamResponse | None = None
         self.whole = False  # nothing more is to be sent: should the client go away now, it has what it asked for
 
@@ -51,11 +53,21 @@ class HttpSink:
 
     async def write(self, data: bytes) -> None:
         """Returns when little waits to be sent. Raises LinkLost, also for a client that reads nothing for too long."""
+        if self.response is None:
+            self._held += data
+            if len(self._held) <= WHOLE_MAX:
+                return
+            data, self._held = self._held, b""
         await self._sent(data)
 
     async def end(self) -> None:
+        """An answer in one piece is sent by whoever takes `response`."""
         self.whole = True
-        await self._sent(b"", last=True)
+        if self.response is not None:
+            await self._sent(b"", last=True)
+            return
+        status, content_type, _ = self._head
+        self.response = web.Response(status=status, body=self._held, headers=self._headers(content_type))
 
     async def refuse(self, refusal: Refusal) -> None:
         """Also ends a begun answer: by an event that says why, if it has events; it is not whole in any case."""
@@ -77,8 +89,7 @@ class HttpSink:
     async def _begun(self) -> web.StreamResponse:
         if self.response is None:
             status, content_type, _ = self._head
-            self.response = web.StreamResponse(status=status, headers=self._headers())
-            self.response.headers["Content-Type"] = content_type
+            self.response = web.StreamResponse(status=status, headers=self._headers(content_type))
             try:
                 await self.response.prepare(self._request)
             except OSError:
@@ -86,8 +97,11 @@ class HttpSink:
         return self.response
 
     async def _sent(self, data: bytes, *, last: bool = False) -> None:
-        response = await self._begun()
+        response, transport = await self._begun(), self._request.transport
         try:
+            if transport is not None and not transport.get_write_buffer_size() and len(data) <= WHOLE_MAX and not last:
+                await response.write(data)  # which the kernel takes, or the transport: it waits for nobody
+                return
             async with asyncio.timeout(self._stall_s):
                 await (response.write_eof() if last else response.write(data))
         except (TimeoutError, OSError) as error:
@@ -96,7 +110,7 @@ class HttpSink:
             why = "the client does not read its answer" if isinstance(error, TimeoutError) else "the client has gone"
             raise LinkLost(why) from None
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, content_type: str = "") -> dict[str, str]:
         headers = {
             "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": self._context.trace_id,
         }
@@ -104,4 +118,8 @@ class HttpSink:
             headers |= self._context.hold.headers()
         if self._context.flagged:
             headers[INSPECTION] = "flag"
-        return {**headers, "Traceparent": self._context.span} if self._context.span else headers
+        if self._context.span:
+            headers["Traceparent"] = self._context.span
+        if content_type:
+            headers["Content-Type"] = content_type
+        return headers

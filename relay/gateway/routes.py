@@ -77,6 +77,8 @@ ADMIN_OPERATIONS: Final[dict[str, str]] = {
 
 def find(method: str, route: str) -> Route | None:
     """The route of a request; None if there is none."""
+    if (exact := ROUTES.get((method, route))) is not None and "NAME" not in route:
+        return exact
     if method == "POST" and (found := _INFER.fullmatch(route)) is not None:
         return replace(ROUTES["POST", "/v2/models/NAME/infer"], model=found[1])
-    return None if "NAME" in route else ROUTES.get((method, route))
+    return None

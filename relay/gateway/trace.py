@@ -2,18 +2,25 @@
 
 Spans from outside are claims of whoever sent them, and are kept apart by sender. A device may add spans only to a trace
 that a request of its own used, and a hop's note counts only for the very tunnel it came over.
+
+A trace is no record, the audit is: spans are written in the background, many at a time and so many a second; whoever
+asks for a trace gets what waits as well. Under a load that makes more, the oldest of what waits give way.
 """
 
+import asyncio
+import logging
 import math
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.gateway.state.writer import Writer
 from store.database import Connection, Database
+from store.errors import StoreError
 from transport import telemetry as names
 from transport.messages import SpanRecord
 from transport.primitives import sha256
@@ -22,7 +29,12 @@ from transport.telemetry import permitted
 KEPT_MS: Final = 7 * 86_400_000
 SPANS_MAX: Final = 200_000  # rows; the oldest go first
 PER_TRACE_MAX: Final = 64  # spans that one sender may add to one trace
-_PRUNE_EVERY: Final = 256  # saves
+WAITING_MAX: Final = 1_024  # requests whose spans wait to be written
+_EVERY_S: Final = 0.25  # they are written so often,
+_AT_ONCE: Final = 25  # so many at a time
+_PRUNE_EVERY: Final = 4_096  # requests
+_log = logging.getLogger(__name__)
+Spans = Sequence[SpanRecord] | Callable[[], Sequence[SpanRecord]]
 
 _Time = Annotated[float, Meta(ge=0, le=1e15)]
 _Count = Annotated[int, Meta(ge=0, le=1 << 50)]
@@ -58,30 +70,38 @@ class TraceStore:
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
-        self._writer = Writer(database)  # a commit for each request alone costs a third of all that a request does
         self._clock = clock
+        self._waiting: deque[_Entry] = deque()
+        self._asked: Counter[tuple[str, str]] = Counter()  # (trace, device) of those that wait
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._saves = 0
+        self.dropped = 0  # requests whose spans gave way to later ones
 
-    async def save(self, trace_id: str, device: str, link_id: str, spans: Sequence[SpanRecord]) -> None:
-        """Keeps the gateway's own spans of a request by `device` over that link."""
-        await self._insert("", trace_id, spans, device=device, link_id=link_id)
+    async def save(self, trace_id: str, device: str, link_id: str, spans: Spans) -> None:
+        """Keeps the gateway's own spans of a request by `device` over that link, which may be asked for later."""
+        self._put(_Entry("", trace_id, device, link_id, spans, int(self._clock() * 1000)))
 
     async def add_from_edge(self, device: str, spans: Sequence[SpanRecord]) -> int:
         """Keeps an edge's spans of traces that it used itself; returns how many were kept."""
         kept = 0
         spans = [span for span in spans if _finite(span)]
         for trace_id in {span.trace_id for span in spans}:
-            used = await self._database.run(
+            used = (trace_id, device) in self._asked or await self._database.run(
                 lambda connection, trace_id=trace_id: connection.execute(  # type: ignore[misc]
                     "SELECT 1 FROM traces WHERE trace_id = ? AND device = ?", (trace_id, device)
                 ).fetchone(), read_only=True,
             )
-            if used is None:
+            if not used:
                 continue
             mine = [_claimed(span, device) for span in spans if span.trace_id == trace_id]
-            await self._insert(device, trace_id, mine)
+            self._put(_Entry(device, trace_id, "", "", mine, int(self._clock() * 1000)))
             kept += len(mine)
         return kept
+
+    async def close(self) -> None:
+        """Writes what waits, before the database is closed."""
+        await self._flush(WAITING_MAX)
 
     async def note(self, hop: str, note: HopNote) -> None:
         """Keeps the latest note about a tunnel of `hop`. The caller has checked that the link id is that tunnel's."""
@@ -107,35 +127,85 @@ class TraceStore:
                 spans.append(_hop_span(trace_id, str(link_id), str(hop), _kept_note.decode(record), spans))
             return sorted(spans, key=lambda span: (span.start_ms, span.role))
 
+        await self._flush(WAITING_MAX)
         return await self._database.run(work, read_only=True)
 
-    async def _insert(
-        self, sender: str, trace_id: str, spans: Sequence[SpanRecord], *, device: str = "", link_id: str = ""
-    ) -> None:
-        now = int(self._clock() * 1000)
-        self._saves += 1
-        prune = self._saves % _PRUNE_EVERY == 0
+    def _put(self, entry: "_Entry") -> None:
+        if len(self._waiting) >= WAITING_MAX:
+            self._take()
+            self.dropped += 1
+        self._waiting.append(entry)
+        self._asked[entry.trace_id, entry.device] += 1
+        self._later()
+
+    def _take(self) -> "_Entry":
+        entry = self._waiting.popleft()
+        asked = entry.trace_id, entry.device
+        self._asked[asked] -= 1
+        if not self._asked[asked]:
+            del self._asked[asked]
+        return entry
+
+    def _later(self) -> None:
+        if self._timer is None and self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_EVERY_S, self._due)
+
+    def _due(self) -> None:
+        self._writing = asyncio.get_running_loop().create_task(self._flush(_AT_ONCE))
+
+    async def _flush(self, count: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        entries = [self._take() for _ in range(min(count, len(self._waiting)))]
+        prune = self._saves // _PRUNE_EVERY != (self._saves + len(entries)) // _PRUNE_EVERY
+        self._saves += len(entries)
 
         def work(connection: Connection) -> None:
-            if device:
-                connection.execute(
-                    "INSERT INTO traces VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (trace_id, device, link_id, now)
-                )
-            room = len(spans)  # our own are bounded by telemetry, which keeps 64 spans of a trace at a time
-            if sender:
-                row = connection.execute(
-                    "SELECT count(*) FROM spans WHERE trace_id = ? AND sender = ?", (trace_id, sender)
-                ).fetchone()
-                assert row is not None
-                room = max(0, PER_TRACE_MAX - int(row[0]))
-            connection.executemany(
-                "INSERT INTO spans VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [(trace_id, span.span_id, sender, _pack.encode(span), now) for span in spans[:room]],
-            )
+            for entry in entries:
+                _insert(connection, entry)
             if prune:
-                _prune(connection, now)
+                _prune(connection, entries[-1].now)
 
-        await self._writer.run(work)
+        try:
+            await self._database.run(work)
+        except StoreError as error:
+            _log.warning("spans are not kept: %s", error)
+        self._later()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Spans of one request. `sender` "" for our own, else `device` and `link_id` are ""; `now`: Unix milliseconds."""
+
+    sender: str
+    trace_id: str
+    device: str
+    link_id: str
+    spans: Spans
+    now: int
+
+
+def _insert(connection: Connection, entry: _Entry) -> None:
+    spans = entry.spans() if callable(entry.spans) else entry.spans
+    if entry.device:
+        connection.execute(
+            "INSERT INTO traces VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (entry.trace_id, entry.device, entry.link_id, entry.now),
+        )
+    room = len(spans)  # our own are bounded by telemetry, which keeps 64 spans of a trace at a time
+    if entry.sender:
+        row = connection.execute(
+            "SELECT count(*) FROM spans WHERE trace_id = ? AND sender = ?", (entry.trace_id, entry.sender)
+        ).fetchone()
+        assert row is not None
+        room = max(0, PER_TRACE_MAX - int(row[0]))
+    connection.executemany(
+        "INSERT INTO spans VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [(entry.trace_id, span.span_id, entry.sender, _pack.encode(span), entry.now) for span in spans[:room]],
+    )
 
 
 def _prune(connection: Connection, now: int) -> None:

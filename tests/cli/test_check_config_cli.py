@@ -126,3 +126,20 @@ def test_a_key_that_nobody_could_have_meant_gets_no_suggestion() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(("zzz = 1\n" + text).encode(), Path("/srv"))
     assert str(caught.value) == "zzz: there is no such key" and "did you mean" not in (caught.value.hint or "")
+
+
+def test_quotas_are_told_and_who_has_none_is_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow = '[[allow]]\nid = "/workload/*"\nmodels = ["small"]\n'
+    rule = '[[quota]]\nname = "edges"\nid = "/edge/*"\nwindow = "1h"\ntokens = 5000\n'
+    code, told, words = checked(folder, GOOD + allow + rule, capsys, monkeypatch)
+    assert code == 0 and "quota edges: 5,000 tokens of any model in 1 h for each of /edge/*\n" in words
+    assert told["problems"] == [{
+        "key": "quota", "problem": "no quota counts /workload/*", "warning": True,
+        "hint": "add a [[quota]] with that `id`, if it shall not be unlimited",
+    }]
+    code, told, _ = checked(folder, GOOD + rule.replace("/edge/*", "/workload/*"), capsys, monkeypatch)
+    problem, = told["problems"]
+    assert code == 3 and problem["key"] == "quota[edges]"
+    assert problem["problem"] == "no rule in [[allow]] lets anybody it is for use these models"

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -18,9 +19,13 @@ from unittest import mock
 
 import msgspec
 
+from relay.gateway.checks.reading import read
+from relay.gateway.checks.schema import REQUESTS
+from relay.gateway.pipeline import Refusal
 from relay.gateway.trace import parse_note
 from store import keys, sealed
 from store.errors import StoreCorrupt, WrongKey
+from tests.fuzz.provider_answers import provider_answer_seeds, run_provider_answer
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
 from tests.support.stores import quick_stretch
@@ -506,7 +511,37 @@ def file_seeds(name: str) -> Iterable[bytes]:
         yield path.read_bytes()[:-32]
 
 
+def run_request(data: bytes) -> None:
+    """The gateway's reading of a body, as each endpoint in turn; what is taken is what Python's parser reads."""
+    for request in REQUESTS.values():
+        value = read(data)
+        if isinstance(value, Refusal):
+            assert 400 <= value.status < 500
+            return
+        assert value == json.loads(data)
+        with contextlib.suppress(msgspec.ValidationError):
+            taken = request.read(value)
+            assert all(one.text for one in taken.said())
+            assert isinstance(taken.empty(), bool) and (taken.output_max() or 0) >= 0
+            assert isinstance(taken.fault(), str)
+
+
+def request_seeds() -> list[bytes]:
+    asked: list[dict[str, object]] = [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a:\u00e9"}]}], "n": 2},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]},
+        {"input": [{"role": "user", "content": "a"}, {"type": "function_call_output", "call_id": "1", "output": "b"}]},
+        {"input": ["a", "b"]}, {"input": [[1, 2]]},
+        {"max_tokens": 9, "messages": [{"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "1", "content": "a"}]}]},
+        {"inputs": [{"name": "i", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 1e3]}]},
+    ]
+    return [json.dumps({"model": "m"} | one).encode() for one in asked] + [b'{"a":"\\u003a","b":{"a:":[":"]}}']
+
+
 TARGETS: dict[str, Target] = {
+    "request": Target(run_request, request_seeds, 1_024),
     "message": Target(run_message, lambda: (encode(m) for m in (*FROM_EDGE, *FROM_GATEWAY)), 4_096),
     "header": Target(
         run_header,
@@ -542,6 +577,7 @@ TARGETS: dict[str, Target] = {
     "weather": Target(
         run_weather, lambda: [b"ble-1m", b"sat?loss=0.02&seed=7", b"walk-away?rate=15e3&cut_bytes=3000"], 256
     ),
+    "provider_answer": Target(run_provider_answer, provider_answer_seeds, 4_096),
     "sealed_file": Target(run_sealed_file, lambda: file_seeds("sealed"), 1_024),
     "key_file": Target(run_key_file, lambda: file_seeds("keys"), 1_024),
 }

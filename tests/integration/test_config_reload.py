@@ -101,6 +101,31 @@ async def test_a_broken_file_changes_nothing_and_is_told(
     assert "stays in force" in caplog.text
 
 
+async def test_another_name_for_a_model_holds_at_once(
+    gateway: Gateway, provider: MockProvider, hangup: asyncio.Event
+) -> None:
+    client = await Workload.joined(gateway)
+    assert (await client.ask(chat("helper")))[0] == 403
+    write(gateway, CONFIG.replace('["small"]', '["small", "helper"]') + '[[model]]\nname = "helper"\nas = "small"\n')
+    hangup.set()
+    (done,) = await gateway.audited("config.reloaded")
+    assert done["restart"] == ""
+    assert (await client.ask(chat("helper")))[0] == 200 and provider.bodies == [chat("small")]
+
+
+async def test_models_of_a_provider_that_is_not_there_yet_wait_for_a_restart(
+    gateway: Gateway, hangup: asyncio.Event
+) -> None:
+    client = await Workload.joined(gateway)
+    other = '[[provider]]\nname = "b"\nbase_url = "{base_url}"\nkey_file = "provider.key"\nmodels = ["large"]\n[limits]'
+    text = CONFIG.replace("[provider]", "[[provider]]").replace("[limits]", other, 1)
+    write(gateway, text.replace('["small"]', '["small", "large"]'))
+    hangup.set()
+    (done,) = await gateway.audited("config.reloaded")
+    assert done["restart"] == "provider"
+    assert (await client.ask(chat("large")))[0] == 200, "by the one that there is, which serves every model"
+
+
 def test_what_needs_a_restart_is_named_by_key() -> None:
     old = parse(EXAMPLE.format(trust_domain="field.example").encode(), Path("/srv"))
     assert needs_restart(old, old) == []

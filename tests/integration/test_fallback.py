@@ -11,6 +11,7 @@ import pytest
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.checks.authorise import Authorise
 from relay.gateway.checks.schema import Schema
+from relay.gateway.errors import AuditUnavailable
 from relay.gateway.forward import Forward
 from relay.gateway.pipeline import Pipeline
 from relay.gateway.taps.meter import Meter
@@ -144,6 +145,20 @@ async def test_the_last_one_s_failure_is_the_answer(lab: Lab) -> None:
     assert len(lab.lines("request.attempt")) == 1
     lab.second.mode = "500"
     assert (await lab.ask()).refused == (502, "provider_error", False)
+
+
+async def test_without_a_record_of_the_first_nobody_else_is_asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AuditLog.append
+
+    async def broken(self: AuditLog, event: str, **fields: Any) -> None:
+        if event == "request.attempt":
+            raise AuditUnavailable("the audit log cannot be written")
+        await real(self, event, **fields)
+
+    monkeypatch.setattr(AuditLog, "append", broken)
+    lab.first.mode = "503"
+    assert (await lab.ask()).refused == (503, "audit_unavailable", False)
+    assert lab.second.headers == []
 
 
 # --- breakers ---------------------------------------------------------------------------------------------------------

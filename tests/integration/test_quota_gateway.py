@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,7 +68,8 @@ async def test_by_https_with_what_is_left_and_when_again_over_reload_and_restart
         assert status == 200
         assert first["RateLimit-Policy"] == (
             '"reports.requests";q=2;w=3600;qu="request", "reports.tokens";q=10000;w=3600;qu="tokens"')
-        assert first["RateLimit"].startswith('"reports.requests";r=1;t=0, "reports.tokens";r=9')
+        assert re.fullmatch(
+            r'"reports\.requests";r=1;t=3[56]\d\d, "reports\.tokens";r=9984;t=3[56]\d\d', first["RateLimit"])
         assert (await headers(client))[0] == 200
         status, last = await headers(client)
         assert status == 429 and 3_500 < int(last["Retry-After"]) <= 3_660
@@ -111,6 +113,42 @@ async def test_the_token_of_the_plain_listener_is_not_exempt(
         assert found == [(200, False), (429, False)]
         refusal, = gateway.audit("request.refused")
         assert refusal["id"] == f"spiffe://{DOMAIN}{ID_PATH}" and refusal["code"] == "rate_limited"
+
+
+async def test_each_attempt_that_reached_a_provider_is_a_request(
+    made: Path, tmp_path: Path, provider: MockProvider
+) -> None:
+    """One says that it is too busy, the next answers; then the first cannot be reached at all."""
+    two = """[[provider]]
+name = "first"
+base_url = "{base_url}"
+key_file = "provider.key"
+models = ["a"]
+[[provider]]
+name = "second"
+base_url = "OTHER"
+key_file = "provider.key"
+models = ["b"]
+[[model]]
+name = "small"
+providers = ["first", "second"]
+as = {{ first = "a", second = "b" }}
+[limits]"""
+    start, _, rest = CONFIG.partition("[provider]")
+    async with MockProvider() as other:
+        text = start + two.replace("OTHER", other.base_url) + rest.partition("[limits]")[2]
+        more = QUOTAS.replace("requests = 2", "requests = 9")
+        provider.mode = "503"
+        async with https_gateway(made, tmp_path / "gateway", provider, text=text + more) as gateway:
+            client = await Workload.joined(gateway)
+            assert (await client.ask(chat()))[0] == 200
+            outcome, = gateway.audit("request.outcome")
+            assert (outcome["attempts"], outcome["charged_tokens"], outcome["provider"]) == (2, 16, "second")
+            await provider.__aexit__()
+            assert (await client.ask(chat()))[0] == 200
+            assert gateway.audit("request.outcome")[-1]["attempts"] == 1
+            lines = (await gateway.admin("usage"))["quotas"]
+            assert [line["used"] for line in lines if line["quota"] == "reports"] == [3, 32]
 
 
 async def test_in_a_session_what_leaves_the_provider_is_charged_whoever_fetches_it(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from relay.gateway.anomaly.guard import QUARANTINED, Guard
-from relay.gateway.anomaly.measures import Measures
 from relay.gateway.anomaly.settings import AS_BUILT, Anomaly
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.audit.refusals import Refusals
@@ -22,6 +21,7 @@ from relay.gateway.checks.standing import Standing
 from relay.gateway.forward import Forward, ModelList
 from relay.gateway.identity.ca import Authority, OwnIdentity
 from relay.gateway.identity.enrolment import Enrolment
+from relay.gateway.identity.measures import Measures
 from relay.gateway.identity.revocation import Revocation
 from relay.gateway.journal import Journal
 from relay.gateway.pipeline import Answerer, Pipeline
@@ -127,7 +127,9 @@ async def gateway(
         policy = policy or allowing({"/edge/*": ["small"]})
         stack.push_async_callback(policy.close)
         authorise = Authorise(
-            policy, serves=lambda operation, model: (model == "defect-detection") == (operation == "infer")
+            policy, serves=lambda operation, model: (
+                (model == "defect-detection") == (operation == "infer") and (bool(inference) or operation != "infer")
+            )
         )
         answerers: dict[str, Answerer] = {
             "chat": answerer or Forward.to_one(upstream, ProviderKey(Secret(KEY.encode())), audit, tracing),

@@ -1,9 +1,12 @@
 """The three formats of answers: where a stream ends, what was written and what it cost, how one is ended by us."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.taps.meter import Meter
@@ -162,6 +165,29 @@ def test_only_what_is_open_is_ended() -> None:
     })):
         done.feed(payload)
     assert events(done.cut())[0]["response"]["output"] == [item]
+
+
+odd = st.sampled_from([
+    None, True, 7, -1, 2**70, 0.5, "", "x", "error", "response.completed", "content_block_start", [], ["x"], {},
+    {"id": 3}, {"type": 7, "delta": ["x"]}, [{"index": -3, "delta": {"content": 5}}],
+    [{"index": 2, "delta": {"content": "t"}}],
+])
+names_ = st.sampled_from(["type", "delta", "choices", "response", "item", "message", "usage", "error", "index", "model",
+                          "output_index", "sequence_number", "content_block", "status", "id"])
+lines = st.dictionaries(names_, odd, max_size=5).map(lambda event: json.dumps(event).encode()) | st.binary(max_size=40)
+
+
+@given(st.lists(lines | st.sampled_from([b"[DONE]", b"[" * 3_000, b'{"choices":' + b"[" * 3_000]), max_size=6))
+def test_whatever_a_provider_sends_is_an_end_an_error_or_neither(data: list[bytes]) -> None:
+    for form in OF.values():
+        followed = form.follow()
+        for payload in data:
+            for judge in (form.ends, form.check):
+                with contextlib.suppress(ProviderFailure):
+                    judge(payload)
+            form.told(payload)
+            assert isinstance(form.text(payload), str) and isinstance(followed.feed(payload), str)
+        assert ends_whole(form.name, followed.cut(3))
 
 
 def test_what_is_kept_of_a_response_is_bounded() -> None:

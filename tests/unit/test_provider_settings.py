@@ -81,6 +81,7 @@ def test_who_is_named_in_models_alone_serves_nothing_else() -> None:
     ([provider("a"), provider("a")], "provider: two have the same name"),
     ([provider("a"), provider("b")], "provider: a and b do not say which models they serve"),
     ([provider("a"), model("m", providers='["b"]')], "model[0].providers: there is no provider b"),
+    ([provider("a"), model("m", providers='["b"]', as_='{ a = "x" }')], "model[0].providers: there is no provider b"),
     ([provider("a"), model("m", providers='["a", "a"]')], "model[0].providers: one of them is there twice"),
     ([provider("a"), model("m")], "model[0]: neither `providers` nor another model by `as`"),
     ([provider("a"), model("m", as_='"m"')], "model[0].as: m is m, which leads nowhere"),
@@ -90,7 +91,7 @@ def test_who_is_named_in_models_alone_serves_nothing_else() -> None:
     ([provider("a", models=["x"]), model("m", providers='["a"]', as_='"y"')], "model[0]: a does not serve y"),
     ([provider("a"), model("m", providers='["a"]', as_='{ b = "y" }')], "model[0].as: b is not among its providers"),
     ([provider("a"), model("m", as_='"x"'), model("m", as_='"y"')], "model[1].name: m is there twice"),
-    ([provider("a", models=["x"]), allow("x", "y")], "allow[0].models: no provider serves y"),
+    ([provider("a", models=["x"]), allow("x", "y")], "allow[0]: no provider serves y"),
     ([provider("a", api_version="2024-10-21")], 'provider.api_version: this is for api = "azure"'),
     ([provider("a"), provider("b", models=["x"], anthropic_beta=["y"])], "provider[1].anthropic_beta: this is for"),
     ([provider("a", api="anthropic", routes=["chat"])], "provider.routes: Anthropic's API has /v1/messages alone"),
@@ -120,6 +121,22 @@ def test_what_the_documentation_shows_is_valid() -> None:
     assert ways(config, "default") == [("azure-eu", "gpt4o-eu"), ("openai", "gpt-4o")]
     assert ways(config, "llama3.2") == [("local", "llama3.2")] and ways(config, "llama3.2", "responses") == []
     assert ways(config, "claude-sonnet-4-5", "messages") == [("claude", "claude-sonnet-4-5")]
+
+
+@pytest.mark.parametrize("effect", ["permit", "forbid"])
+def test_a_rule_in_a_file_names_models_that_exist(tmp_path: Path, effect: str) -> None:
+    rule = f'{effect} (principal, action == Action::"model:invoke", resource == Model::"MODEL");'
+    text = HEAD + provider("a", models=["m"]) + '[policy]\ncedar = ["x.cedar"]\n'
+    (tmp_path / "x.cedar").write_text(rule.replace("MODEL", "m"))
+    parse(text.encode(), tmp_path)
+    (tmp_path / "x.cedar").write_text(rule.replace("MODEL", "n"))
+    with pytest.raises(ConfigError, match=r"^x\.cedar:1: no provider serves n"):
+        parse(text.encode(), tmp_path)
+
+
+def test_a_model_of_both_kinds_is_listed() -> None:
+    config = read(provider("a", models=["m"]), '[inference]\nbase_url = "http://127.0.0.1:1"\nmodels = ["m", "n"]\n')
+    assert config.rules.models == ("m",)
 
 
 def test_a_server_on_this_machine_needs_no_key() -> None:

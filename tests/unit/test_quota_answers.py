@@ -70,6 +70,13 @@ async def test_what_the_provider_reports_is_charged_and_the_rest_given_back(lab:
         "answered", 1, 16, 5)
 
 
+async def test_many_answers_at_once_are_reserved_for(lab: Lab) -> None:
+    lab.provider.pieces = [json.dumps(whole("chat", "yes")).encode()]
+    for fields, output in (({"n": 3}, 600), ({"n": 3, "max_tokens": 50}, 150)):
+        await lab.ask(chat(**fields))
+        assert lab.lines()[-2]["reserved_tokens"] == len(chat(**fields)) + output
+
+
 async def test_more_than_was_reserved_is_charged_if_reported_and_missing_to_the_next(lab: Lab) -> None:
     answer = whole("chat", "yes")
     answer["usage"] = {"prompt_tokens": 11, "completion_tokens": 9_000}

@@ -14,9 +14,9 @@ from tests.support.gateway_lab import chat, context
 IMAGE = "data:image/png;base64," + base64.b64encode(bytes(30_000)).decode()
 
 
-def read(body: bytes) -> int:
+def read(body: bytes, **changes: str) -> int:
     """By the schema check, which finds the texts."""
-    request = context(body, model="small")
+    request = context(body, model="small", **changes)
     assert asyncio.run(Schema().check(request)) is None
     return at_most(request.body, request.said)
 
@@ -32,6 +32,13 @@ def test_an_image_counts_by_the_piece_and_the_words_beside_it_in_full() -> None:
     body = json.dumps({"model": "small", "messages": [{"role": "user", "content": parts}]}).encode()
     rest = len(body) - 2 * len(IMAGE)
     assert 2 * FILE_TOKENS < read(body) <= 2 * FILE_TOKENS + rest + 2
+
+
+def test_an_image_as_anthropic_has_it_too() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": IMAGE.partition(",")[2]}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
+    body = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+    assert FILE_TOKENS < read(json.dumps(body).encode(), route="/v1/messages") < FILE_TOKENS + 300
 
 
 def test_text_that_looks_like_an_image_is_text() -> None:

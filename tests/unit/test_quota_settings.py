@@ -1,5 +1,6 @@
 """[[quota]] and [[price]]: a limit that could never apply is an error that names it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from relay.gateway.config import EXAMPLE, parse
 from relay.gateway.errors import ConfigError
 from relay.gateway.policy.settings import Allow, Group
-from relay.gateway.quota.ledger import Price, Rule
+from relay.gateway.quota.estimate import FILE_TOKENS
+from relay.gateway.quota.ledger import SLOTS_MAX, Hold, Ledger, Price, Rule
+from relay.gateway.quota.quotas import LEAST
 from relay.gateway.quota.settings import (
     UNLIMITED,
     Limiting,
@@ -19,7 +22,7 @@ from relay.gateway.quota.settings import (
     checked_quotas,
     uncovered,
 )
-from relay.gateway.quota.shown import row, shown, span
+from relay.gateway.quota.shown import row, shown, span, told
 
 ALLOWS = [Allow(id="/edge/*", models=["small"]), Allow(id="/workload/*", models=["large"])]
 GROUPS = [Group(name="floor", ids=["/edge/floor", "/workload/*"]), Group(name="far", ids=["/hop/*"])]
@@ -45,37 +48,37 @@ def test_a_rule_is_taken_as_it_is_written() -> None:
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"requests": 1}, "q0: set one of `id` and `group`"),
-    ({"id": "/edge/*", "group": "floor", "requests": 1}, "q0: set one of"),
-    ({"group": "nobody", "requests": 1}, "q0.group: there is no group 'nobody'"),
-    ({"id": "edge/*", "requests": 1}, "q0.id: an ID pattern starts with a slash"),
-    ({"id": "/edge/a b", "requests": 1}, "q0.id: an ID pattern has a segment that no ID can have"),
-    ({"id": "/edge/*"}, "q0: it limits nothing"),
-    ({"id": "/edge/*", "money": "0.000"}, "q0: it limits nothing, or to nothing"),
-    ({"id": "/edge/*", "requests": 1, "models": ["smal"]}, "q0.models: there is no model 'smal'"),
-    ({"id": "/edge/*", "requests": 1, "models": []}, "q0.models: it names none"),
-    ({"id": "/edge/*", "requests": 1, "models": ["large"]}, "q0: no rule in [[allow]] lets anybody"),
-    ({"id": "/edge/*/cam", "requests": 1}, "q0: no rule in [[allow]] lets anybody"),
-    ({"group": "far", "requests": 1}, "q0: no rule in [[allow]] lets anybody"),
-    ({"id": "/edge/*", "tokens": 1, "models": ["pump"]}, "q0: its models have no tokens"),
-    ({"id": "/edge/*", "money": "1", "models": ["small"]}, "q0.money: small has no price"),
-    ({"id": "/edge/*", "money": "1"}, "q0.money: large has no price"),
-    ({"id": "/edge/*", "money": "1e3"}, "q0.money: this is not an amount of money"),
-    ({"id": "/edge/*", "money": "0.0000001"}, "q0.money: this is not an amount of money"),
-    ({"id": "/edge/*", "money": "-1"}, "q0.money: this is not an amount of money"),
-    *(({"id": "/edge/*", "requests": 1, "window": text}, "q0.window: this is not a length")
+    ({"requests": 1}, "q0]: set one of `id` and `group`"),
+    ({"id": "/edge/*", "group": "floor", "requests": 1}, "q0]: set one of"),
+    ({"group": "nobody", "requests": 1}, "q0].group: there is no group 'nobody'"),
+    ({"id": "edge/*", "requests": 1}, "q0].id: an ID pattern starts with a slash"),
+    ({"id": "/edge/a b", "requests": 1}, "q0].id: an ID pattern has a segment that no ID can have"),
+    ({"id": "/edge/*"}, "q0]: it limits nothing"),
+    ({"id": "/edge/*", "money": "0.000"}, "q0]: it limits nothing, or to nothing"),
+    ({"id": "/edge/*", "requests": 1, "models": ["smal"]}, "q0].models: there is no model 'smal'"),
+    ({"id": "/edge/*", "requests": 1, "models": []}, "q0].models: it names none"),
+    ({"id": "/edge/*", "requests": 1, "models": ["large"]}, "q0]: no rule in [[allow]] lets anybody"),
+    ({"id": "/edge/*/cam", "requests": 1}, "q0]: no rule in [[allow]] lets anybody"),
+    ({"group": "far", "requests": 1}, "q0]: no rule in [[allow]] lets anybody"),
+    ({"id": "/edge/*", "tokens": 1, "models": ["pump"]}, "q0]: its models have no tokens"),
+    ({"id": "/edge/*", "money": "1", "models": ["small"]}, "q0].money: small has no price"),
+    ({"id": "/edge/*", "money": "1"}, "q0].money: large has no price"),
+    ({"id": "/edge/*", "money": "1e3"}, "q0].money: this is not an amount of money"),
+    ({"id": "/edge/*", "money": "0.0000001"}, "q0].money: this is not an amount of money"),
+    ({"id": "/edge/*", "money": "-1"}, "q0].money: this is not an amount of money"),
+    *(({"id": "/edge/*", "requests": 1, "window": text}, "q0].window: this is not a length")
       for text in ("", "1", "h", "0h", "59s", "1.5h", "32d", "99999d", "1 h", "1h ")),
 ])
 def test_what_could_never_apply_is_an_error_that_names_it(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as wrong:
         checked(fields)
-    assert str(wrong.value).startswith(f"quota {said}")
+    assert str(wrong.value).startswith(f"quota[{said}")
     assert wrong.value.hint
 
 
 @pytest.mark.parametrize(("fields", "said"), [
     ({"model": "smal"}, "price[0].model: there is no model 'smal'"),
-    ({"model": "small", "input": "0,15"}, "price small: this is not an amount of money"),
+    ({"model": "small", "input": "0,15"}, "price[small]: this is not an amount of money"),
 ])
 def test_a_price_of_nothing_known_is_an_error(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as wrong:
@@ -114,7 +117,7 @@ def test_a_rule_in_the_shadow_of_another_is_an_error(
             and first["id"] == second["id"]
         with pytest.raises(ConfigError) as wrong:
             checked(one, other)
-        assert str(wrong.value).startswith(f"quota {'q1' if equal else name}: it can never be reached")
+        assert str(wrong.value).startswith(f"quota[{'q1' if equal else name}]: it can never be reached")
 
 
 def test_where_other_rules_decide_who_may_a_quota_is_believed() -> None:
@@ -125,6 +128,16 @@ def test_ids_without_a_quota_are_told() -> None:
     found = checked({"id": "/edge/*", "requests": 1})
     assert uncovered(found, [("edge", "*"), ("edge", "lap-1"), ("workload", "*"), ("edge", "a", "b")]) == [
         "/edge/a/b", "/workload/*"]
+    assert uncovered(UNLIMITED, [("edge", "*")]) == []
+
+
+def test_a_rule_is_told_in_a_line() -> None:
+    found = checked({"id": "/edge/*", "models": ["small"], "tokens": 9_000, "requests": 1},
+                    {"group": "floor", "per": "role", "window": "1d", "requests": 40})
+    assert [told(rule) for rule in found.rules] == [
+        "quota q0: 1 request and 9,000 tokens of small in 1 h for each of /edge/*",
+        "quota q1: 40 requests of any model in 1 d for all of group floor together",
+    ]
 
 
 @given(st.integers(0, 9_999_999), st.integers(0, 999_999))
@@ -164,3 +177,19 @@ def test_the_example_of_the_configuration_is_one() -> None:
     found = parse("\n".join(with_quotas).encode(), Path()).quotas
     assert found.rules[0].limits == (600, 200_000, 500_000)
     assert found.prices["gpt-4o-mini"] == Price(150_000, 600_000, 4_096)
+
+
+def test_the_page_has_an_example_that_works_out_as_it_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "QUOTAS.md").read_text()
+    example = re.search(r"(?s)```toml\n(.*?)```", page)
+    assert example is not None
+    start = EXAMPLE.format(trust_domain="field.example").replace('["gpt-4o-mini"]', '["gpt-4o-mini", "gpt-4o"]')
+    found = parse((start + example[1]).encode(), Path())
+    price = found.quotas.prices["gpt-4o-mini"]
+    assert (price.cost(312, 500), price.cost(74, 180), price.output_max) == (347, 120, 4_096)
+    ledger = Ledger()
+    ledger.replace(found.quotas.rules, found.quotas.prices, 0)
+    hold = ledger.reserve("/edge/lap-1", "gpt-4o-mini", 312, 500, 0)
+    assert isinstance(hold, Hold) and hold.amounts == (1, 812, 347) and len(hold.lane) == 3
+    assert LEAST == 64 and FILE_TOKENS == 2_048 and SLOTS_MAX == 20_000
+    assert [row[0] for row in re.findall(r"(?m)^(edge-\w+) +(\S+) ", page)] == ["edge-hour", "edge-hour", "edge-month"]

@@ -205,6 +205,13 @@ async def test_nothing_to_answer(route: str) -> None:
     body = json.loads(json.dumps(LEAST[route]).replace('"hello"', '""'))
     refusal, _ = await through(route, body)
     assert refusal is not None and refusal.code == "empty_prompt"
+    part = {"type": "input_text" if route == RESPONSES else "text", "text": ""}
+    if route == EMBEDDINGS:
+        body["input"] = [""]
+    else:
+        body["input" if route == RESPONSES else "messages"] = [{"role": "user", "content": [part]}]
+    refusal, _ = await through(route, body)
+    assert refusal is not None and refusal.code == "empty_prompt"
 
 
 FAR = "https://far.example/a.png"

@@ -9,6 +9,7 @@ nothing is learnt: an attack does not become habit while it is noticed. A person
 reasons are all right: for a day these count little, and meanwhile they are learnt.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import log1p
 from typing import Final
@@ -19,20 +20,19 @@ from msgspec import Struct
 from relay.gateway.anomaly.ladder import Level, Standing, Thresholds
 from relay.gateway.anomaly.signs import (
     CAPS,
-    HARM,
-    HARM_LEAST,
     HOUR_S,
     LOAD,
     MEMORY_MAX,
     SIGNS,
     SLOT_S,
-    STRIKING,
     WINDOW_S,
     Moments,
+    harmful,
     points,
 )
 
 DAY_S: Final = 86_400.0
+STRIKING: Final = 5.0  # points of a kind that is worth a word to a person
 HALF_LIFE_S: Final = 300.0
 EXCUSED_S: Final = DAY_S
 EXCUSED_SHARE: Final = 0.15  # all that is load together does not come to a throttle
@@ -118,17 +118,12 @@ def kind_of(status: int, code: str) -> str:
 class Profile:
     """One device. `note` for each request, `judge` some times a second while it asks, and now and then after."""
 
-    __slots__ = (
-        "_before", "_given", "_marks", "_slot", "_spared", "_strange", "_values", "_window", "attempts", "denied",
-        "enrolment", "faults", "injected", "kept", "largest", "most", "requests", "standing", "used", "volume",
-    )
-
     def __init__(self, enrolment: int, now: float, kept: Kept | None = None) -> None:
         self.enrolment = enrolment
         self.requests = self.largest = self.most = self.faults = self.attempts = self.volume = self.denied = 0
         self.injected = 0.0
         self.used: set[str] = set()  # models, since it was judged last
-        self._marks: dict[bytes, int] = {}
+        self._marks: dict[Hashable, int] = {}
         self._slot = self._window = now
         self._values = dict.fromkeys(SIGNS, 0.0)
         self._before = dict.fromkeys(SIGNS, 0.0)
@@ -143,7 +138,7 @@ class Profile:
         self.standing = Standing(Level(kept.level), kept.since)
 
     def note(
-        self, mark: bytes, model: str, size: int, out: int, injection: float | None = None, refused: str = ""
+        self, mark: Hashable, model: str, size: int, out: int, injection: float | None = None, refused: str = ""
     ) -> None:
         """One request. `mark`: a keyed hash of its prompt; `model` "" if it named none that it may use; `refused`: see
         `kind_of`.
@@ -187,8 +182,7 @@ class Profile:
         if self.requests or self.attempts:
             self._weigh(now, fleet)
             kept.active = now
-        harmful = sum(kept.scores.get(kind, 0.0) >= HARM_LEAST for kind in HARM) >= 2
-        changed = self.standing.step(self.score, now, thresholds, harmful=harmful)
+        changed = self.standing.step(self.score, now, thresholds, harmful=harmful(kept.scores))
         kept.level, kept.since = self.standing.level, self.standing.since
         if self._suspect():
             kept.waiting.clear()

@@ -1,10 +1,8 @@
 """What gateway.toml says of suspicion, `[anomaly]`, and of whom to tell, `[alerts]`; typed and strict."""
 
 import ipaddress
-from dataclasses import dataclass
-from pathlib import Path
+import re
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
@@ -14,7 +12,7 @@ from transport.errors import BadInput
 from transport.links.base import Endpoint
 
 Score = Annotated[float, Meta(gt=0, le=1e9)]
-_LOOPBACK_NAMES: Final = ("localhost",)
+_URL: Final = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?(/[!-\"$-~]*)?")
 
 
 class Anomaly(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,7 +32,7 @@ class Anomaly(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 AS_BUILT: Final = Anomaly()
 
 
-class AlertsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AlertSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whom to tell. `least`: from which state on; copied keys and tried invitations are told in any case."""
 
     webhook: str | None = None
@@ -44,74 +42,55 @@ class AlertsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     least: Literal["warned", "throttled", "quarantined", "revoked"] = "throttled"
 
 
-@dataclass(frozen=True)
-class AlertSettings:
-    """`syslog`: (scheme, place): unix and a path, or tcp or tls and HOST:PORT."""
-
-    webhook: str | None = None
-    secret_file: Path | None = None
-    syslog: tuple[str, str] | None = None
-    syslog_ca: Path | None = None
-    least: str = "throttled"
+NOBODY: Final = AlertSettings()
 
 
 def checked_anomaly(anomaly: Anomaly) -> Anomaly:
     """Raises ConfigError."""
-    scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, max(anomaly.revoke_at, anomaly.quarantine + 1e-9)]
-    if (anomaly.revoke and anomaly.revoke_at <= anomaly.quarantine) or scores != sorted(set(scores)):
+    scores = [anomaly.warn, anomaly.throttle, anomaly.quarantine, *([anomaly.revoke_at] if anomaly.revoke else [])]
+    if scores != sorted(set(scores)):
         raise ConfigError("anomaly: each state begins at a higher score than the one before",
                           hint="as in warn = 20, throttle = 40, quarantine = 80, revoke_at = 120")
     return anomaly
 
 
-def checked_alerts(file: AlertsFile, directory: Path) -> AlertSettings:
+def checked_alerts(alerts: AlertSettings) -> AlertSettings:
     """Raises ConfigError that names the key."""
-    if (file.webhook is None) != (file.webhook_secret_file is None):
+    if (alerts.webhook is None) != (alerts.webhook_secret_file is None):
         raise ConfigError("alerts.webhook: set it together with alerts.webhook_secret_file",
                           hint='as in webhook_secret_file = "webhook.secret"')
-    if file.webhook is not None:
-        _check_url(file.webhook)
-    syslog = None if file.syslog is None else _syslog(file.syslog)
-    if file.syslog_ca_file is not None and (syslog is None or syslog[0] != "tls"):
+    if alerts.webhook is not None:
+        _check_url(alerts.webhook)
+    if alerts.syslog is not None:
+        _check_syslog(alerts.syslog)
+    if alerts.syslog_ca_file is not None and not (alerts.syslog or "").startswith("tls:"):
         raise ConfigError("alerts.syslog_ca_file: this is for tls:HOST:PORT alone")
-    return AlertSettings(
-        file.webhook, directory / file.webhook_secret_file if file.webhook_secret_file else None, syslog,
-        directory / file.syslog_ca_file if file.syslog_ca_file else None, file.least,
-    )
+    return alerts
 
 
 def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host, parts = "", urlsplit("")
-    if not host or parts.username or parts.fragment or not url.isascii() or any(one.isspace() for one in url):
+    found = _URL.fullmatch(url)
+    if found is None:
         raise ConfigError("alerts.webhook: this is not the URL of a receiver", hint='as in "https://ops.example/hook"')
-    if parts.scheme != "https" and not (parts.scheme == "http" and _loopback(host)):
+    if found["scheme"] == "http" and not _loopback(found["host"].strip("[]")):
         raise ConfigError("alerts.webhook: https:// only, but for an address of this machine",
                           hint="put a proxy with TLS before the receiver")
 
 
-def _syslog(text: str) -> tuple[str, str]:
+def _check_syslog(text: str) -> None:
     scheme, _, place = text.partition(":")
-    if scheme == "unix" and place.startswith("/"):
-        return scheme, place
-    if scheme in ("tcp", "tls"):
-        try:
-            host, _ = Endpoint.parse(f"tcp:{place}").host_port()
-        except BadInput:
-            pass
-        else:
-            if scheme == "tls" or _loopback(host):
-                return scheme, place
-            raise ConfigError("alerts.syslog: without TLS it stays on this machine", hint='as in "tls:log.host:6514"')
-    raise ConfigError("alerts.syslog: this is no place of a syslog",
-                      hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
+    try:
+        host = "" if scheme == "unix" else Endpoint.parse(f"tcp:{place}").host_port()[0]
+        good = place.startswith("/") if scheme == "unix" else scheme == "tls" or (scheme == "tcp" and _loopback(host))
+    except BadInput:
+        good = False
+    if not good:
+        raise ConfigError("alerts.syslog: this is no place of a syslog; without TLS it stays on this machine",
+                          hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
 
 
 def _loopback(host: str) -> bool:
     try:
-        return host in _LOOPBACK_NAMES or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

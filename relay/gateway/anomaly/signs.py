@@ -4,6 +4,7 @@ Counts and sizes spread over powers of ten, so all is compared as log(1 + value)
 that, begun with what a device is taken to be like of which nothing is known yet, and learnt with a memory that fades.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log1p, sqrt
 from typing import Final
@@ -15,7 +16,6 @@ WINDOW_S: Final = 300.0
 HOUR_S: Final = 3_600.0
 FAR: Final = 3.0  # standard deviations that are nobody's business
 MEMORY_MAX: Final = 500.0  # samples; older ones fade
-STRIKING: Final = 5.0  # points of a kind that is worth a word to a person
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Moments(Struct):
         delta = mean - self.mean
         self.mean += share * delta
         self.variance = (1 - share) * (self.variance + share * delta * delta)
+
+
+def harmful(scores: Mapping[str, float]) -> bool:
+    """Whether it is more than load."""
+    return sum(scores.get(kind, 0.0) >= HARM_LEAST for kind in HARM) >= 2
 
 
 def points(sign: Sign, habit: Moments, value: float) -> float:

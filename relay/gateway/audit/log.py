@@ -1,19 +1,25 @@
 """The audit: a file of JSON lines, each with the SHA-256 of the line before it.
 
-A record is on stable storage before `append` returns. Changing, removing or reordering a line breaks the chain from
-there on; cutting lines off the end is seen only by whoever knows a later hash: tamper-evident, not immutable. Records
-hold identities, codes, sizes and counts, never text of a prompt or an answer.
+A record is in the file before `append` returns: a gateway that is killed has lost none. Changing, removing or
+reordering a line breaks the chain from there on; cutting lines off the end is seen only by whoever knows a later hash:
+tamper-evident, not immutable. Records hold identities, codes, sizes and counts, never text of a prompt or an answer.
+
+What a loss of power takes is the operator's choice (ADR 0029). With "each", `append` returns when the record is on
+stable storage, one fsync for all that came together. With "group", the fsync follows at once in the background, for all
+that was written since the last; so up to some ten milliseconds of records may be lost with the machine, from the end,
+where the chain does not show it. Where an fsync fails, nobody knows what the disk holds: no work is done any more.
 """
 
 import asyncio
+import concurrent.futures
 import hashlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,20 +31,28 @@ AUDIT_FILE: Final = "audit.jsonl"
 START: Final = "0" * 64
 _MAX_TEXT: Final = 512  # characters of one value
 _MAX_LINE: Final = 65_536
+_PAUSE_S: Final = 0.01  # between fsyncs that nobody waits for
+_encode: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
 class AuditLog:
-    """Appends to one file. Records that arrive together share one write and one fsync."""
+    """Appends to one file. A thread of its own waits for the disk; waking it costs more than writing, so it is woken
+    once for all that came together.
+    """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, sync: Literal["group", "each"] = "each", clock: Callable[[], float] = time.time
+    ) -> None:
         """Opens or creates the file (mode 0600). Raises AuditUnavailable if its end cannot be read."""
         self._path = path
         self._clock = clock
-        self._waiting: list[tuple[dict[str, Value], asyncio.Future[None]]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        self._lock = threading.Lock()
-        self._broken = False
+        self._each = sync == "each"
+        self._waiting: list[asyncio.Future[None]] = []  # for the disk
+        self._unsynced = self._syncing = False
+        self._idle: asyncio.Future[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self.broken = False  # nothing is written any more
         self._head, self._sequence, self._size = START, 0, 0
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -50,72 +64,97 @@ class AuditLog:
             ) from None
 
     async def append(self, event: str, **fields: Value) -> None:
-        """Writes one record; returns when it is on stable storage. Raises AuditUnavailable: then do not go on."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Writes one record; returns when it is kept as promised. Raises AuditUnavailable: then do not go on."""
         record: dict[str, Value] = {"time": round(self._clock(), 6), "event": event}
-        record.update((name, _text(value) if isinstance(value, str) else value) for name, value in fields.items())
-        self._waiting.append((record, future))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        await asyncio.shield(future)  # a caller that is cancelled does not take the others' record with it
+        for name, value in fields.items():
+            record[name] = _text(value) if isinstance(value, str) else value
+        try:
+            self._write(_encode(record)[1:-1])
+        except (OSError, AuditUnavailable) as cause:
+            _log.error("the audit log cannot be written: %s", getattr(cause, "strerror", None) or cause)
+            raise AuditUnavailable("the audit log cannot be written") from None
+        except Exception as cause:  # a defect of ours
+            _log.error("the audit log cannot be written: %s", type(cause).__name__)
+            raise AuditUnavailable("the audit log cannot be written") from None
+        self._unsynced = True
+        if not self._syncing:
+            self._syncing = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._sync, loop)  # behind all else that is ready now and may have a record, too
+        if self._each:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future  # a caller that is cancelled does not take its record with it
 
     @property
     def end(self) -> tuple[int, str]:
-        """Number and hash of the last record that is on stable storage."""
+        """Number and hash of the last record."""
         return self._sequence, self._head
 
     async def close(self) -> None:
-        """Waits for records under way."""
-        while self._flusher is not None:
-            await asyncio.wait([self._flusher])
+        """Waits until all is on stable storage."""
+        while self._syncing:
+            self._idle = self._idle or asyncio.get_running_loop().create_future()
+            await self._idle
+        self._thread.shutdown()
         os.close(self._descriptor)
-        self._broken = True
+        self.broken = True
 
-    async def _flush(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            error: AuditUnavailable | None = None
+    def _write(self, record: bytes) -> None:
+        """`record` is an object's members."""
+        if self.broken:
+            raise AuditUnavailable("the audit log is closed")
+        line = b'{"seq":%d,%b,"prev":"%b"}' % (self._sequence + 1, record, self._head.encode())
+        data = line + b"\n"
+        try:
+            if os.write(self._descriptor, data) != len(data):
+                raise OSError("short write")
+        except OSError:
+            # What the file holds now is unknown: nobody may chain to it. Cut back, or give up for good.
             try:
-                await asyncio.to_thread(self._write, [record for record, _ in batch])
-            except (OSError, AuditUnavailable) as cause:
-                _log.error("the audit log cannot be written: %s", getattr(cause, "strerror", None) or cause)
-                error = AuditUnavailable("the audit log cannot be written")
-            except Exception as cause:  # a defect of ours; whoever waits must not wait for ever, nor all after them
-                _log.error("the audit log cannot be written: %s", type(cause).__name__)
-                error = AuditUnavailable("the audit log cannot be written")
-            for _, future in batch:
-                if not future.done():
-                    if error is None:
-                        future.set_result(None)
-                    else:
-                        future.set_exception(error)
-                        future.exception()  # whoever waited may be gone; then nobody else will look
-        self._flusher = None
-
-    def _write(self, records: list[dict[str, Value]]) -> None:
-        with self._lock:
-            if self._broken:
-                raise AuditUnavailable("the audit log is closed")
-            head, sequence, lines = self._head, self._sequence, []
-            for record in records:
-                sequence += 1
-                line = msgspec.json.encode({"seq": sequence, **record, "prev": head})
-                head = hashlib.sha256(line).hexdigest()
-                lines.append(line + b"\n")
-            data = b"".join(lines)
-            try:
-                if os.write(self._descriptor, data) != len(data):
-                    raise OSError("short write")
+                os.ftruncate(self._descriptor, self._size)
                 os.fsync(self._descriptor)
             except OSError:
-                # What the disk holds now is unknown: nobody may chain to it. Cut back, or give up for good.
-                try:
-                    os.ftruncate(self._descriptor, self._size)
-                    os.fsync(self._descriptor)
-                except OSError:
-                    self._broken = True
-                raise
-            self._head, self._sequence, self._size = head, sequence, self._size + len(data)
+                self.broken = True
+            raise
+        self._head, self._sequence = hashlib.sha256(line).hexdigest(), self._sequence + 1
+        self._size += len(data)
+
+    # --- and to the disk --------------------------------------------------------------------------------------------
+
+    def _sync(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._unsynced:
+            self._syncing = False
+            if self._idle is not None:
+                idle, self._idle = self._idle, None
+                idle.set_result(None)
+            return
+        self._unsynced = False
+        waiting, self._waiting = self._waiting, []
+        done = loop.run_in_executor(self._thread, self._to_disk)
+        done.add_done_callback(partial(self._synced, loop, waiting))
+
+    def _to_disk(self) -> None:
+        """The thread's."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.broken = True
+            _log.error("the audit log cannot be written: %s", error.strerror)
+        if not self._each:
+            time.sleep(_PAUSE_S)
+
+    def _synced(
+        self, loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]], _: asyncio.Future[None]
+    ) -> None:
+        for future in waiting:
+            if future.done():
+                continue
+            if self.broken:
+                future.set_exception(AuditUnavailable("the audit log cannot be written"))
+            else:
+                future.set_result(None)
+        loop.call_soon(self._sync, loop)  # behind those who have just been told
 
     def _resume(self) -> None:
         self._size = os.fstat(self._descriptor).st_size
@@ -135,6 +174,8 @@ class AuditLog:
 
 def _text(value: str) -> str:
     """As much of it as a record has room for; what is no text (names of files may be any bytes) is escaped."""
+    if len(value) <= _MAX_TEXT and value.isascii():
+        return value
     return value[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()
 
 

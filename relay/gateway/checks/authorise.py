@@ -65,7 +65,7 @@ class Authorise:
             return None  # not a request at all: schema says what is wrong with it, and nothing passes schema
         if not model:
             return None  # likewise
-        decision = await self._policy.decide(question.about(model))
+        decision = await self._policy.decide(question if target.model else question.about(model))
         context.decision = decision.reason
         if decision.allowed:
             context.model = model

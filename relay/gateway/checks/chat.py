@@ -228,7 +228,10 @@ class ChatRequest(Conversation, kw_only=True):
 
     def output_max(self) -> int | None:
         """Of two bounds the larger."""
-        return max(self.max_tokens or 0, self.max_completion_tokens or 0) * (self.n or 1) or None
+        return max(self.max_tokens or 0, self.max_completion_tokens or 0) * self.answers() or None
+
+    def answers(self) -> int:
+        return self.n or 1
 
 
 def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
@@ -240,7 +243,7 @@ def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
             found.append(Said(speaker, part.text))
         elif type(part) is RefusalPart:
             found.append(Said(speaker, part.refusal))
-    return found
+    return [one for one in found if one.text]
 
 
 def _more(message: Assistant) -> list[Said]:

@@ -64,6 +64,10 @@ class Request(Body):
         """Tokens of all its answers together, if it names a bound."""
         return None
 
+    def answers(self) -> int:
+        """How many are asked for at once."""
+        return 1
+
     def fault(self) -> str:
         """The place of a field that is not valid in a way that types do not tell; "" if there is none."""
         return ""

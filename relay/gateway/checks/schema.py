@@ -40,7 +40,9 @@ _MISSING = re.compile(r"required field `(\w{1,32})`")
 
 
 class Schema:
-    """After authorise, whose `context.model` it confirms. Sets `context.stream`, `said`, `output_max` and `parsed`."""
+    """After authorise, whose `context.model` it confirms. Sets `context.stream`, `said`, `output_max`, `answers` and
+    `parsed`.
+    """
 
     async def check(self, context: RequestContext) -> Refusal | None:
         target = context.target
@@ -69,6 +71,7 @@ class Schema:
         if not context.said and request.empty():
             return _EMPTY
         context.output_max, context.stream = request.output_max(), request.streams()
+        context.answers = request.answers()
         context.parsed = True
         return None
 

@@ -7,10 +7,12 @@ with the state as well, and is given again when the device comes to it again.
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
 from relay.gateway.audit.log import AuditLog
 from store.database import Connection, Database
+from transport.primitives import random_bytes
 
 Kind = Literal["copied", "invitation", "warned", "throttled", "quarantined", "revoked"]
 WORDS: Final[dict[Kind, str]] = {
@@ -25,12 +27,38 @@ STATES: Final[tuple[Kind, ...]] = ("warned", "throttled", "quarantined", "revoke
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Alert:
+    """`id` is the same whoever is told and however often; `words` for a person; `raised` in unix seconds."""
+
+    id: str
+    kind: Kind
+    device: str
+    enrolment: int
+    words: str
+    raised: int
+    fields: dict[str, str]
+
+
+class Sender(Protocol):
+    """Tells somebody elsewhere."""
+
+    def put(self, connection: Connection, alert: Alert) -> None:
+        """In the transaction that keeps the alert; raises nothing of its own."""
+        ...
+
+    def wake(self) -> None:
+        """It is on stable storage."""
+        ...
+
+
 class Alerts:
     """Owns the table of 0007_alerts.sql. Await `load` before anything else."""
 
     def __init__(self, database: Database, audit: AuditLog, *, clock: Callable[[], float] = time.time) -> None:
         self._database, self._audit, self._clock = database, audit, clock
         self._raised: dict[int, set[Kind]] = {}
+        self.senders: list[Sender] = []
 
     async def load(self) -> None:
         rows = await self._database.run(lambda connection: connection.execute(
@@ -53,8 +81,12 @@ class Alerts:
         raised.add(kind)  # at once: another sign may come meanwhile
         now = int(self._clock())
 
+        alert = Alert(f"msg_{random_bytes(16).hex()}", kind, identity, enrolment, WORDS[kind], now, fields)
+
         def work(connection: Connection) -> None:
             connection.execute("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?)", (enrolment, kind, now))
+            for sender in self.senders:
+                sender.put(connection, alert)
 
         try:
             await self._audit.append(f"alert.{kind}", id=identity, enrolment=enrolment, **fields)
@@ -62,6 +94,8 @@ class Alerts:
         except BaseException:
             raised.discard(kind)
             raise
+        for sender in self.senders:
+            sender.wake()
         _log.warning("%s (enrolment %d): %s", identity, enrolment, WORDS[kind])
 
     async def withdraw(self, enrolment: int, kinds: Collection[Kind]) -> None:

@@ -130,13 +130,13 @@ def defects(text: str) -> list[str]:
     return [error.error.replace("for policy `policy0`, ", "") for error in validate_policies(text, SCHEMA).errors]
 
 
-def groups_named(value: object) -> Iterator[str]:
-    """Every group that a policy in JSON form names, wherever in it."""
+def named(kind: str, value: object) -> Iterator[str]:
+    """Every entity of a kind that a policy in JSON form names, wherever in it."""
     if isinstance(value, dict):
-        if value.get("type") == "Group" and isinstance(value.get("id"), str):
+        if value.get("type") == kind and isinstance(value.get("id"), str):
             yield value["id"]
         for part in value.values():
-            yield from groups_named(part)
+            yield from named(kind, part)
     elif isinstance(value, list):
         for part in value:
-            yield from groups_named(part)
+            yield from named(kind, part)

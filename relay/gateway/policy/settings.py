@@ -13,7 +13,7 @@ from cedarpy import policies_to_json_str
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
-from relay.gateway.policy.cedar import Rule, defects, groups_named
+from relay.gateway.policy.cedar import Rule, defects, named
 from relay.gateway.policy.patterns import parse_pattern
 
 FILE_MAX: Final = 1 << 20
@@ -148,7 +148,7 @@ def _read(path: Path, groups: set[str]) -> Iterator[Rule]:
         if wrong:
             raise ConfigError(f"{where}: {wrong[0][:200]}", hint=_EXPLAINED)
         (policy,) = found["staticPolicies"].values()
-        for group in groups_named(policy):
+        for group in named("Group", policy):
             if group not in groups or "[" in group:
                 raise ConfigError(f"{where}: there is no group {group[:64]!r}, so the rule could never apply to it",
                                   hint="groups are [[group]] in gateway.toml")

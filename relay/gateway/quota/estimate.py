@@ -3,7 +3,7 @@
 - A token is a byte at least: so much is reserved for the text of a request, whatever language or nonsense it is.
 - Where nobody reports what a call came to, three bytes are taken for a token, and an event that holds text for one at
   least. English has more than four bytes to a token, Chinese about three: the error is on the strict side for both.
-- Images and files count for FILE_TOKENS each, whatever their size in bytes; their true cost is known afterwards.
+- Images and files, in base64, count for FILE_TOKENS each, whatever their size; their true cost is known afterwards.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,16 @@ from relay.gateway.pipeline import Said
 
 FILE_TOKENS: Final = 2_048
 LONGEST: Final = 16  # bytes of text to a token, beyond which a provider does not keep to the number it was told
-_DATA: Final = b'"data:'
+_FILE_MIN: Final = 64  # bytes of a word that may be a file
 
 
 def at_most(body: bytes, said: Sequence[Said]) -> int:
     """Tokens of a request. What looks like a file counts as text as well where a model will read it as text."""
-    size, files, at = len(body), 0, body.find(_DATA)
-    if at < 0:
-        return size
-    while at >= 0:
-        end = body.index(b'"', at + len(_DATA))  # schema has found it to be JSON
-        size, files = size - (end - at), files + 1
-        at = body.find(_DATA, end)
-    return max(size, sum(len(one.text.encode("utf-8", "surrogatepass")) for one in said)) + files * FILE_TOKENS
+    if b"base64" not in body:
+        return len(body)
+    files = [len(word) for word in body.split(b'"') if len(word) >= _FILE_MIN and b" " not in word]
+    text = sum(len(one.text.encode("utf-8", "surrogatepass")) for one in said)
+    return max(len(body) - sum(files), text) + len(files) * FILE_TOKENS
 
 
 def likely(size: int) -> int:

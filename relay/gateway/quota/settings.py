@@ -75,12 +75,12 @@ def checked_quotas(
         if made[price.model] is not price:
             raise ConfigError(f"price[{number}].model: {price.model} has a price already", hint="leave out one of them")
     priced = {
-        one.model: Price(_money(f"price {one.model}", one.input), _money(f"price {one.model}", one.output),
+        one.model: Price(_money(f"price[{one.model}]", one.input), _money(f"price[{one.model}]", one.output),
                          one.output_max) for one in prices
     }
     rules: list[Rule] = []
     for quota in quotas:
-        where = f"quota {quota.name}"
+        where = f"quota[{quota.name}]"
         if any(quota.name == other.name for other in rules):
             raise ConfigError(f"{where}: two have this name", hint="their counts are kept by it; rename one")
         rules.append(rule := _rule(where, quota, groups))
@@ -91,17 +91,17 @@ def checked_quotas(
                               hint='add [[price]] with model, input and output; "0" if it costs nothing')
     for one, other in itertools.permutations(rules, 2):
         if _shadows(one, other) and not (_shadows(other, one) and rules.index(one) > rules.index(other)):
-            raise ConfigError(f"quota {other.name}: it can never be reached, {one.name} is as strict for all of them",
+            raise ConfigError(f"quota[{other.name}]: it can never be reached, {one.name} is as strict for all of them",
                               hint="leave it out, or make it stricter")
     return Limiting(tuple(rules), priced)
 
 
 def uncovered(limiting: Limiting, patterns: Collection[Pattern]) -> list[str]:
-    """Those of `patterns` some of whose IDs no rule is for."""
-    return sorted(
+    """Those of `patterns` some of whose IDs no rule is for; none where there are no rules."""
+    return sorted({
         "/" + "/".join(one) for one in patterns
-        if not any(_covers(ours, one) for rule in limiting.rules for ours in rule.patterns)
-    )
+        if limiting.rules and not any(_covers(ours, one) for rule in limiting.rules for ours in rule.patterns)
+    })
 
 
 def _rule(where: str, quota: Quota, groups: Sequence[Group]) -> Rule:

@@ -1,6 +1,9 @@
 """Amounts, lengths of time and lines of `relay gateway usage`, for people. Light: a command needs it."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from relay.gateway.quota.ledger import Rule
 
 MILLION: Final = 1_000_000
 KINDS: Final = ("requests", "tokens", "money")
@@ -15,6 +18,14 @@ def row(one: dict[str, Any]) -> list[str]:
         *(number(one["counts"], one[name]) for name in ("used", "reserved", "limit")),
         span(one["frees_s"]) if one["frees_s"] else "",
     ]
+
+
+def told(rule: "Rule") -> str:
+    """A rule in a line."""
+    limits = [shown(kind, limit) for kind, limit in enumerate(rule.limits) if limit is not None]
+    models = "any model" if rule.models is None else " or ".join(sorted(rule.models))
+    whom = f"all of {rule.shown} together" if rule.shared else f"each of {rule.shown}"
+    return f"quota {rule.name}: {' and '.join(limits)} of {models} in {span(rule.seconds)} for {whom}"
 
 
 def shown(kind: int, amount: int) -> str:

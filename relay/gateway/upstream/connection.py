@@ -297,13 +297,13 @@ class Connection(asyncio.Protocol):
         return b""
 
     def _read_head(self, response: Response, head: bytes) -> bool:
-        """False for an informational one (RFC 9110 section 15.2), which says nothing that we need."""
+        """False for an informational one (RFC 9110 section 15.2), which says nothing that we need; 101 is none."""
         self._headed = self._ended = False
         response.fields.clear()
         parser = self._parser = httptools.HttpResponseParser(self)
         parser.feed_data(head)
         version, status = head[:9], parser.get_status_code()
-        if not self._headed or version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or status == 101 or status > 599:
+        if not self._headed or version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or status > 599:
             raise Garbage
         if status < 200:
             return False

@@ -27,13 +27,9 @@ async def dial(
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     connected = await _first([(family, address) for family, _, _, _, address in found][:ADDRESSES_MAX])
-    try:
-        transport, _ = await loop.create_connection(
-            make, sock=connected, ssl=tls, server_hostname=None if tls is None else host
-        )
-    except BaseException:
-        connected.close()
-        raise
+    transport, _ = await loop.create_connection(
+        make, sock=connected, ssl=tls, server_hostname=None if tls is None else host
+    )
     return transport
 
 

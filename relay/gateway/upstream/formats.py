@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 from relay.gateway.errors import ProviderFailure
 
 TEXT_MAX: Final = 1 << 20  # characters of a response that are kept to end it by
+_EACH: Final = 64  # for each piece of it
 
 _INVALID: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -254,9 +255,7 @@ class _FollowedChat:
         return text
 
     def cut(self, output_tokens: int = 0) -> bytes:
-        like = msgspec.json.decode(self._first, type=dict[str, Any]) if self._first else {
-            "id": "", "object": "chat.completion.chunk", "created": 0, "model": "",
-        }
+        like = _object(self._first) or {"id": "", "object": "chat.completion.chunk", "created": 0, "model": ""}
         kept = {name: value for name, value in like.items() if name not in ("usage", "obfuscation")}
         ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in sorted(self._open)]
         last = [] if not ends else [msgspec.json.encode(kept | {"choices": ends})]
@@ -329,12 +328,12 @@ class _FollowedResponse:
         self._number = step.sequence_number
         if not self._began:
             self._began = bytes(step.response)
-        if (item := bytes(step.item)) and self._takes(len(item)):
+        if (item := bytes(step.item)) and self._takes(len(item) + _EACH):
             self._items[step.output_index] = item
             if step.type.endswith(".done"):
                 self._done.add(step.output_index)
                 self._texts.pop(step.output_index, None)
-        elif step.type == "response.output_text.delta" and self._takes(len(text)):
+        elif step.type == "response.output_text.delta" and self._takes(len(text) + _EACH):
             self._texts.setdefault(step.output_index, []).append(text)
         return text
 
@@ -343,12 +342,10 @@ class _FollowedResponse:
         return self._room >= 0
 
     def cut(self, output_tokens: int = 0) -> bytes:
-        response = msgspec.json.decode(self._began, type=dict[str, Any]) if self._began else {
-            "id": "", "object": "response", "created_at": 0, "model": "",
-        }
+        response = _object(self._began) or {"id": "", "object": "response", "created_at": 0, "model": ""}
         output = []
         for index, raw in sorted(self._items.items()):
-            item = msgspec.json.decode(raw, type=dict[str, Any])
+            item = _object(raw)
             if index not in self._done:
                 item["status"] = "incomplete"
                 if index in self._texts:
@@ -425,6 +422,15 @@ class _FollowedMessage:
         return b"\n" + b"".join(
             b"event: " + one["type"].encode() + b"\ndata: " + msgspec.json.encode(one) + b"\n\n" for one in events
         )
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """Empty for what is none: a provider may send anything."""
+    try:
+        found = msgspec.json.decode(raw)
+    except _INVALID:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _failed() -> ProviderFailure:

@@ -37,6 +37,10 @@ class ProviderKey:
         """For a call that begins now. Raises nothing: a key that was good once stays until there is a better one."""
         return self._key
 
+    def latest(self) -> Secret:
+        """What `current` gave last, without looking for another."""
+        return self._key
+
     def refused(self, key: Secret) -> None:
         """The provider did not take `key`."""
 
