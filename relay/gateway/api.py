@@ -10,12 +10,13 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
 
+from relay.gateway.answers import NOWHERE
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.fields import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
@@ -39,6 +40,7 @@ _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", 
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
 _NO_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
+_NO_METHOD: Final = Refusal(405, "method_not_allowed", "the gateway has this route for other methods")
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
 _DENIED: Final = {one.code: one for one in (
     _NOT_ADMITTED, _NOT_GOOD, _FULL,
@@ -114,6 +116,7 @@ class Api:
             app.router.add_post(f"/v1/{name}", self._serve)
         app.router.add_get("/v1/models", self._serve, allow_head=False)
         app.router.add_post("/v2/models/{name}/infer", self._serve)
+        app[NOWHERE] = _nowhere
         app.router.add_get("/openapi.json", _described, allow_head=False)
         app.router.add_get("/schemas/{name}.json", _described, allow_head=False)
 
@@ -256,6 +259,13 @@ class Api:
         for one in list(self._running):
             if one.context.policy and (refusal := await self._still(one.context)) is not None:
                 one.cut(Refusal(403, "policy_changed", refusal.message))
+
+
+def _nowhere(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Where there is no route, that is said in the words of the others."""
+    allowed = error.headers.get("Allow")
+    refusal = replace(_NO_METHOD, headers={"Allow": allowed}) if allowed else _NO_ROUTE
+    return refused(request, refusal, _trace_id(""))
 
 
 async def _described(request: web.Request) -> web.Response:
