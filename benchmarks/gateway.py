@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks import gateway_soak, gateway_streams, session_path
+from benchmarks import gateway_prompts, gateway_soak, gateway_streams, session_path
 from benchmarks.bare_proxy import EVENTS, KEY, PACE_S, TOKEN
 from benchmarks.gateway_harness import built, with_harness
 from benchmarks.gateway_load import BODY, ROOT, Generator, cpu_seconds, free_port, load, running
@@ -33,11 +33,12 @@ class Effort:
     """How long a run measures, where the harness does not say."""
 
     def __init__(self, *, smoke: bool, soak: int) -> None:
-        self.rounds = 3 if smoke else 9
-        self.requests = 400 if smoke else 4_000  # of a round
-        self.session_requests = 100 if smoke else 1_000
+        self.rounds = 2 if smoke else 9
+        self.requests = 200 if smoke else 4_000  # of a round
+        self.prompts = 20 if smoke else 400
+        self.session_requests = 60 if smoke else 1_000
         self.streams, self.answers = (4, 1) if smoke else (gateway_streams.STREAMS, 10)
-        self.first, self.soak = (200, 400) if smoke else (gateway_soak.FIRST, soak)
+        self.first, self.soak = (100, 200) if smoke else (gateway_soak.FIRST, soak)
 
 
 def beside_a_bare_proxy(own: int, pid: int, provider: int, effort: Effort) -> Row:
@@ -84,6 +85,8 @@ def alone(folder: Path, effort: Effort, harness: Path | None) -> list[Row]:
         rows.append(asyncio.run(session_path.measured(
             pid, session, https, bundle, invitations, BODY, rounds=effort.rounds, requests=effort.session_requests
         )))
+        note("prompts of 16 KB ...")
+        rows += gateway_prompts.measured(port, pid, rounds=min(5, effort.rounds), requests=effort.prompts)
         note("streams ...")
         rows += asyncio.run(gateway_streams.measured(
             port, TOKEN, provider, KEY, streams=effort.streams, answers=effort.answers

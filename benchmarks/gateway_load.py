@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -55,16 +56,16 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
-async def load(port: int, *, clients: int, requests: int) -> None:
+async def load(port: int, *, clients: int, requests: int, bodies: Iterator[bytes] | None = None) -> None:
     """`requests` in all, by `clients` connections in a closed loop. Raises for any answer but 200."""
-    left = iter(range(requests))
+    left = itertools.islice(bodies or itertools.repeat(BODY), requests)
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=clients)) as session:
 
         async def client() -> None:
-            for _ in left:
+            for body in left:
                 url = f"http://127.0.0.1:{port}{PATH}"
-                async with session.post(url, data=BODY, headers=headers) as answer:
+                async with session.post(url, data=body, headers=headers) as answer:
                     await answer.read()
                     if answer.status != 200:
                         raise SystemExit(f"an answer with status {answer.status}")

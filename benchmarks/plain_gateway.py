@@ -19,6 +19,7 @@ from transport.identity.join import Invitation
 from transport.identity.svid import TrustBundle
 
 PASSPHRASE = Passphrase("bench")
+UNREAD = "mock-unread"  # a model whose prompts are not inspected
 _CONFIG = """
 trust_domain = "bench.example"
 [listen]

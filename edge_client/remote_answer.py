@@ -36,6 +36,10 @@ _HINTS: Final = {
     "provider_auth": "the gateway's provider key is not accepted; tell its administrator",
     "provider_rate_limited": "wait a little, then ask again",
     "provider_timeout": "ask again",
+    **dict.fromkeys(
+        ("rate_limited", "quota_exceeded", "budget_exceeded"),
+        "the gateway's administrator sets quotas; `edge ask --local` answers here",
+    ),
     "journal_full": "answers that wait at the gateway fill this device's share; `edge outbox` lists them",
 }
 # Refusals that come before the provider is called, or by which it says that it did not take the request (SPEC.md
@@ -45,7 +49,8 @@ _NOT_ACCEPTED: Final = frozenset({
     "model_not_allowed", "request_too_large", "unsupported_content_type", "unexpected_body", "malformed_json",
     "ambiguous_json", "json_too_deep", "unknown_field", "invalid_request", "empty_prompt", "too_many_requests",
     "shutting_down", "journal_full", "provider_unreachable", "provider_auth", "provider_rate_limited",
-    "provider_rejected", "relay_not_allowed", "policy_unavailable",
+    "provider_rejected", "relay_not_allowed", "policy_unavailable", "rate_limited", "quota_exceeded", "budget_exceeded",
+    "remote_content", "provider_state", "hosted_tool", "model_not_on_route",
 })
 # Refusals of this attempt alone, which a little later may go another way.
 _LATER: Final = frozenset({"shutting_down", "too_many_requests", "policy_unavailable"})

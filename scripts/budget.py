@@ -20,7 +20,7 @@ BUDGET = {  # what has a budget of its own does not count in its parent's
     "edge_client/commands": 2000,
     "edge_client/engine": 950,
     "relay": 6800,
-    "relay/gateway/anomaly": 850,
+    "relay/gateway/anomaly": 900,
     "relay/gateway/audit": 350,
     "relay/gateway/checks": 1250,
     "relay/gateway/identity": 3890,

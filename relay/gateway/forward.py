@@ -91,13 +91,13 @@ class Forward:
     ) -> AsyncIterator[Answer]:
         target, upstream, breaker = context.target, provided.upstream, provided.breaker
         assert target is not None
-        turn = breaker.ask(self._ticking())
+        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
+        turn = breaker.ask(self._ticking())  # whoever has asked reports; nothing may fail in between
         if turn is None:
             raise ProviderFailure(
                 "the provider has failed several times and is not asked for now; try again later",
                 kind="provider_unavailable", status=503, again=True,
             )
-        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
         attributes: dict[str, str | int | float] = {
             names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
             names.GEN_AI_PROVIDER: upstream.name, names.GEN_AI_REQUEST_MODEL: way.model,

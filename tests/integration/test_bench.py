@@ -70,9 +70,10 @@ def test_the_gateway_is_measured_beside_a_bare_proxy_and_by_session_in_streams_a
         [BENCH, "gateway", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    cost, session, lost, late, behind, memory = json.loads(done.stdout)["rows"]
+    cost, session, *prompts, lost, late, behind, memory = json.loads(done.stdout)["rows"]
     assert cost["unit"] == session["unit"] == "us" and memory["unit"] == "MiB"
-    assert all(row["ours"] > 0 and row["peer"] > 0 and row["peer_name"] for row in (cost, session, memory))
+    assert all(row["ours"] > 0 and row["peer"] > 0 and row["peer_name"] for row in (cost, session, *prompts, memory))
+    assert len(prompts) == 2
     assert (lost["ours"], lost["ratio"]) == (0, 1) and late["ours"] >= 0 and math.isfinite(behind["ours"])
 
 

@@ -181,6 +181,9 @@ async def test_hop_down_gives_up_in_time_and_the_prompt_waits(edge: Edge) -> Non
 
 @pytest.mark.parametrize(("reason", "status", "retryable", "error", "state"), [
     ("model_not_allowed", 403, False, GatewayRefused, "failed"),
+    ("rate_limited", 429, True, GatewayRefused, "failed"),
+    ("quota_exceeded", 429, False, GatewayRefused, "failed"),
+    ("budget_exceeded", 429, False, GatewayRefused, "failed"),
     ("provider_auth", 502, False, ProviderFailed, "failed"),
     ("provider_rate_limited", 429, True, ProviderFailed, "failed"),
     ("provider_timeout", 504, False, ProviderFailed, "interrupted"),

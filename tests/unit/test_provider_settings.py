@@ -81,6 +81,7 @@ def test_who_is_named_in_models_alone_serves_nothing_else() -> None:
     ([provider("a"), provider("a")], "provider: two have the same name"),
     ([provider("a"), provider("b")], "provider: a and b do not say which models they serve"),
     ([provider("a"), model("m", providers='["b"]')], "model[0].providers: there is no provider b"),
+    ([provider("a"), model("m", providers='["b"]', as_='{ a = "x" }')], "model[0].providers: there is no provider b"),
     ([provider("a"), model("m", providers='["a", "a"]')], "model[0].providers: one of them is there twice"),
     ([provider("a"), model("m")], "model[0]: neither `providers` nor another model by `as`"),
     ([provider("a"), model("m", as_='"m"')], "model[0].as: m is m, which leads nowhere"),

@@ -59,11 +59,10 @@ class Rule:
 class Slot:
     """What one rule counts of one device, or of all that share it: a window for each of its limits."""
 
-    __slots__ = ("rule", "told", "who", "windows")
+    __slots__ = ("rule", "who", "windows")
 
     def __init__(self, rule: Rule, who: str, now: int) -> None:
         self.rule, self.who = rule, who
-        self.told: dict[int, tuple[str, str]] = {}  # by kind, what of its limits is the same in each answer
         self.windows = {
             kind: Window(limit, rule.seconds, now) for kind, limit in enumerate(rule.limits) if limit is not None
         }
@@ -72,7 +71,10 @@ class Slot:
         return all(window.idle(now) for window in self.windows.values())
 
 
-Lane = tuple[tuple[int, Window, Slot], ...]
+class Lane(tuple[tuple[int, Window, Slot], ...]):
+    """All that a call of one device and model is counted in: (kind, window, whose)."""
+
+    told: tuple[str, list[tuple[str, Window]]] | None = None  # what of it is the same in each answer, once that is made
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Denied:
     wait: int | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Hold:
     """A reservation. `amounts` by kind; `input` and `output` are the tokens in it."""
 
@@ -118,7 +120,7 @@ class Ledger:
             if rule is None or rule.shared != slot.rule.shared:
                 del self._slots[key]
                 continue
-            old, slot.rule, slot.told = slot.windows, rule, {}
+            old, slot.rule = slot.windows, rule
             slot.windows = {}
             for kind, limit in enumerate(rule.limits):
                 if limit is None:
@@ -137,7 +139,9 @@ class Ledger:
 
         A rule on money refuses a model that has no price. Denied names the limit that takes the longest.
         """
-        lane = self._lanes.get((path, model)) or self._lane(path, model, now)
+        lane = self._lanes.get((path, model))
+        if lane is None:
+            lane = self._lane(path, model, now)
         price, granted = self._prices.get(model, _FREE), output_tokens
         least = output_tokens if least is None else min(least, output_tokens)
         short = False
@@ -218,7 +222,7 @@ class Ledger:
                 found += [(kind, window, slot) for kind, window in slot.windows.items()]
         if len(self._lanes) >= _LANES_MAX:
             self._lanes.clear()
-        lane = self._lanes[path, model] = tuple(found)
+        lane = self._lanes[path, model] = Lane(found)
         return lane
 
     def _slot(self, rule: Rule, who: str, now: int) -> Slot:

@@ -7,9 +7,10 @@ from typing import Any, Final
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.quota import estimate
-from relay.gateway.quota.ledger import MONEY, Denied, Hold, Lane, Ledger, Price, Slot
+from relay.gateway.quota.ledger import MONEY, Denied, Hold, Ledger, Price, Slot
 from relay.gateway.quota.settings import Limiting
 from relay.gateway.quota.shown import KINDS, shown, span
+from relay.gateway.quota.window import Window
 
 PER: Final = ("device", "role")
 LEAST: Final = 64  # tokens of output for which a stream is begun at all
@@ -82,6 +83,8 @@ class Quotas:
 class CallHold:
     """A call's reservation (`pipeline.Hold`), and how much of its answer has come."""
 
+    __slots__ = ("_events", "_quotas", "_size", "context", "hold")
+
     def __init__(self, quotas: Quotas, hold: Hold, context: RequestContext) -> None:
         self.hold, self.context = hold, context
         self._quotas = quotas
@@ -139,24 +142,25 @@ class CallHold:
 
     def headers(self) -> dict[str, str]:
         """Of the limits that are this device's alone: what others have left of a shared one is not its business."""
-        own = tuple(one for one in self.hold.lane if not one[2].rule.shared)[:_SHOWN_MAX]
-        return _headers(own, self._quotas.now()) if own else {}
+        lane = self.hold.lane
+        if lane.told is None:
+            lane.told = _told([one for one in lane if not one[2].rule.shared][:_SHOWN_MAX])
+        return _headers(lane.told, self._quotas.now()) if lane.told[1] else {}
 
 
-def _headers(lane: Lane, now: int) -> dict[str, str]:
+def _headers(told: tuple[str, list[tuple[str, Window]]], now: int) -> dict[str, str]:
     """draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4 (RFC 9651 lists)."""
-    policies, left = [], []
+    left = [f"{name};r={max(0, window.free(now))};t={window.frees(now)}" for name, window in told[1]]
+    return {"RateLimit-Policy": told[0], "RateLimit": ", ".join(left)}
+
+
+def _told(lane: list[tuple[int, Window, Slot]]) -> tuple[str, list[tuple[str, Window]]]:
+    policies, windows = [], []
     for kind, window, slot in lane:
-        name, policy = slot.told.get(kind) or slot.told.setdefault(kind, _told(kind, slot))
-        policies.append(policy)
-        left.append(f"{name};r={max(0, window.free(now))};t={window.frees(now)}")
-    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
-
-
-def _told(kind: int, slot: Slot) -> tuple[str, str]:
-    name = f'"{slot.rule.name}.{KINDS[kind]}"'
-    unit = ("request", "tokens", "micro-units")[kind]
-    return name, f'{name};q={slot.rule.limits[kind]};w={slot.rule.seconds};qu="{unit}"'
+        name, unit = f'"{slot.rule.name}.{KINDS[kind]}"', ("request", "tokens", "micro-units")[kind]
+        policies.append(f'{name};q={window.limit};w={slot.rule.seconds};qu="{unit}"')
+        windows.append((name, window))
+    return ", ".join(policies), windows
 
 
 def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
@@ -170,7 +174,7 @@ def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
         text = f"{limit}, and this model has no price"
     else:
         text = f"{limit}, and this request may come to {tokens:,} tokens; ask for fewer by max_tokens"
-    headers = _headers(((kind, denied.slot.windows[kind], denied.slot),), now) if not rule.shared else {}
+    headers = _headers(_told([(kind, denied.slot.windows[kind], denied.slot)]), now) if not rule.shared else {}
     if wait is not None:
         headers["Retry-After"] = str(wait)
     again = wait is not None and wait <= _RETRY_S

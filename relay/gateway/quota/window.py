@@ -18,23 +18,24 @@ class Window:
     what was charged within the window, as of the last time that was told. 600 bytes, whatever happens.
     """
 
-    __slots__ = ("_cells", "_head", "_oldest", "held", "limit", "seconds", "spent", "width")
+    __slots__ = ("_cells", "_head", "_next", "_oldest", "held", "limit", "seconds", "spent", "width")
 
     def __init__(self, limit: int, seconds: int, now: int) -> None:
         self.limit, self.seconds, self.width = limit, seconds, seconds // CELLS
         self.held = self.spent = 0
         self._cells = array("q", bytes(8 * _KEPT))
         self._head = self._oldest = now // self.width  # no cell before `_oldest` counts anything
+        self._next = (self._head + 1) * self.width  # when another cell begins
 
     def free(self, now: int) -> int:
         """What may still be reserved; below 0 where more was charged than had been reserved."""
-        if now // self.width > self._head:
+        if now >= self._next:
             self._slide(now)
         return self.limit - self.spent - self.held
 
     def charge(self, amount: int, now: int) -> None:
         """`amount` of at least 0. An earlier `now` than any before is taken for the latest."""
-        if now // self.width > self._head:
+        if now >= self._next:
             self._slide(now)
         self._cells[self._head % _KEPT] += amount
         self.spent += amount
@@ -72,7 +73,7 @@ class Window:
         made.limit, made.seconds, made.width, made.held, made.spent = (
             self.limit, self.seconds, self.width, self.held, self.spent
         )
-        made._cells, made._head, made._oldest = self._cells[:], self._head, self._oldest
+        made._cells, made._head, made._oldest, made._next = self._cells[:], self._head, self._oldest, self._next
         return made
 
     def idle(self, now: int) -> bool:
@@ -82,7 +83,8 @@ class Window:
 
     def frees(self, now: int) -> int:
         """Seconds until the oldest charge leaves the window; 0 if there is none."""
-        self.free(now)
+        if now >= self._next:
+            self._slide(now)
         if not self.spent:
             return 0
         while not self._cells[self._oldest % _KEPT]:
@@ -97,6 +99,7 @@ class Window:
             counts, self.seconds, self.width = list(self.counts()), seconds, seconds // CELLS
             self._cells, self.spent = array("q", bytes(8 * _KEPT)), 0
             self._head = self._oldest = now // self.width
+            self._next = (self._head + 1) * self.width
             for at, amount in counts:
                 self.add(at, amount)
 
@@ -109,3 +112,4 @@ class Window:
             self.spent -= self._cells[cell % _KEPT]
             self._cells[cell % _KEPT] = 0
         self._head, self._oldest = head, max(self._oldest, head - CELLS)
+        self._next = (head + 1) * self.width

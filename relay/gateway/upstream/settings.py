@@ -204,14 +204,15 @@ class _Names:
                 raise ConfigError(f"{where}: neither `providers` nor another model by `as`", hint=_EXPLAINED)
             yield from self._targets(model.there, (*seen, name))
             return
-        for other in [] if model.there is None or isinstance(model.there, str) else model.there:
-            if other not in model.providers:
-                raise ConfigError(f"{where}.as: {other} is not among its providers", hint=_EXPLAINED)
         if len(set(model.providers)) != len(model.providers):
             raise ConfigError(f"{where}.providers: one of them is there twice", hint="each is asked once")
         for provider in model.providers:
             if provider not in self._providers:
                 raise ConfigError(f"{where}.providers: there is no provider {provider}", hint="each has a `name`")
+        for other in model.there if isinstance(model.there, dict) else ():
+            if other not in model.providers:
+                raise ConfigError(f"{where}.as: {other} is not among its providers", hint=_EXPLAINED)
+        for provider in model.providers:
             there = model.there if isinstance(model.there, str) else (model.there or {}).get(provider, name)
             one = self._providers[provider]
             if one.models and there not in one.models:
