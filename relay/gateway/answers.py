@@ -15,7 +15,7 @@ from store.errors import StoreError
 
 BODY_MAX: Final = 16_384
 _JOINING: Final = ("/v1/join", "/hop/join")
-NOWHERE: Final = web.AppKey("NOWHERE", Callable[[web.Request, web.HTTPException], web.Response])
+NOWHERE: Final[web.AppKey[Callable[[web.Request, web.HTTPException], web.Response]]] = web.AppKey("NOWHERE")
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -39,8 +39,6 @@ _log = logging.getLogger(__name__)
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
-_NO_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
-_NO_METHOD: Final = Refusal(405, "method_not_allowed", "the gateway has this route for other methods")
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
 _DENIED: Final = {one.code: one for one in (
     _NOT_ADMITTED, _NOT_GOOD, _FULL,
@@ -262,8 +260,9 @@ class Api:
 
 def _nowhere(request: web.Request, error: web.HTTPException) -> web.Response:
     """Where there is no route, that is said in the words of the others."""
-    allowed = error.headers.get("Allow")
-    refusal = replace(_NO_METHOD, headers={"Allow": allowed}) if allowed else _NO_ROUTE
+    refusal = Refusal(404, "unknown_route", "the gateway has no such route")
+    if allowed := error.headers.get("Allow"):
+        refusal = Refusal(405, "method_not_allowed", "this route is there for other methods", headers={"Allow": allowed})
     return refused(request, refusal, _trace_id(""))
 
 
@@ -271,9 +270,8 @@ async def _described(request: web.Request) -> web.Response:
     """What is taken here, for everybody: nothing in it depends on who asks, or on this gateway."""
     from relay.gateway.checks.openapi import published  # made on the first question, and kept
 
-    body = published(request.match_info.get("name", "openapi"))
-    if body is None:
-        return refused(request, _NO_ROUTE, _trace_id(""))
+    if (body := published(request.match_info.get("name", "openapi"))) is None:
+        raise web.HTTPNotFound
     return web.Response(body=body, content_type="application/json")
 
 
