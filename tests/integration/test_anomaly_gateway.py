@@ -241,9 +241,11 @@ async def test_memory_holds_those_who_ask_and_the_database_the_rest(
                 guard.finished(context(chat(), enrolment=device, model="small"), "answered", "")
             clock.now += 1
             await guard.tick()
+        await guard.tick()
         assert len(guard._profiles) <= 60
         guard.finished(context(chat(), enrolment=1, model="small"), "answered", "")
-        await guard.tick()
+        await guard.tick()  # it is read
+        await guard.tick()  # and judged
         assert guard._profiles[1].kept.hour.requests == 4, "who comes back is known again"
         await guard.close()
 

@@ -18,12 +18,10 @@ import msgspec
 from relay.gateway.anomaly.ladder import Level
 from relay.gateway.anomaly.profile import Fleet, Kept, Profile, kind_of
 from relay.gateway.anomaly.settings import Anomaly
-from relay.gateway.errors import GatewayError
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.rates import Rate, TokenBucket
 from store.database import Database
 from store.errors import StoreError
-from transport.errors import TransportError
 from transport.primitives import random_bytes
 
 TICK_S: Final = 0.5
@@ -34,7 +32,7 @@ HELD_MAX: Final = 2_000  # profiles in memory, of those that nothing is the matt
 QUARANTINED: Final = Refusal(
     403, "quarantined", "the gateway has put this device in quarantine; an administrator has to look at it"
 )
-_EDGE: Final = 512  # of a prompt, its first and last bytes are looked at
+_PART: Final = 96  # characters at a prompt's begin, middle and end; with its length they stand for all of it
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +43,7 @@ class Change:
     enrolment: int
     before: Level
     level: Level
-    reasons: str
+    reasons: dict[str, int]  # points by kind
 
 
 Act = Callable[[Change], Awaitable[None]]
@@ -61,7 +59,7 @@ class Guard:
     def __init__(
         self, database: Database, settings: Anomaly, *, act: Act = _nothing, clock: Callable[[], float] = time.time,
     ) -> None:
-        """`act` cuts, tells and revokes; what it raises of ours is tried again."""
+        """`act` cuts, tells and revokes; where it fails, that is tried again."""
         self._database, self._act, self._clock = database, act, clock
         self.apply(settings)
         self._fleet = Fleet()
@@ -117,12 +115,13 @@ class Guard:
             profile = self._profiles[context.enrolment] = Profile(context.enrolment, self._clock())
             self._unread.add(context.enrolment)
         text = context.said[-1].text if context.said else context.body
-        if len(text) > 2 * _EDGE:
-            text = text[:_EDGE] + text[-_EDGE:]  # type: ignore[operator]
+        size, half = len(text), len(text) // 2
+        if size > 3 * _PART:
+            text = text[:_PART] + text[half:half + _PART] + text[-_PART:]  # type: ignore[operator]
         data = text.encode("utf-8", "replace") if isinstance(text, str) else text
         profile.note(
-            blake2b(data, key=self._key, digest_size=8).digest(), "" if kind else context.model, len(context.body),
-            context.bytes_out, getattr(context, "injection", None), kind,
+            (blake2b(data, key=self._key, digest_size=8).digest(), size), "" if kind else context.model,
+            len(context.body), context.bytes_out, context.injection, kind,
         )
         self._noted.add(context.enrolment)
 
@@ -132,17 +131,19 @@ class Guard:
         """Runs until it is cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
-            await self.tick()
+            try:
+                await self.tick()
+            except Exception as error:  # a defect of ours is not to end the watch; the text could quote anything
+                _log.error("the watch over devices has failed: %s", type(error).__name__)
 
     async def tick(self) -> None:
         """Judges who has asked, now and then the rest, and does what follows. Raises nothing."""
         now = self._clock()
         try:
+            self._owed += self._judge(now)
+            await self._pay()
             if self._unread:
                 await self._read()
-            for change in self._judge(now):
-                self._owed.append(change)
-            await self._pay()
             if not 0 <= now - self._stored < STORE_S or len(self._profiles) > HELD_MAX + len(self._raised):
                 await self._store(now)
         except StoreError as error:
@@ -163,10 +164,9 @@ class Guard:
 
     async def lift(self, enrolment: int) -> Level:
         """A person says that all is well with it; the state it had. Raises StoreError."""
-        profile = self._profiles.get(enrolment)
-        if profile is None or not profile.standing.level:
-            return Level.NORMAL
-        before = profile.standing.level
+        profile, before = self._profiles.get(enrolment), self.level(enrolment)
+        if profile is None or not before:
+            return before
         profile.excuse(self._clock())
         self._owed = [one for one in self._owed if one.enrolment != enrolment]
         self._raised.discard(enrolment)
@@ -202,36 +202,41 @@ class Guard:
             profile = self._profiles.get(enrolment)
             if profile is None:
                 continue
-            before = profile.standing.level
-            level = profile.judge(now, self._thresholds, self._fleet)
+            before, level = profile.standing.level, profile.judge(now, self._thresholds, self._fleet)
             self._unsaved.add(enrolment)
             if level is None:
                 continue
-            found.append(Change(enrolment, before, level, _words(profile.reasons())))
+            found.append(Change(enrolment, before, level, profile.reasons()))
             self._buckets.pop(enrolment, None)
             (self._raised.add if level else self._raised.discard)(enrolment)
         return found
 
     async def _pay(self) -> None:
-        """In order, and again what could not be done; for later changes of a device, only after earlier ones."""
+        """What is owed, of all devices at the same time, of each in order; what cannot be done is owed still."""
         owed, self._owed = self._owed, []
-        late: set[int] = set()
+        by: dict[int, list[Change]] = {}
         for change in owed:
-            if change.enrolment not in late:
-                try:
-                    await self._act(change)
-                    continue
-                except (GatewayError, StoreError, TransportError) as error:
-                    _log.error("enrolment %d comes to be %s: %s", change.enrolment, change.level.word, error)
-            late.add(change.enrolment)
-            self._owed.append(change)
+            by.setdefault(change.enrolment, []).append(change)
+        await asyncio.gather(*map(self._do, by.values()))
         if owed:
-            await self._write({change.enrolment for change in owed})
+            await self._write(set(by))
 
-    def _take(self, enrolment: int, kept: object) -> None:
-        assert isinstance(kept, bytes)
+    async def _do(self, changes: list[Change]) -> None:
+        for number, change in enumerate(changes):
+            try:
+                await self._act(change)
+            except Exception as error:  # whatever it is, it is to be done
+                _log.error("enrolment %d: %s fails: %s", change.enrolment, change.level.word, type(error).__name__)
+                self._owed += changes[number:]
+                return
+
+    def _take(self, enrolment: int, kept: Any) -> None:
         now, profile = self._clock(), self._profiles.get(enrolment)
-        known = msgspec.msgpack.decode(kept, type=Kept)
+        try:
+            known = msgspec.msgpack.decode(kept, type=Kept)
+        except msgspec.MsgspecError:
+            _log.error("what was known of enrolment %d cannot be read and is learnt anew", enrolment)
+            return
         if profile is None:
             profile = self._profiles[enrolment] = Profile(enrolment, now, known)
         else:
@@ -274,7 +279,3 @@ class Guard:
             self._unsaved |= {row[0] for row in rows}
             raise
 
-
-
-def _words(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{kind} {score}" for kind, score in reasons.items())

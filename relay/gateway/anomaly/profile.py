@@ -9,6 +9,7 @@ nothing is learnt: an attack does not become habit while it is noticed. A person
 reasons are all right: for a day these count little, and meanwhile they are learnt.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import log1p
 from typing import Final
@@ -122,7 +123,7 @@ class Profile:
         self.requests = self.largest = self.most = self.faults = self.attempts = self.volume = self.denied = 0
         self.injected = 0.0
         self.used: set[str] = set()  # models, since it was judged last
-        self._marks: dict[bytes, int] = {}
+        self._marks: dict[Hashable, int] = {}
         self._slot = self._window = now
         self._values = dict.fromkeys(SIGNS, 0.0)
         self._before = dict.fromkeys(SIGNS, 0.0)
@@ -137,7 +138,7 @@ class Profile:
         self.standing = Standing(Level(kept.level), kept.since)
 
     def note(
-        self, mark: bytes, model: str, size: int, out: int, injection: float | None = None, refused: str = ""
+        self, mark: Hashable, model: str, size: int, out: int, injection: float | None = None, refused: str = ""
     ) -> None:
         """One request. `mark`: a keyed hash of its prompt; `model` "" if it named none that it may use; `refused`: see
         `kind_of`.

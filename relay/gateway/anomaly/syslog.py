@@ -61,7 +61,7 @@ class Syslog:
         try:
             async with asyncio.timeout(TIME_S):
                 await (self._datagram(line) if self._scheme == "unix" else self._stream(line))
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             raise NotTaken(f"it cannot be reached ({type(error).__name__})") from None
 
     async def _datagram(self, line: bytes) -> None:

@@ -28,6 +28,7 @@ class Measures:
         found = self._enrolment.find(str(change.enrolment))
         if not found or (found[0].status != "active" and change.level is not Level.REVOKED):
             return
+        reasons = ", ".join(f"{kind} {score}" for kind, score in change.reasons.items())
         alerts, level, device = self._enrolment.alerts, change.level, found[0].id
         if level < change.before:
             await self._audit.append("device.eased", id=device, enrolment=change.enrolment, state=level.word)
@@ -36,5 +37,5 @@ class Measures:
         if level is Level.QUARANTINED:
             await self._stop(change.enrolment)
         if level is Level.REVOKED:
-            await self._revocation().revoke(str(change.enrolment), f"anomaly: {change.reasons}"[:REASON_MAX])
-        await alerts.give(_KINDS[level], device, change.enrolment, reasons=change.reasons)
+            await self._revocation().revoke(str(change.enrolment), f"anomaly: {reasons}"[:REASON_MAX])
+        await alerts.give(_KINDS[level], device, change.enrolment, reasons=reasons)
