@@ -16,6 +16,7 @@ from tests.support.mock_provider import KEY, MockProvider
 
 TOKEN = "a-token-of-24-characters"
 QUOTA = '[[quota]]\nname = "edges"\nid = "/edge/*"\nwindow = "1h"\nrequests = 50\ntokens = 20000\n'
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from relay.cli import main; main()"
 
 
@@ -32,7 +33,7 @@ async def test_a_killed_gateway_has_forgotten_nothing(made: Path, tmp_path: Path
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", PROGRAM, "gateway", "serve", "--config", str(folder / "gateway.toml"),
             "--passphrase-file", str(folder / "passphrase"), "--insecure-loopback", str(folder / "token"),
-            stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).resolve().parents[2],
+            stderr=asyncio.subprocess.PIPE, cwd=ROOT,
         )
         assert process.stderr is not None
         try:
