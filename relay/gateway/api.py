@@ -260,10 +260,9 @@ class Api:
 
 def _nowhere(request: web.Request, error: web.HTTPException) -> web.Response:
     """Where there is no route, that is said in the words of the others."""
-    refusal = Refusal(404, "unknown_route", "the gateway has no such route")
-    if allowed := error.headers.get("Allow"):
-        refusal = Refusal(405, "method_not_allowed", "this route is there for other methods", headers={"Allow": allowed})
-    return refused(request, refusal, _trace_id(""))
+    if not (more := {name: value for name, value in error.headers.items() if name == "Allow"}):
+        return refused(request, Refusal(404, "unknown_route", "the gateway has no such route"), _trace_id(""))
+    return refused(request, Refusal(405, "method_not_allowed", "not by this method", headers=more), _trace_id(""))
 
 
 async def _described(request: web.Request) -> web.Response:
