@@ -195,10 +195,10 @@ class Api:
     async def _answered(self, request: web.Request, caller: Caller, context: RequestContext) -> web.StreamResponse:
         sink = HttpSink(request, context)
         running = _Running(caller, context, sink)
-        gone = self._gate.watch(request.protocol, running.lost)
+        here = self._gate.watch(request.protocol, running.lost)
         self._running.add(running)
         try:
-            if gone is not None:
+            if here:
                 await self._pipeline.handle(context, sink)
         except TransportError:
             pass  # on record as undelivered
@@ -208,8 +208,7 @@ class Api:
             running.work.uncancel()
         finally:
             self._running.discard(running)
-            if gone is not None:
-                gone.discard(running.lost)
+            self._gate.unwatch(request.protocol)
             if context.trace_id:
                 await self._traces.save(
                     context.trace_id, str(context.peer.id), context.link_id,
