@@ -84,15 +84,17 @@ def calibrated(scores: Sequence[tuple[str, int, float]], *, flagged: float, bloc
             of = (sources == source) & (labels == label)
             weights[of] = 1 / math.sqrt(of.sum())
         weights[labels == label] /= weights[labels == label].sum()
-    slope, offset = 1.0, 0.0
-    for _ in range(50):  # Newton's steps; the penalty keeps a perfect separation finite
-        chance = 1 / (1 + np.exp(-(slope * logits + offset)))
+    middle, spread_of = float(np.average(logits, weights=weights)), float(logits.std())
+    scaled, curve_at = (logits - middle) / spread_of, np.array([1.0, 0.0])
+    for _ in range(100):  # Newton's steps, none too long; the penalty keeps a perfect separation finite
+        chance = 1 / (1 + np.exp(-np.clip(curve_at[0] * scaled + curve_at[1], -30, 30)))
         error, spread = weights * (chance - labels), weights * chance * (1 - chance) + 1e-9
-        gradient = np.array([(error * logits).sum() + 1e-3 * (slope - 1), error.sum()])
-        curve = np.array([
-            [(spread * logits * logits).sum() + 1e-3, (spread * logits).sum()], [(spread * logits).sum(), spread.sum()],
-        ])
-        slope, offset = np.array([slope, offset]) - np.linalg.solve(curve, gradient)
+        gradient = np.array([(error * scaled).sum() + 1e-3 * curve_at[0], error.sum()])
+        cross = (spread * scaled).sum()
+        bend = np.array([[(spread * scaled * scaled).sum() + 1e-3, cross], [cross, spread.sum()]])
+        step = np.linalg.solve(bend, gradient)
+        curve_at = curve_at - step / max(1.0, float(np.abs(step).max()) / 0.5)
+    slope, offset = curve_at[0] / spread_of, curve_at[1] - curve_at[0] * middle / spread_of
     harmless = labels == 0
     order = np.argsort(-logits[harmless], kind="stable")
     alarms = np.cumsum(weights[harmless][order])

@@ -40,12 +40,13 @@ DIMENSIONS = 64
 WIDTHS = ((1, 24), (3, 40), (5, 24))
 HIDDEN = 24
 EPOCHS = 6
+TWINS = 2  # networks of filters, from other beginnings; the mean of both counts. In folds it is one, which is quicker
 PENALTY = 1.0
-MADE = 4000  # of attacks, and of harmless texts
-EMBEDDED = 0.2  # share of texts that are copies put into others
+MADE = 3000  # of attacks, and of harmless texts
+EMBEDDED = 0.15  # share of texts that are copies put into others
 SOURCE_MAX = 600  # a source weighs like the root of its size, up to this
 LINEAR_SHARE = 1.5  # what the linear judge's logit counts for one of the filters'
-FLAGGED, BLOCKED = 0.03, 0.0075  # false alarms among harmless texts of sources held out
+FLAGGED, BLOCKED = 0.02, 0.0075  # false alarms among harmless texts of sources held out
 FOLDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # attacks and harmless texts that are held out together
     "gandalf": (("Lakera/gandalf_ignore_instructions",), ("clinc/oos-eval", "GPTeacher/roleplay", "gsm8k-train")),
     "hackaprompt": (("hackaprompt",), ("BIG-Bench-Hard", "jackhhao/jailbreak-classification", "banking77")),
@@ -77,13 +78,13 @@ class Texts:
 @dataclass
 class Judges:
     linear: Linear
-    filters: Filters
+    filters: list[Filters]
 
     def windows(self, tokens: Sequence[Ints]) -> list[Floats]:
         tables = self.linear.tables()
         return [
-            LINEAR_SHARE * self.linear.windows(text, tables) + logits
-            for text, logits in zip(tokens, self.filters.windows(tokens), strict=True)
+            LINEAR_SHARE * self.linear.windows(text, tables) + np.mean(logits, 0)
+            for text, *logits in zip(tokens, *(one.windows(tokens) for one in self.filters), strict=True)
         ]
 
     def logits(self, tokens: Sequence[Ints]) -> Floats:
@@ -126,7 +127,7 @@ def weighed(labels: NDArray[np.int64], sources: NDArray[np.str_]) -> Floats:
     return (weights * len(labels) / 2).astype(np.float32)
 
 
-def fit(texts: Texts, table: Floats, spelling: list[Ints]) -> Judges:
+def fit(texts: Texts, table: Floats, spelling: list[Ints], twins: int) -> Judges:
     dice = np.random.default_rng(SEED)
     more, more_labels = embedded(texts, dice)
     tokens, labels = texts.tokens + more, np.concatenate([texts.labels, more_labels])
@@ -140,15 +141,23 @@ def fit(texts: Texts, table: Floats, spelling: list[Ints]) -> Judges:
         tables = linear.tables()
         worst = np.array([int(linear.windows(text, tables).argmax()) * STRIDE for text in tokens])
         starts = np.where(labels == 1, worst, anywhere)
-    filters = Filters(table, WIDTHS, HIDDEN, SEED, decay=0.1, dropout=0.3, blanked=0.1, rate=2e-3)
     starts = np.where(labels == 1, worst, -1)
+    filters = [fit_filters(tokens, targets, weights, starts, table, SEED + number) for number in range(twins)]
+    return Judges(linear, filters)
+
+
+def fit_filters(
+    tokens: list[Ints], targets: Floats, weights: Floats, starts: Ints, table: Floats, seed: int
+) -> Filters:
+    dice = np.random.default_rng(seed)
+    filters = Filters(table, WIDTHS, HIDDEN, seed, decay=0.1, dropout=0.3, blanked=0.1, rate=2e-3)
     for epoch in range(EPOCHS):
         if epoch in (2, 4):
             worst = np.array([int(logits.argmax()) * STRIDE for logits in filters.windows(tokens)])
-            starts = np.where(labels == 1, worst, -1)
+            starts = np.where(targets == 1, worst, -1)
         for chosen, batch in filters.batches(tokens, starts, dice):
             filters.learn(batch, targets[chosen], weights[chosen], 1.0 if epoch < EPOCHS - 2 else 0.3)
-    return Judges(linear, filters)
+    return filters
 
 
 def vectors(keep: Path | None) -> tuple[list[str], Floats]:
@@ -193,15 +202,35 @@ def file_of(
     (single, a), (norm, b), (pair, c), (pair_norm, d) = (
         rounded(part, bits) for part, bits in zip(judges.linear.tables(), (16, 16, 8, 8), strict=True)
     )
-    parts = judges.filters.parts
+    parts, widths = joined([one.parts for one in judges.filters])
     return packed(tokens, {
         "table": table, "table_scale": unit, "single": single, "single_norm": norm, "pair": pair,
         "pair_norm": pair_norm, "linear_scale": np.array([a, b, c, d, judges.linear.bias], "<f4"),
-        "filters": np.concatenate([parts[f"filters{n}"] for n in range(len(WIDTHS))], 1).astype("<f4"),
-        "bias": np.concatenate([parts[f"bias{n}"] for n in range(len(WIDTHS))]).astype("<f4"),
-        "hidden": parts["hidden"].astype("<f4"), "hidden_bias": parts["hidden_bias"].astype("<f4"),
-        "out": parts["out"].astype("<f4"), "out_bias": parts["out_bias"].astype("<f4"),
-    }, settings | {"widths": WIDTHS, "linear": LINEAR_SHARE})
+        **{name: part.astype("<f4") for name, part in parts.items()},
+    }, settings | {"widths": widths, "linear": LINEAR_SHARE})
+
+
+def joined(twins: Sequence[dict[str, Floats]]) -> tuple[dict[str, Floats], list[tuple[int, int]]]:
+    """As one network, whose answer is the mean of theirs: each has filters and hidden places of its own."""
+    count = sum(filters for _, filters in WIDTHS)
+    order, filters = [], []
+    for number, (width, of) in enumerate(WIDTHS):
+        before = sum(filters for _, filters in WIDTHS[:number])
+        for twin in range(len(twins)):
+            order += [twin * count + before + at for at in range(of)]
+        steps = [parts[f"filters{number}"].reshape(DIMENSIONS, width, of) for parts in twins]
+        filters.append(np.concatenate(steps, 2).reshape(DIMENSIONS, -1))
+    strongest = np.zeros((count * len(twins), HIDDEN * len(twins)), np.float32)
+    for twin, parts in enumerate(twins):
+        strongest[twin * count : (twin + 1) * count, twin * HIDDEN : (twin + 1) * HIDDEN] = parts["hidden"][:count]
+    biases = np.concatenate([parts[f"bias{number}"] for parts in twins for number in range(len(WIDTHS))])
+    return {
+        "filters": np.concatenate(filters, 1), "bias": biases[order],
+        "hidden": np.concatenate([strongest[order], np.concatenate([parts["hidden"][count:] for parts in twins], 1)]),
+        "hidden_bias": np.concatenate([parts["hidden_bias"] for parts in twins]),
+        "out": np.concatenate([parts["out"] for parts in twins]) / len(twins),
+        "out_bias": np.mean([parts["out_bias"] for parts in twins], 0),
+    }, [(width, of * len(twins)) for width, of in WIDTHS]
 
 
 def main() -> int:
@@ -230,12 +259,12 @@ def main() -> int:
     for name, (attacks, harmless) in FOLDS.items():
         out = np.isin(train.sources, attacks + harmless)
         held = train.where(out)
-        logits = fit(train.where(~out), table, spelling).logits(held.tokens)
+        logits = fit(train.where(~out), table, spelling, 1).logits(held.tokens)
         report["folds"][name] = measures.separation(held.labels, logits)
         print(name, report["folds"][name], file=sys.stderr, flush=True)
         scores += zip(held.sources.tolist(), held.labels.tolist(), logits.tolist(), strict=True)
     settings = measures.calibrated(scores, flagged=FLAGGED, blocked=BLOCKED)
-    data = file_of(fit(train, table, spelling), names, rounded_table, unit, settings)
+    data = file_of(fit(train, table, spelling, TWINS), names, rounded_table, unit, settings)
     asked.out.write_bytes(data)
     report |= measures.report(Model(data), asked.data)
     text = json.dumps(report, indent=1)

@@ -231,14 +231,14 @@ class _Keeper:
         self._traces: OrderedDict[str, list[Recorded]] = OrderedDict()
 
     def keep(self, span: Recorded) -> None:
-        with self._lock:
-            spans = self._traces.get(span.trace_id)
-            if spans is None:
-                spans = self._traces[span.trace_id] = []
+        spans = self._traces.get(span.trace_id)
+        if spans is None:
+            with self._lock:
+                spans = self._traces.setdefault(span.trace_id, [])
                 if len(self._traces) > self._room:
                     self._traces.popitem(last=False)
-            if len(spans) < _MAX_SPANS_PER_TRACE:
-                spans.append(span)
+        if len(spans) < _MAX_SPANS_PER_TRACE:
+            spans.append(span)
 
     def finished(self, trace_id: str) -> list[SpanRecord]:
         with self._lock:
@@ -257,12 +257,14 @@ class _Lines:
         self._lock = threading.Lock()
 
     def keep(self, span: Recorded) -> None:
+        if self._room < 1:
+            now = time.monotonic()
+            room = (now - self._filled) * _PER_SECOND
+            if room < 1:
+                return
+            self._room, self._filled = min(float(_BURST), room), now
         with self._lock:
-            if self._room < 1:
-                now = time.monotonic()
-                self._room = min(float(_BURST), (now - self._filled) * _PER_SECOND)
-                self._filled = now if self._room >= 1 else self._filled
-            if self._room >= 1 and self._path is not None:
+            if self._path is not None:
                 self._room -= 1
                 self._write(self._path, record_of(span, self._role))
 

@@ -22,6 +22,7 @@ from transport.identity.tls import client_refusal
 _BACKLOG: Final = 1_024  # connections that the kernel holds until they are accepted
 _AT_ONCE: Final = 64  # of them accepted before the loop goes on
 _PAUSE_S: Final = 1.0  # where none can be accepted
+_HELD_MAX: Final = 65_536  # bytes of further requests that wait while one is answered
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,20 @@ class Gate:
         connection = self.connections.get(protocol)
         return connection is None or connection.keep(identity)
 
-    def watch(self, protocol: object, lost: Callable[[], None]) -> set[Callable[[], None]] | None:
-        """Calls `lost` if the connection that `protocol` reads is gone, until it is taken out of what this returns;
-        None if it is gone already.
+    def watch(self, protocol: object, lost: Callable[[], None]) -> bool:
+        """Calls `lost` if the connection that `protocol` reads is gone, until `unwatch`; False if it is gone already.
+
+        What the client sends meanwhile waits in front of `protocol`: one that has enough requests to do reads no more,
+        and would not see its client go.
         """
-        if (connection := self.connections.get(protocol)) is None:
-            return None
-        connection.watching.add(lost)
-        return connection.watching
+        if (connection := self.connections.get(protocol)) is not None:
+            connection.hold(lost)
+        return connection is not None
+
+    def unwatch(self, protocol: object) -> None:
+        """Nobody is to be told any more."""
+        if (connection := self.connections.get(protocol)) is not None:
+            connection.release()
 
     async def refused(self, source: str, error: OSError) -> None:
         """A handshake failed. Leaves a record if the client had a certificate or spoke an old TLS."""
@@ -154,7 +161,9 @@ class Connection(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
         self._inner: asyncio.Protocol | None = None
         self._lost = False
-        self.watching: set[Callable[[], None]] = set()  # to be told when it is gone
+        self._watching: Callable[[], None] | None = None  # to be told when it is gone
+        self._held = bytearray()  # what has come meanwhile
+        self._stopped = False  # `_inner` wants no more for now
 
     def begin(self, raw: socket.socket, host: str) -> None:
         """Owns `raw`, which `host` has connected to, from here on."""
@@ -189,6 +198,22 @@ class Connection(asyncio.Protocol):
         self.settle()
         return True
 
+    def hold(self, lost: Callable[[], None]) -> None:
+        """See `Gate.watch`."""
+        self._watching = lost
+        self._stopped = self._transport is not None and not self._transport.is_reading()
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def release(self) -> None:
+        """Passes on what has waited."""
+        self._watching = None
+        if self._stopped and self._transport is not None:
+            self._transport.pause_reading()
+        if self._held:
+            held, self._held = bytes(self._held), bytearray()
+            self.data_received(held)
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -203,7 +228,11 @@ class Connection(asyncio.Protocol):
         inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is not None:
+        if self._watching is not None:
+            self._held += data
+            if len(self._held) > _HELD_MAX:
+                self.abort()
+        elif self._inner is not None:
             self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -219,8 +248,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        for tell in list(self.watching):
-            tell()
+        if self._watching is not None:
+            self._watching()
         self.settle()
         if self._kept_for is not None:
             self._gate.kept.leave(self._kept_for)

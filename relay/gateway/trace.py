@@ -11,10 +11,9 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -71,8 +70,7 @@ class TraceStore:
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
-        self._waiting: deque[_Entry] = deque()
-        self._asked: Counter[tuple[str, str]] = Counter()  # (trace, device) of those that wait
+        self._waiting: deque[_Entry] = deque(maxlen=WAITING_MAX)
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._saves = 0
@@ -87,7 +85,8 @@ class TraceStore:
         kept = 0
         spans = [span for span in spans if _finite(span)]
         for trace_id in {span.trace_id for span in spans}:
-            used = (trace_id, device) in self._asked or await self._database.run(
+            waits = any(one.trace_id == trace_id and one.device == device for one in self._waiting)
+            used = waits or await self._database.run(
                 lambda connection, trace_id=trace_id: connection.execute(  # type: ignore[misc]
                     "SELECT 1 FROM traces WHERE trace_id = ? AND device = ?", (trace_id, device)
                 ).fetchone(), read_only=True,
@@ -131,20 +130,10 @@ class TraceStore:
         return await self._database.run(work, read_only=True)
 
     def _put(self, entry: "_Entry") -> None:
-        if len(self._waiting) >= WAITING_MAX:
-            self._take()
-            self.dropped += 1
+        self.dropped += len(self._waiting) == WAITING_MAX  # the oldest gives way
         self._waiting.append(entry)
-        self._asked[entry.trace_id, entry.device] += 1
-        self._later()
-
-    def _take(self) -> "_Entry":
-        entry = self._waiting.popleft()
-        asked = entry.trace_id, entry.device
-        self._asked[asked] -= 1
-        if not self._asked[asked]:
-            del self._asked[asked]
-        return entry
+        if self._timer is None:
+            self._later()
 
     def _later(self) -> None:
         if self._timer is None and self._waiting:
@@ -159,7 +148,7 @@ class TraceStore:
             self._timer = None
         if not self._waiting:
             return
-        entries = [self._take() for _ in range(min(count, len(self._waiting)))]
+        entries = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
         prune = self._saves // _PRUNE_EVERY != (self._saves + len(entries)) // _PRUNE_EVERY
         self._saves += len(entries)
 
@@ -176,8 +165,7 @@ class TraceStore:
         self._later()
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """Spans of one request. `sender` "" for our own, else `device` and `link_id` are ""; `now`: Unix milliseconds."""
 
     sender: str

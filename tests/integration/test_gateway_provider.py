@@ -328,6 +328,7 @@ async def test_a_bug_of_ours_is_one_refusal_and_quotes_nothing(
 @pytest.mark.parametrize("url", [
     "http://api.example.com/v1", "ftp://127.0.0.1/v1", "https://", "https://user:pw@api.example.com/v1",
     "https://api.example.com/v1?key=1", "https://api.example.com/v1#x", "http://127.0.0.1.example.com/v1",
+    "https://ex ample.com/v1", "https://b\u00fccher.example/v1", "https://a\x7fb.example/v1", "https://a%20b.example/v1",
     "http://[::2]/v1", "https://api.example.com:0/v1", "https://api.example.com:99999/v1", "api.example.com",
 ])
 def test_base_urls_that_would_show_the_key_are_refused(url: str) -> None:

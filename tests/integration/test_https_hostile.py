@@ -199,3 +199,19 @@ async def test_anothers_certificate_moves_nothing(gateway: Gateway, monkeypatch:
     shown.key, shown.nonce = thief.key, thief.nonce
     assert (await shown.given()).error == (401, "invalid_client") and not met
     assert [line["reason"] for line in gateway.audit("oauth.refused")] == ["assertion: binding"]
+
+
+async def test_who_asks_much_in_advance_and_goes_ends_the_provider_s_call(
+    gateway: Gateway, provider: MockProvider
+) -> None:
+    """By TLS; how it is answered who does so and stays is in test_insecure_loopback.py."""
+    client = await Workload.joined(gateway)
+    provider.mode = "timeout"
+    asked = chat()
+    async with connection(client) as (_, writer), asyncio.timeout(LIMIT_S):
+        writer.write(head(b"POST /v1/chat/completions", Content_Type="application/json", Content_Length=len(asked)))
+        writer.write(asked + MODELS * 100)
+        await provider.began.wait()
+    async with asyncio.timeout(LIMIT_S):
+        await provider.ended.wait()
+    assert (await gateway.audited("request.outcome"))[0]["result"] == "cancelled"

@@ -149,3 +149,61 @@ def test_a_short_token_is_refused(tmp_path: Path) -> None:
         token_from_file(file)
     file.write_text("x" * 16 + "\n")
     assert token_from_file(file).expose() == b"x" * 16
+
+
+def written(body: bytes, count: int = 1, method: str = "POST", route: str = CHAT) -> bytes:
+    """Requests one behind the other."""
+    head = f"{method} {route} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    return (head.encode() + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body) * count
+
+
+@contextlib.asynccontextmanager
+async def pipelined(gateway: Gateway, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which `data` has been sent, and the first of it has reached the provider."""
+    host, _, port = gateway.ready.insecure.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    await gateway.provider.began.wait()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize("count", [0, 1, 100])
+async def test_who_asks_much_in_advance_and_goes_ends_the_provider_s_call(gateway: Gateway, count: int) -> None:
+    gateway.provider.mode = "timeout"
+    more = written(b"", count, "GET", "/v1/models")
+    async with pipelined(gateway, written(chat()) + more) as (_, writer):
+        writer.write(more)
+    async with asyncio.timeout(60):
+        await gateway.provider.ended.wait()
+    assert (await gateway.audited("request.outcome"))[0]["result"] == "cancelled"
+
+
+async def test_who_asks_in_advance_is_answered_in_order(gateway: Gateway) -> None:
+    gateway.provider.mode = "timeout"
+    models = written(b"", 50, "GET", "/v1/models")
+    async with pipelined(gateway, written(chat()) + models) as (reader, writer), asyncio.timeout(60):
+        writer.write(models + written(chat("unknown")))
+        await writer.drain()
+        gateway.provider.release.set()
+        answers = b""
+        while b'"code":"' not in answers.replace(b'": "', b'":"'):
+            piece = await reader.read(65_536)
+            assert piece
+            answers += piece
+    said = answers.split(b"HTTP/1.1 ")[1:]
+    assert [one[:3] for one in said] == [b"200"] * 101 + [b"403"]
+    assert b"chat.completion" in said[0] and all(b'"list"' in one for one in said[1:-1])
+
+
+async def test_who_sends_on_and_on_while_it_is_answered_is_cut_off(gateway: Gateway) -> None:
+    gateway.provider.mode = "timeout"
+    async with pipelined(gateway, written(chat())) as (reader, writer), asyncio.timeout(60):
+        writer.write(written(b" " * 100_000))
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await gateway.provider.ended.wait()

@@ -62,7 +62,7 @@ def test_a_text_isjudged_once(inspector: Inspector, monkeypatch: pytest.MonkeyPa
     fresh = Inspector(shipped())
     first = fresh.of(ATTACK)
     monkeypatch.setattr(Inspector, "judged", lambda *_: pytest.fail("judged again"))
-    assert fresh.knows(ATTACK) and not fresh.knows(HARMLESS) and fresh.of(ATTACK) == first
+    assert fresh.seen(ATTACK) == first == fresh.of(ATTACK) and fresh.seen(HARMLESS) is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Inspector(shipped())
     for text in ("a", "b", "c", "a", "d"):
         fresh.of(text)
-    assert [fresh.knows(text) for text in "abcd"] == [True, False, True, True]
+    assert [fresh.seen(text) is None for text in "abcd"] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty", "other"])

@@ -65,9 +65,10 @@ class AuditLog:
 
     async def append(self, event: str, **fields: Value) -> None:
         """Writes one record; returns when it is kept as promised. Raises AuditUnavailable: then do not go on."""
-        record: dict[str, Value] = {"time": round(self._clock(), 6), "event": event}
+        record: dict[str, Value] = {"time": round(self._clock(), 6), "event": event, **fields}
         for name, value in fields.items():
-            record[name] = _text(value) if isinstance(value, str) else value
+            if type(value) is str and (len(value) > _MAX_TEXT or not value.isascii()):
+                record[name] = _text(value)
         try:
             self._write(_encode(record)[1:-1])
         except (OSError, AuditUnavailable) as cause:
@@ -174,8 +175,6 @@ class AuditLog:
 
 def _text(value: str) -> str:
     """As much of it as a record has room for; what is no text (names of files may be any bytes) is escaped."""
-    if len(value) <= _MAX_TEXT and value.isascii():
-        return value
     return value[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode()
 
 

@@ -45,27 +45,29 @@ class Authorise:
         if target is None:
             return _UNKNOWN_ROUTE
         context.policy = self._policy.version
-        question = Question(
-            context.peer.id, target.verb, target.model, context.via, self._policy.posture(context.enrolment),
-            self._policy.attested_tpm(context.enrolment),
-        )
         try:
-            return await (self._model(context, target, question) if target.bodied else self._list(context, question))
+            return await (self._model(context, target) if target.bodied else self._list(context, target))
         except PolicyUnavailable:
             return _UNAVAILABLE
 
-    async def _list(self, context: RequestContext, question: Question) -> Refusal | None:
-        context.models = await self._policy.models(question)
+    def _question(self, context: RequestContext, target: Route, model: str) -> Question:
+        return Question(
+            context.peer.id, target.verb, model, context.via, self._policy.posture(context.enrolment),
+            self._policy.attested_tpm(context.enrolment),
+        )
+
+    async def _list(self, context: RequestContext, target: Route) -> Refusal | None:
+        context.models = await self._policy.models(self._question(context, target, ""))
         return None if context.models else _DENIED
 
-    async def _model(self, context: RequestContext, target: Route, question: Question) -> Refusal | None:
+    async def _model(self, context: RequestContext, target: Route) -> Refusal | None:
         try:
             model = target.model or _peek.decode(context.body).model
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return None  # not a request at all: schema says what is wrong with it, and nothing passes schema
         if not model:
             return None  # likewise
-        decision = await self._policy.decide(question if target.model else question.about(model))
+        decision = await self._policy.decide_about(context.peer.id, context.enrolment, target.verb, model, context.via)
         context.decision = decision.reason
         if decision.allowed:
             context.model = model
@@ -74,7 +76,7 @@ class Authorise:
             return _UNKNOWN_ROUTE if target.model else _NOT_HERE
         if decision.unavailable:
             return _UNAVAILABLE
-        return _MODEL_DENIED if await self._policy.models(question) else _DENIED
+        return _MODEL_DENIED if await self._policy.models(self._question(context, target, model)) else _DENIED
 
     async def still(self, context: RequestContext) -> Refusal | None:
         """The same again for an answer under way, if policy has changed since it was asked."""

@@ -23,6 +23,8 @@ _REFUSED: Final = Refusal(403, "prompt_refused", "the gateway does not pass on a
 _UNAVAILABLE: Final = Refusal(
     503, "inspection_unavailable", "the gateway cannot inspect requests now and refuses this one", retryable=True
 )
+_RULED_MAX: Final = 4_096  # callers and models whose rule is kept
+_NOTHING: Final = ("", Finding(0.0))
 _log = logging.getLogger(__name__)
 
 
@@ -32,12 +34,14 @@ class Inspect:
     def __init__(self, rules: Inspections, inspector: Inspector | None) -> None:
         """`inspector` None: there is no usable model."""
         self._rules, self._inspector = rules, inspector
+        self._ruled: dict[tuple[str, str], Rule] = {}
         self._executor = ThreadPoolExecutor(1, "inspect")
         self._waiting = 0
 
     def replace(self, rules: Inspections) -> None:
         """From now on; what has been let through stays so."""
         self._rules = rules
+        self._ruled.clear()
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -45,13 +49,12 @@ class Inspect:
     async def check(self, context: RequestContext) -> Refusal | None:
         if not context.said:
             return None
-        rule = self._rules.of(context.peer.id.path, context.model)
+        rule = self._rule(context.peer.id.path, context.model)
         if rule.mode == "off":
             context.inspected = "off"
             return None
-        said = [one for one in context.said if one.role in rule.roles and one.text]
         try:
-            role, worst = await self._worst(said)
+            role, worst = await self._worst(context.said, rule.roles)
         except Exception as error:  # whatever it is, nothing was judged; its words could quote the prompt
             _log.error("request %s was not inspected: %s", context.trace_id, type(error).__name__)
             context.inspected = "unavailable"
@@ -67,13 +70,34 @@ class Inspect:
             context.flagged = rule.mode != "log"
         return _REFUSED if refused else None
 
-    async def _worst(self, said: list[Said]) -> tuple[str, Finding]:
-        """Of these texts, with whose it is. Raises whatever is the matter."""
+    def _rule(self, path: str, model: str) -> Rule:
+        rule = self._ruled.get((path, model))
+        if rule is None:
+            if len(self._ruled) >= _RULED_MAX:
+                self._ruled.clear()
+            rule = self._ruled[path, model] = self._rules.of(path, model)
+        return rule
+
+    async def _worst(self, said: list[Said], roles: tuple[str, ...]) -> tuple[str, Finding]:
+        """Of the texts of these roles, with whose it is. Raises whatever is the matter."""
         inspector = self._inspector
         if inspector is None:
             raise ModelUnusable("there is no model")
-        if sum(len(one.text) for one in said if len(one.text) < 256 or not inspector.knows(one.text)) <= INLINE_MAX:
-            return _worst_of(inspector, said)
+        worst, new, size = _NOTHING, [], 0
+        for one in said:
+            if one.role in roles and one.text:
+                found = inspector.seen(one.text)
+                if found is None:
+                    new.append(one)
+                    size += len(one.text)
+                elif found.score > worst[1].score:
+                    worst = one.role, found
+        if not new:
+            return worst
+        fresh = _worst_of(inspector, new) if size <= INLINE_MAX else await self._beside(inspector, new)
+        return max(worst, fresh, key=lambda found: found[1].score)
+
+    async def _beside(self, inspector: Inspector, said: list[Said]) -> tuple[str, Finding]:
         if self._waiting >= WAITING_MAX:
             raise TimeoutError
         self._waiting += 1
@@ -86,7 +110,7 @@ class Inspect:
 
 def _worst_of(inspector: Inspector, said: list[Said]) -> tuple[str, Finding]:
     return max(((one.role, inspector.of(one.text)) for one in said), key=lambda found: found[1].score,
-               default=("", Finding(0.0)))
+               default=_NOTHING)
 
 
 def _verdict(rule: Rule, finding: Finding) -> Verdict:

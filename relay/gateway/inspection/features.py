@@ -5,8 +5,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAIRS", "REACH", "STRIDE", "WINDOW", "Ints", "pairs"]
-
 Ints = NDArray[np.int64]
 REACH: Final = 3  # a token pairs with each of so many that follow
 PAIRS: Final = 1 << 18  # numbers that a pair may get

@@ -21,7 +21,6 @@ _TOKENS_MAX: Final = 16_384  # of one reading: of more, so many of the first and
 _ENDS: Final = 24 << 10  # of a longer one: so much of its beginning and of its end, and
 _SLICE: Final = 1 << 10  # slices of what is between, evenly spread
 _REMEMBERED: Final = 8_192  # texts
-_WORTH: Final = 1 << 20  # characters of one text that are hashed to find it again
 
 Verdict = Literal["allow", "flag", "block"]
 
@@ -53,21 +52,24 @@ class Inspector:
         self._seen: dict[bytes, Finding] = {}
         self._lock = threading.Lock()  # long texts are judged in a thread
 
-    def knows(self, text: str) -> bool:
-        """Whether `of` this text costs nothing."""
-        return _key(text) in self._seen
-
-    def of(self, text: str) -> Finding:
-        """Takes any str. Time and memory are linear in the text up to READ_MAX characters, and then constant."""
+    def seen(self, text: str) -> Finding | None:
+        """What was thought of it lately."""
         key = _key(text)
         with self._lock:
             found = self._seen.pop(key, None)
+            if found is not None:
+                self._seen[key] = found  # now the latest
+        return found
+
+    def of(self, text: str) -> Finding:
+        """Takes any str. Time and memory are linear in the text up to READ_MAX characters, and then constant."""
+        found = self.seen(text)
         if found is None:
             found = self.judged(text)
-        with self._lock:
-            self._seen[key] = found  # now the latest
-            if len(self._seen) > _REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+            with self._lock:
+                self._seen[_key(text)] = found
+                if len(self._seen) > _REMEMBERED:
+                    del self._seen[next(iter(self._seen))]
         return found
 
     def judged(self, text: str) -> Finding:
@@ -91,7 +93,7 @@ class Inspector:
 
 
 def _key(text: str) -> bytes:
-    return hashlib.sha256(text[:_WORTH].encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _bounded(text: str) -> str:

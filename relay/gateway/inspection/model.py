@@ -87,15 +87,15 @@ class Model:
         # What a token gives to a filter does not depend on its neighbours, so it is reckoned here, for all tokens.
         parts = _by_step(found["filters"], widths)
         self._steps = [count - part.shape[1] for part in parts[1:]]
-        table, hidden = found["table"].astype(np.float32) * found["table_scale"], found["hidden"]
-        given = [table @ part for part in [*parts, hidden[count:]]]
-        self._unit = np.max([np.pad(np.abs(one).max(0), (count - one.shape[1], 0)) for one in given[:-1]], 0) / 127
-        self._mean_unit = np.abs(given[-1]).max(0) / 127
-        units = [*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit]
-        self._given = np.concatenate(
-            [np.rint(one / unit).astype(np.int8) for one, unit in zip(given, units, strict=True)], 1
-        )
-        self._bias, self._hidden, self._hidden_bias = found["bias"], hidden[:count], found["hidden_bias"]
+        every = np.concatenate([*parts, found["hidden"][count:]], 1) * found["table_scale"][:, None]
+        chunks = np.array_split(found["table"], 32)  # piece by piece: what is given back stays with the process
+        most = np.max([np.abs(chunk @ every).max(0) for chunk in chunks], 0) / 127
+        ends = np.cumsum([part.shape[1] for part in parts])
+        self._unit = np.max([np.pad(one, (count - len(one), 0)) for one in np.split(most, ends)[:-1]], 0)
+        self._mean_unit = most[ends[-1] :]
+        units = np.concatenate([*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit])
+        self._given = np.concatenate([np.rint(chunk @ every / units).astype(np.int8) for chunk in chunks])
+        self._bias, self._hidden, self._hidden_bias = found["bias"], found["hidden"][:count], found["hidden_bias"]
         self._out, self._out_bias = found["out"], float(found["out_bias"][0])
         scale = found["linear_scale"].astype(np.float32)  # of single weights, their squares, pairs' weights, squares
         single = np.stack([found["single"], found["single_norm"]], 1) * scale[:2]

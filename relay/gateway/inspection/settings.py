@@ -9,8 +9,6 @@ from msgspec import Meta, Struct
 from relay.gateway.errors import ConfigError
 from relay.gateway.policy.patterns import WILD, parse_pattern
 
-__all__ = ["FLAG", "FLAG_ALL", "Inspections", "Mode", "Rule", "checked_inspections"]
-
 Mode = Literal["off", "log", "flag", "block"]
 Said = Literal["system", "developer", "user", "assistant", "tool"]
 Threshold = Annotated[float, Meta(gt=0, lt=1)]

@@ -18,6 +18,7 @@ from transport.identity.svid import SpiffeId
 from transport.messages import Posture
 
 KEPT_MAX: Final = 65_536  # decisions; all go when there are more
+RECENT_MAX: Final = 4_096  # of them, those that are found without making the question
 POSTURES_MAX: Final = 100_000  # devices of which what they said of themselves is kept
 
 
@@ -41,6 +42,20 @@ class Policy:
             if len(kept) >= KEPT_MAX:
                 kept.clear()
             kept[question] = decision
+        return decision
+
+    async def decide_about(self, identity: SpiffeId, enrolment: int, verb: str, resource: str, via: str) -> Decision:
+        """`decide`, of a device as it stands; what was asked a moment ago costs a look-up."""
+        posture, tpm, recent, engine = self.posture(enrolment), self.attested_tpm(enrolment), self._recent, self._engine
+        key = identity.trust_domain, identity.path, enrolment, verb, resource, via
+        found = recent.get(key)
+        if found is not None and found[0] is posture and found[1] == tpm:
+            return found[2]
+        decision = await self.decide(Question(identity, verb, resource, via, posture, tpm))
+        if engine.cacheable:
+            if len(recent) >= RECENT_MAX:
+                recent.clear()
+            recent[key] = posture, tpm, decision
         return decision
 
     async def models(self, question: Question) -> list[str]:
@@ -96,4 +111,5 @@ class Policy:
         self._engine, self._models = engine, rules.models
         self._groups = Groups(rules.patterns)
         self._kept: dict[Question, Decision] = {}
+        self._recent: dict[tuple[str | int, ...], tuple[Posture, str, Decision]] = {}
         self.version = hashlib.sha256(msgspec.json.encode(rules, enc_hook=str)).hexdigest()[:16]

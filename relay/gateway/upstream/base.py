@@ -1,6 +1,7 @@
 """What the gateway needs of a provider, whatever its API looks like; without HTTP, which few commands need."""
 
 import ipaddress
+import re
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,8 @@ from relay.gateway.errors import ConfigError
 from relay.gateway.pipeline import Answer
 from relay.gateway.upstream.formats import AnswerFormat
 from transport.primitives import Secret
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")  # as it is in DNS, so IDNA's xn--; or an IP address
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def checked_base_url(url: str) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
-    if parts.scheme not in ("http", "https") or not host or port == 0:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or port == 0:
         raise ConfigError("the provider's base URL is not an http(s) URL", hint='like "https://api.example.com/v1"')
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ConfigError("the provider's base URL holds more than scheme, host, port and path",

@@ -282,12 +282,13 @@ class Connection(asyncio.Protocol):
 
     def _head(self, response: Response, data: bytes) -> bytes:
         """What follows the head, once that is whole; `response.status` is 0 until then."""
+        at = max(0, len(self._early) - 3)
         data = self._early + data
-        while (end := data.find(b"\r\n\r\n") + 4) > 3:
+        while (end := data.find(b"\r\n\r\n", at) + 4) > 3:
             self._heads += end
             if self._heads > self._limits.head:
                 raise Garbage
-            head, data = data[:end], data[end:]
+            head, data, at = data[:end], data[end:], 0
             if self._read_head(response, head):
                 response.wake()
                 return data
