@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,51 @@ async def test_it_goes_by_tcp_with_its_length_before_it(scheme: str, tmp_path: P
                 await Syslog(f"tls:localhost:{port}").send("msg_2", BODY, 0)
     length, _, line = data.partition(b" ")
     assert int(length) == len(line) and LINE.fullmatch(line)
+
+
+RSYSLOG = """
+module(load="imuxsock" SysSock.Use="off")
+module(load="imtcp")
+input(type="imuxsock" Socket="{0}/log" UseSpecialParser="off")
+input(type="imtcp" port="0" address="127.0.0.1" listenPortFileName="{0}/port")
+template(name="read" type="string" string="%syslogseverity-text% %app-name% %msgid% %structured-data%%msg%\\n")
+action(type="omfile" file="{0}/out" template="read" asyncWriting="off")
+"""
+
+
+@pytest.fixture
+async def rsyslog(tmp_path: Path) -> AsyncIterator[Path]:
+    """The folder of a real rsyslogd: its socket `log`, its TCP `port`, and `out` with what it has read."""
+    program = shutil.which("rsyslogd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("rsyslog is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="rsyslog-"))  # a socket's path has room for 107 bytes
+    (folder / "conf").write_text(RSYSLOG.format(folder))
+    process = await asyncio.create_subprocess_exec(
+        program, "-n", "-f", folder / "conf", "-i", folder / "pid", stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        port = folder / "port"
+        await until(lambda: (folder / "log").exists() and port.exists() and port.read_text().strip().isdigit())
+        yield folder
+    finally:
+        process.terminate()
+        await process.wait()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("way", ["unix", "tcp"])
+async def test_a_real_rsyslog_reads_every_part_of_it(way: str, rsyslog: Path) -> None:
+    place = f"unix:{rsyslog}/log" if way == "unix" else f"tcp:127.0.0.1:{(rsyslog / 'port').read_text().strip()}"
+    await Syslog(place).send("msg_1", BODY, 0)
+    out = rsyslog / "out"
+    await until(lambda: out.exists() and out.read_text().endswith("\n"))
+    assert out.read_text() == (
+        'crit causeway-gateway device.quarantined [causeway@32473 id="msg_1" gateway="g" '
+        'device="spiffe://field.example/edge/lap-1" enrolment="1" reasons="rate 50, repetition 40"]'
+        "spiffe://field.example/edge/lap-1: is slowed down\n"
+    )
 
 
 def certificate(directory: Path) -> tuple[ssl.SSLContext, Path]:
