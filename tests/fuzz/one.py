@@ -4,7 +4,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["transport", "store", "relay.gateway.trace"]):
+with atheris.instrument_imports(include=["transport", "store", "relay.gateway.trace", "relay.gateway.upstream"]):
     from tests.fuzz.targets import TARGETS
 
 

@@ -25,6 +25,7 @@ from relay.gateway.pipeline import Refusal
 from relay.gateway.trace import parse_note
 from store import keys, sealed
 from store.errors import StoreCorrupt, WrongKey
+from tests.fuzz.answer_events import answer_event_seeds, run_answer_events
 from tests.fuzz.provider_answers import provider_answer_seeds, run_provider_answer
 from tests.support.ca import Ca
 from tests.support.connection_pair import EPOCH, header, verifier
@@ -577,6 +578,7 @@ TARGETS: dict[str, Target] = {
     "weather": Target(
         run_weather, lambda: [b"ble-1m", b"sat?loss=0.02&seed=7", b"walk-away?rate=15e3&cut_bytes=3000"], 256
     ),
+    "answer_events": Target(run_answer_events, answer_event_seeds, 4_096),
     "provider_answer": Target(run_provider_answer, provider_answer_seeds, 4_096),
     "sealed_file": Target(run_sealed_file, lambda: file_seeds("sealed"), 1_024),
     "key_file": Target(run_key_file, lambda: file_seeds("keys"), 1_024),

@@ -120,3 +120,19 @@ def test_who_goes_away_leaves_the_place_of_the_probe() -> None:
     assert probe is not None
     breaker.gone(probe)
     assert breaker.ask(10.0) is not None
+
+
+def test_what_comes_of_a_call_of_before_is_no_news() -> None:
+    breaker = Breaker(2, 10.0)
+    early, *late = (breaker.ask(0.0) for _ in range(3))
+    assert early is not None
+    for turn in late:
+        assert turn is not None
+        breaker.failed(turn, 0.0)
+    breaker.began(early)  # it was asked before the others failed, and answers while nobody may ask
+    assert breaker.state(5.0) == "open"
+    probe = breaker.ask(10.0)
+    assert probe is not None
+    breaker.failed(early, 11.0)
+    breaker.gone(early)
+    assert breaker.state(12.0) == "half-open" and breaker.ask(12.0) is None
