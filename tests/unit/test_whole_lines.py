@@ -76,3 +76,29 @@ def test_however_it_comes_it_is_the_same_and_cut_behind_lines(payloads: list[byt
     pieces, how = virtual_time.run(read([*steps, END]))
     assert how == "whole" and b"".join(pieces) == wire
     assert all(piece.endswith(b"\n") for piece in pieces)
+
+
+@in_virtual_time
+async def test_much_at_once_lets_others_have_their_turn() -> None:
+    wire = b"data: a\n" * 5_000 + b"data: " + b"b" * 30_000 + b"\n" + b"data: c\n" * 5_000 + DONE
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with Scripted([[HEAD + wire, END]]) as server:
+        client = Client(server.url, Timeouts(5.0, 10.0, 5.0))
+        response = await client.request("GET", "/", {})
+        await asyncio.sleep(1.0)  # all of it is there
+        beside, sizes, before = asyncio.create_task(other()), [], 0
+        async for piece in whole_lines(response, 1 << 20, b"[DONE]".__eq__):
+            assert turns > before or not sizes
+            before = turns
+            sizes.append(len(piece))
+        beside.cancel()
+        response.close()
+        await client.close()
+    assert sum(sizes) == len(wire) and sorted(sizes)[-2] <= 16_384 < max(sizes) == 30_007
