@@ -15,6 +15,7 @@ from store.errors import StoreError
 
 BODY_MAX: Final = 16_384
 _JOINING: Final = ("/v1/join", "/hop/join")
+NOWHERE: Final[web.AppKey[Callable[[web.Request, web.HTTPException], web.Response]]] = web.AppKey("NOWHERE")
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ async def neutral(
         _log.error("%s failed: %s", request.path, error)
         return error_answer(503, "unavailable", "try again later")
     except web.HTTPException as error:
+        if error.status in (404, 405) and (nowhere := request.app.get(NOWHERE)) is not None:
+            return nowhere(request, error)
         return error_answer(error.status, "bad_request" if error.status < 500 else "unavailable", "not possible")
     except (OSError, web.RequestPayloadError):  # it went away in the middle; nobody will read this answer
         return error_answer(400, "bad_request", "the request is not whole")

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from relay.gateway.answers import NOWHERE
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.fields import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
@@ -38,7 +39,6 @@ _log = logging.getLogger(__name__)
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
-_NO_ROUTE: Final = Refusal(404, "unknown_route", "the gateway has no such route")
 _FULL: Final = Refusal(503, "overloaded", "the gateway has too much to do; try again later", retryable=True)
 _DENIED: Final = {one.code: one for one in (
     _NOT_ADMITTED, _NOT_GOOD, _FULL,
@@ -114,6 +114,7 @@ class Api:
             app.router.add_post(f"/v1/{name}", self._serve)
         app.router.add_get("/v1/models", self._serve, allow_head=False)
         app.router.add_post("/v2/models/{name}/infer", self._serve)
+        app[NOWHERE] = _nowhere
         app.router.add_get("/openapi.json", _described, allow_head=False)
         app.router.add_get("/schemas/{name}.json", _described, allow_head=False)
 
@@ -257,13 +258,19 @@ class Api:
                 one.cut(Refusal(403, "policy_changed", refusal.message))
 
 
+def _nowhere(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Where there is no route, that is said in the words of the others."""
+    if not (more := {name: value for name, value in error.headers.items() if name == "Allow"}):
+        return refused(request, Refusal(404, "unknown_route", "the gateway has no such route"), _trace_id(""))
+    return refused(request, Refusal(405, "method_not_allowed", "not by this method", headers=more), _trace_id(""))
+
+
 async def _described(request: web.Request) -> web.Response:
     """What is taken here, for everybody: nothing in it depends on who asks, or on this gateway."""
     from relay.gateway.checks.openapi import published  # made on the first question, and kept
 
-    body = published(request.match_info.get("name", "openapi"))
-    if body is None:
-        return refused(request, _NO_ROUTE, _trace_id(""))
+    if (body := published(request.match_info.get("name", "openapi"))) is None:
+        raise web.HTTPNotFound
     return web.Response(body=body, content_type="application/json")
 
 

@@ -27,6 +27,7 @@ from transport.identity.svid import make_csr
 from transport.links import virtual_time
 from transport.messages import RequestHeader, encode_header
 from transport.primitives import SigningKey, random_bytes
+from transport.stream import Progress
 
 LOW = Anomaly(warn=1, throttle=2, quarantine=20, revoke_at=30)
 BAD = b'{"nonsense": 1}'
@@ -43,6 +44,17 @@ class Dripping:
                 await asyncio.sleep(0.02)
 
         yield Answer(200, "text/plain", True, chunks())
+
+
+class Said:
+    """A provider that is done at once."""
+
+    @asynccontextmanager
+    async def answer(self, context: RequestContext) -> AsyncIterator[Answer]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"word"
+
+        yield Answer(200, "text/plain", False, chunks())
 
 
 @pytest.fixture
@@ -137,6 +149,24 @@ async def test_a_running_answer_is_cut_and_what_waits_is_not_given_out(lab: Lab,
     assert [line["result"] for line in lab.audit("request.outcome")] == ["cancelled"]
     assert edge.session is not None
     assert (await refused(edge.resume(edge.session)))[:2] == (403, "quarantined")
+
+
+async def test_an_answer_that_waits_is_kept_for_when_it_is_over(made: Path, tmp_path: Path, clock: Clock) -> None:
+    shutil.copytree(made, tmp_path / "gateway")
+    async with gateway(tmp_path / "gateway", judging=clock, anomaly=LOW, answerer=Said()) as lab:
+        edge = await Edge.joined(lab)
+        answer = await (await edge.ask()).started()
+        await until(lambda: [line["result"] for line in lab.audit("request.outcome")] == ["answered"])
+        await up_to(lab, clock, Level.QUARANTINED)
+        again = await lab.session(edge.svid)
+        told = again.resume(edge.request_id, Progress())
+        assert (await refused(told))[:2] == (403, "quarantined")
+        await lab.guard.lift(1)
+        assert answer.status == 200
+        got = b""
+        async for data in await again.resume(edge.request_id, Progress()).started():
+            got += data
+        assert got == b"word"
 
 
 async def test_a_person_undoes_it_and_the_same_does_not_bring_it_back(lab: Lab, clock: Clock) -> None:

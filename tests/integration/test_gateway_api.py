@@ -229,6 +229,21 @@ async def test_it_tells_what_it_takes(gateway: Gateway) -> None:
     assert (status, refusal["error"]["code"]) == (404, "unknown_route")
 
 
+async def test_what_is_not_there_is_refused_in_the_same_words(gateway: Gateway) -> None:
+    async with client(gateway) as asking:
+        for method, path, code in (
+            ("POST", "/v1/images", "unknown_route"), ("GET", CHAT, "method_not_allowed"),
+            ("PUT", MESSAGES, "method_not_allowed"), ("POST", "/v2/models/a%2Fb/infer", "unknown_route"),
+        ):
+            async with asking.request(method, path) as response:
+                told = await response.json()
+                assert (response.status, told["error"]["code"], told["status"]) == (
+                    PROBLEMS[code].status, code, response.status
+                ), path
+                assert response.headers.get("Allow") == ("POST" if code == "method_not_allowed" else None)
+    assert gateway.provider.calls == 0
+
+
 async def test_a_refusal_is_read_by_everybody(gateway: Gateway) -> None:
     workload = await Workload.joined(gateway)
     status, told = await workload.ask(chat(temperature="CANARY"))

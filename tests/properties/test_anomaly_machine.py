@@ -84,3 +84,12 @@ def test_a_trembling_score_does_not_flap() -> None:
     for number in range(3_600):
         changes += standing.step(20.5 if number % 2 else 19.5, float(number), Thresholds()) is not None
     assert changes == 1
+
+
+def test_a_clock_set_back_for_years_holds_nobody_where_he_is() -> None:
+    standing = Standing(Level.WARNED, 2e9)
+    assert standing.step(50, 1e9, Thresholds()) is None
+    assert standing.step(50, 1e9 + 3, Thresholds()) is Level.THROTTLED
+    standing.since = 2e9
+    assert standing.step(0, 1e9, Thresholds()) is None
+    assert standing.step(0, 1e9 + 300, Thresholds()) is Level.WARNED

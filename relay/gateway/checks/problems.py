@@ -47,6 +47,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "request_expired": Problem(410, "the request is past the time its sender set", "ask anew"),
     "unknown_route": Problem(404, "there is no such route", "`/openapi.json` has those there are"),
     "model_not_on_route": Problem(404, "no provider has the model on this route", "ask by another of its routes"),
+    "method_not_allowed": Problem(405, "this route is there for other methods", "`Allow` names them"),
     # who asks
     "identity_unknown": Problem(401, "nobody knows who asks", "show the SVID, or a token"),
     "identity_expired": Problem(401, "the certificate has run out", "renew it; an edge does so by itself"),
