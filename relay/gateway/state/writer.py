@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from store.database import Connection, Database
 
-GATHER_S: Final = 0.002  # between two transactions; each costs some 300 us and the disk's time, however much is in it
 T = TypeVar("T")
 
 
@@ -42,8 +41,6 @@ class Writer:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 await self._commit(batch)
-                if self._waiting:  # it is busy: who was told just now, and those about to come, share the next one
-                    await asyncio.sleep(GATHER_S)
         finally:
             self._task = None
 
