@@ -232,7 +232,7 @@ async def test_the_provider_is_read_no_faster_than_the_device_takes(lab: Lab) ->
             await super().write(data)
             await self.go.wait()
 
-    lab.provider.stream = [chunk("x" * 100_000)] * 400 + STREAM[-1:]  # 40 MB: more than all buffers between
+    lab.provider.stream = [chunk("x" * 100_000)] * 200 + STREAM[-1:]  # 20 MB: more than all buffers between
     sink = Slow()
     task = asyncio.create_task(lab.pipeline.handle(context(chat(stream=True)), sink))
     await sink.wrote.wait()

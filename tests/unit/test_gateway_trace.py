@@ -116,6 +116,15 @@ async def test_old_traces_go(store: TraceStore, clock: Clock, monkeypatch: pytes
     assert len(await store.find("e" * 32)) == 1
 
 
+async def test_what_waits_is_found_and_of_too_much_the_oldest_gives_way(store: TraceStore) -> None:
+    ids = [f"{number:032x}" for number in range(trace.WAITING_MAX + 1)]
+    for one in ids:
+        await store.save(one, EDGE, LINK, lambda one=one: [span("request", trace_id=one)])  # type: ignore[misc]
+    assert await store.add_from_edge(EDGE, [span("ask", 9, trace_id=ids[-1])]) == 1  # for which another one gives way
+    assert store.dropped == 2
+    assert [len(await store.find(one)) for one in (ids[0], ids[1], ids[2], ids[-1])] == [0, 0, 1, 2]
+
+
 def test_a_hop_s_note_as_hops_write_it() -> None:
     note = parse_note(f'{{"link":"{LINK}","start_ms":1.5,"end_ms":2.0,"up":3,"down":4,"final":true}}')
     assert note == HopNote(LINK, 1.5, 2.0, 3, 4)

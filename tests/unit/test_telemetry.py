@@ -112,6 +112,19 @@ def test_a_file_that_cannot_be_written_stops_no_request(tmp_path: Path) -> None:
     tracing.close()
 
 
+def test_under_load_the_file_has_a_share_and_memory_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_BURST", 3)
+    monkeypatch.setattr(telemetry, "_PER_SECOND", 0.0)
+    tracing = telemetry.start("gateway", tmp_path / "spans.jsonl")
+    with tracing.span("root") as root:
+        for _ in range(9):
+            with tracing.span("child"):
+                pass
+    tracing.close()
+    assert len((tmp_path / "spans.jsonl").read_text().splitlines()) == 3
+    assert len(tracing.finished(telemetry.trace_id_of(root))) == 10
+
+
 def test_tracing_switched_off_still_gives_a_valid_traceparent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     tracing = telemetry.start("edge")
