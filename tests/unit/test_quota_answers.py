@@ -15,6 +15,7 @@ from relay.gateway.quota.ledger import Price, Rule
 from relay.gateway.quota.quotas import CallHold, Quotas
 from relay.gateway.quota.settings import UNLIMITED, Limiting
 from relay.gateway.quota.tap import Allowance
+from relay.gateway.upstream.formats import CHAT
 from tests.support.answer_streams import FORMATS, delta, ends_whole, events, opening, stream, whole, written
 from tests.support.gateway_lab import Clock, KeptSink, chat, context, peer
 from tests.support.quota_lab import Lab, limiting, quota, quota_lab
@@ -55,6 +56,18 @@ async def test_while_a_call_runs_all_that_it_may_cost_is_reserved(lab: Lab) -> N
         await task
     given = -(-len(body) // 3)  # of the answer, one event of four bytes
     assert lab.used() == {"requests": (1, 0), "tokens": (given + 2, 0), "money": (-(-(given * 15 + 2 * 60) // 100), 0)}
+
+
+@pytest.mark.parametrize(("part", "text"), [
+    ({"tool_calls": [{"index": 0, "type": "custom", "custom": {"name": "g", "input": "raw"}}]}, "graw"),
+    ({"audio": {"id": "a", "transcript": "spoken"}}, "spoken"),
+    ({"audio": {"id": "a", "data": "UklGRg=="}}, " "),
+    ({"audio": {"id": "a", "expires_at": 1}}, ""),
+])
+def test_what_is_no_plain_text_counts_too(part: dict[str, Any], text: str) -> None:
+    """Else an answer in sound, or as a custom tool's input, would cost nothing to who goes before its last event."""
+    payload = json.dumps({"choices": [{"index": 0, "delta": {"content": None, **part}}]}).encode()
+    assert CHAT.follow().feed(payload) == text
 
 
 @pytest.mark.parametrize("streamed", [True, False])
