@@ -293,7 +293,10 @@ class Pipeline:
             refusal = _INTERNAL
         else:
             return None
-        await self._outcome(context, "failed", refusal.code, failed)
+        try:
+            await self._outcome(context, "failed", refusal.code, failed)
+        finally:
+            del failed  # its traceback has this frame, and with it the request's body, until somebody looks for cycles
         return refusal
 
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
