@@ -271,7 +271,8 @@ class Pipeline:
         except AuditUnavailable:
             raise
         except ProviderFailure as failure:
-            refusal, failed = Refusal(failure.status, failure.kind, str(failure), failure.again), failure
+            refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+            failed = failure.with_traceback(None)  # which has this frame: a cycle would keep the request
         except _Withdrawn:
             refusal = _WITHDRAWN
         except JournalFull as full:
@@ -293,10 +294,7 @@ class Pipeline:
             refusal = _INTERNAL
         else:
             return None
-        try:
-            await self._outcome(context, "failed", refusal.code, failed)
-        finally:
-            del failed  # its traceback has this frame, and with it the request's body, until somebody looks for cycles
+        await self._outcome(context, "failed", refusal.code, failed)
         return refusal
 
     async def _deliver(self, context: RequestContext, answerer: Answerer, sink: Sink) -> None:
