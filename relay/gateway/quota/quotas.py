@@ -138,7 +138,7 @@ class CallHold:
             return attempts, hold.input, hold.output  # nobody can know what of it was done
         given = usage.input_tokens
         if given is None:  # of token numbers each has two bytes, of text a token has more
-            given = estimate.likely(hold.input) if context.said else hold.input
+            given = estimate.likely(hold.input) if context.said or hold.output else hold.input
         if usage.output_tokens is not None and (whole or usage.output_tokens > self.output):
             return attempts, given, usage.output_tokens
         return attempts, given, self.output if hold.output else 0  # embeddings are no text
