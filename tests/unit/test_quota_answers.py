@@ -251,6 +251,16 @@ async def test_nothing_stays_reserved_where_the_audit_fails(lab: Lab) -> None:
     assert lab.used() == {} and not lab.quotas.running and lab.provider.calls == 0
 
 
+async def test_token_numbers_of_which_nobody_reports_the_cost_are_charged_in_full(tmp_path: Path) -> None:
+    """As where an answer is longer than what is read of it."""
+    answer = json.dumps({"data": [{"embedding": "A" * (1 << 20)}], "usage": {"prompt_tokens": 400}}).encode()
+    body = b'{"model":"small","encoding_format":"base64","input":[' + b",".join([b"7"] * 400) + b"]}"
+    async with quota_lab(tmp_path, quota(tokens=2_000)) as lab:
+        lab.provider.pieces = [answer]
+        sink, _ = await lab.ask(body, kind="/v1/embeddings")
+        assert sink.ended and lab.used()["tokens"] == (len(body), 0)
+
+
 async def test_embeddings_have_no_output_and_inference_no_tokens(lab: Lab) -> None:
     lab.provider.pieces = [json.dumps({"data": [{"embedding": "A" * 9_000}], "usage": {"prompt_tokens": 3}}).encode()]
     sink, _ = await lab.ask(b'{"model":"small","input":"pump"}', kind="/v1/embeddings")

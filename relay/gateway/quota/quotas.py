@@ -136,7 +136,9 @@ class CallHold:
         attempts, whole = max(1, context.attempts), result == "answered"
         if not whole and not (context.stream and begun):
             return attempts, hold.input, hold.output  # nobody can know what of it was done
-        given = estimate.likely(hold.input) if usage.input_tokens is None else usage.input_tokens
+        given = usage.input_tokens
+        if given is None:  # of token numbers each has two bytes, of text a token has more
+            given = estimate.likely(hold.input) if context.said or hold.output else hold.input
         if usage.output_tokens is not None and (whole or usage.output_tokens > self.output):
             return attempts, given, usage.output_tokens
         return attempts, given, self.output if hold.output else 0  # embeddings are no text
