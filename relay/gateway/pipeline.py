@@ -272,7 +272,8 @@ class Pipeline:
         except AuditUnavailable:
             raise
         except ProviderFailure as failure:
-            refusal, failed = Refusal(failure.status, failure.kind, str(failure), failure.again), failure
+            refusal = Refusal(failure.status, failure.kind, str(failure), failure.again)
+            failed = failure.with_traceback(None)  # which has this frame: a cycle would keep the request
         except _Withdrawn:
             refusal = _WITHDRAWN
         except JournalFull as full:

@@ -56,7 +56,7 @@ def checked_anomaly(anomaly: Anomaly) -> Anomaly:
 
 def checked_alerts(alerts: AlertSettings) -> AlertSettings:
     """Raises ConfigError that names the key."""
-    if (alerts.webhook is None) != (alerts.webhook_secret_file is None):
+    if (alerts.webhook is None) ^ (alerts.webhook_secret_file is None):
         raise ConfigError("alerts.webhook: set it together with alerts.webhook_secret_file",
                           hint='as in webhook_secret_file = "webhook.secret"')
     if alerts.webhook is not None:
