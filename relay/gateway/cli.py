@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
-app.command()(openapi_cli.openapi)
 
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
@@ -279,6 +278,7 @@ def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = Fa
 
 app.command("rotate-key")(keys_cli.rotate_key)
 app.command("inspect")(inspection_cli.inspect)
+app.command()(openapi_cli.openapi)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
 
