@@ -365,7 +365,7 @@ def _vouched_by(device: dict[str, str]) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:
-    """Nothing is cut: where the terminal is too narrow for a line each, there is a line for each cell."""
+    """Nothing is cut: a row is a line, and where the terminal is too narrow for that, there is a line for each cell."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -375,7 +375,7 @@ def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] 
         table.add_column(column, justify="right" if number in right else "left", no_wrap=number not in (0, 1, 6))
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
     if not sys.stdout.isatty() or console.measure(table, options=console.options.update(max_width=_WIDE)).maximum <= (
         console.width
     ):
