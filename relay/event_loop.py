@@ -13,7 +13,7 @@ except ImportError:
 
 SWITCH_S: Final = 0.000_5  # the loop waits so long, at most, for a thread that computes; Python's own is 5 ms
 
-_GC: Final = (20_000, 20, 50)  # a request makes next to no cycles; Python's own looks for them each 700 objects
+_GC: Final = (5_000, 10, 20)  # a request makes no cycles (its test says so); Python's own looks each 700 objects
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -90,17 +90,17 @@ class AuditUnavailable(GatewayError):
 
 class ProviderFailure(GatewayError):
     """`kind` is the public code (`provider_auth`, ...), `status` the HTTP status the client sees, `again` if a retry
-    may help. The provider's own words never become part of the message: they may hold the key.
+    may help; `well`: the provider is, what was asked of it was too much. The provider's own words never become
+    part of the message: they may hold the key.
     """
 
     code = "provider_failure"
     fault = "provider"
 
-    def __init__(self, message: str, *, kind: str, status: int, again: bool = False) -> None:
+    def __init__(self, message: str, *, kind: str, status: int, again: bool = False, well: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
-        self.status = status
-        self.again = again
+        self.status, self.again, self.well = status, again, well
 
 
 class PolicyUnavailable(GatewayError):

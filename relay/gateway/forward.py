@@ -130,7 +130,7 @@ class Forward:
             except ProviderFailure as failure:
                 span.set_attribute(names.ERROR_TYPE, failure.kind)
                 context.attempts -= failure.again and failure.kind in _UNREACHED
-                if failure.kind in _NOT_WELL:
+                if failure.kind in _NOT_WELL and not failure.well:
                     breaker.failed(turn, self._ticking())
                 else:
                     breaker.began(turn)  # it answers, if only to refuse

@@ -194,6 +194,15 @@ async def test_a_refusal_is_no_failure_of_the_provider(lab: Lab, mode: str) -> N
         assert refused is not None and refused[1] != "provider_unavailable"
 
 
+async def test_whoever_asks_for_more_than_goes_through_closes_the_provider_to_nobody(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.gateway.upstream.http.ANSWER_MAX", 100)  # it is the device that chooses how much that is
+    for _ in range(FAILURES + 1):
+        assert (await lab.ask()).refused == (502, "provider_garbled", False)
+    assert lab.first.calls == FAILURES + 1 and lab.second.calls == 0
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,10 @@ import pytest
 from relay.gateway import app
 from relay.gateway.checks import inspect
 from relay.gateway.inspection.inspector import Inspector
+from relay.gateway.inspection.model import shipped
+from relay.gateway.inspection.settings import FLAG
+from relay.gateway.pipeline import RequestContext, Said
+from tests.support.gateway_lab import context
 from tests.support.https_client import CONFIG, Gateway, Workload, https_gateway
 from tests.support.mock_provider import MockProvider
 
@@ -135,6 +139,30 @@ async def test_what_could_not_be_judged_never_counts_as_passed(
 async def test_a_long_text_is_judged_beside_the_loop(gateway: Gateway) -> None:
     status, headers, _ = await asked(gateway, ("user", HARMLESS * 300 + ATTACK))
     assert (status, headers["Causeway-Inspection"]) == (200, "flag")
+
+
+async def test_nobody_fills_the_queue_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as one request may hold waits of a device; another's is taken all the same."""
+    monkeypatch.setattr(inspect, "ThreadPoolExecutor", Stuck)
+    check = inspect.Inspect(FLAG, Inspector(shipped()))
+
+    async def ask(enrolment: int, text: str) -> RequestContext:
+        asked = context(b"{}")
+        asked.enrolment, asked.said = enrolment, [Said("user", text)]
+        await check.check(asked)
+        return asked
+
+    tasks = [asyncio.create_task(ask(1, str(number) * 600_000)) for number in range(3)]
+    tasks.append(asyncio.create_task(ask(2, "x" * 2_000_000)))
+    done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert {one.result().inspected for one in done} == {"unavailable"} and done == set(tasks[1:3])
+    for one in waiting:
+        one.cancel()
+    assert [type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)] == [asyncio.CancelledError] * 2
+    again = asyncio.create_task(ask(1, "y" * 600_000))
+    await asyncio.sleep(0)
+    assert not again.done()
+    again.cancel()
 
 
 @pytest.mark.parametrize("text", [CONFIG + '\n[[inspect]]\nmode = "off"\n'])

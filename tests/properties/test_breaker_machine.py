@@ -1,4 +1,4 @@
-"""The breaker against a plain model of it: never asked while open, one probe at a time, old news ignored."""
+"""The breaker against a plain model of it: never asked while open, one probe in its time, old news ignored."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -22,7 +22,9 @@ class Breakers(RuleBasedStateMachine):
         self.row = 0
         self.era = 0  # of the model's own: grows with each change of state
         self.probe: int | None = None
+        self.probe_at = 0.0
         self.number = 0
+        self.good = 0  # number of the last call that was begun before the last good answer
 
     def state(self) -> str:
         if self.opened is None:
@@ -40,13 +42,14 @@ class Breakers(RuleBasedStateMachine):
     @rule(target=calls)
     def ask(self) -> tuple[int, int, int]:
         state, turn = self.state(), self.breaker.ask(self.now)
-        may = state == "closed" or (state == "half-open" and self.probe is None)
+        free = self.probe is None or self.now >= self.probe_at + OPEN_S
+        may = state == "closed" or (state == "half-open" and free)
         assert (turn is not None) == may
         self.number += 1
         if turn is None:
             return -1, self.era, self.number
         if state == "half-open":
-            self.probe = self.number
+            self.probe, self.probe_at = self.number, self.now
         return turn, self.era, self.number
 
     @rule(target=begun, call=consumes(calls))
@@ -62,16 +65,16 @@ class Breakers(RuleBasedStateMachine):
     def ends(self, call: tuple[int, int, int]) -> None:
         if call[0] >= 0:
             self.breaker.ended(call[0])
-            self.row = 0
+            self.row, self.good = 0, self.number
 
     @rule(call=consumes(calls) | consumes(begun))
     def fails(self, call: tuple[int, int, int]) -> None:
-        turn, era, _ = call
+        turn, era, number = call
         if turn < 0:
             return
         self.breaker.failed(turn, self.now)
         if self.opened is None:
-            self.row += 1
+            self.row += era == self.era and number > self.good
             if self.row >= FAILURES:
                 self.change(self.now)
         elif era == self.era:
@@ -136,3 +139,30 @@ def test_what_comes_of_a_call_of_before_is_no_news() -> None:
     breaker.failed(early, 11.0)
     breaker.gone(early)
     assert breaker.state(12.0) == "half-open" and breaker.ask(12.0) is None
+
+
+def test_who_is_slow_together_closes_the_provider_to_nobody_whom_it_answers() -> None:
+    breaker = Breaker(3, 10.0)
+    slow = [breaker.ask(0.0) for _ in range(32)]  # of one device, that asks for more than can come in time
+    other = breaker.ask(60.0)
+    assert other is not None
+    breaker.began(other)
+    breaker.ended(other)
+    for turn in slow:
+        assert turn is not None
+        breaker.failed(turn, 120.0)
+    assert breaker.ask(120.0) is not None
+
+
+def test_a_slow_probe_keeps_out_nobody_for_longer_than_the_breaker_does() -> None:
+    breaker = Breaker(1, 10.0)
+    turn = breaker.ask(0.0)
+    assert turn is not None
+    breaker.failed(turn, 0.0)
+    slow = breaker.ask(10.0)
+    assert slow is not None and breaker.ask(19.9) is None
+    quick = breaker.ask(20.0)
+    assert quick is not None
+    breaker.began(quick)
+    breaker.failed(slow, 130.0)  # old news
+    assert breaker.state(130.0) == "closed"

@@ -111,3 +111,26 @@ def test_the_tokens_beside_a_response_s_text_do_not_spell_it() -> None:
     answer["output"][0]["content"][0]["logprobs"] = [{"token": part} for part in (secret[:12], secret[12:])]
     out_whole = json.loads(run(tap("responses", "application/json"), [json.dumps(answer).encode()]))
     assert out_whole["output"][0]["content"][0]["logprobs"] == []
+
+
+@pytest.mark.parametrize("indexes", [(0, None), (0, 0.0), (0, []), (0, "name"), (0, "0")])
+def test_a_place_that_is_written_in_two_ways_is_one_place(indexes: tuple[Any, ...]) -> None:
+    """Each half alone is none."""
+    secret = SECRETS[0]
+    halves = [(indexes[0], secret[:15]), (indexes[1], secret[15:])]
+    chat_deltas = [{"choices": [{"index": at, "delta": {"content": text}}]} for at, text in halves]
+    steps = [{"item_id": "m", "content_index": at, "delta": text} for at, text in halves]
+    for kind, sent in (("chat", chat_deltas), ("responses", steps)):
+        out = run(tap(kind), [b"data: " + json.dumps(one).encode() + b"\n\n" for one in sent])
+        assert out.count(MARKER) == 1 and secret[20:].encode() not in out
+
+
+def test_a_block_s_first_words_belong_to_those_that_follow() -> None:
+    secret = SECRETS[0]
+    raw = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in (
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": f"use {secret[:9]}"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": f"{secret[9:]} then"}},
+        {"type": "content_block_stop", "index": 0},
+    ))
+    first, second, _ = events(run(tap("messages"), [raw]))
+    assert first["content_block"]["text"] + second["delta"]["text"] == f"use {MARKER.decode()} then"

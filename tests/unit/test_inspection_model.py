@@ -9,6 +9,7 @@ import pytest
 
 from relay.gateway.inspection.inspector import READ_MAX, Inspector
 from relay.gateway.inspection.model import FILE, MAGIC, Model, ModelUnusable, shipped
+from relay.gateway.inspection.normalise import GROWTH, cleaned
 from scripts.injection_measures import auc, recall_at
 from tests.support.outside import ROOT, SHARED
 
@@ -52,6 +53,50 @@ def test_both_ends_of_a_text_too_long_are_read(inspector: Inspector, place: str)
     assert inspector.of(filling).verdict == "allow"
     text = f"{ATTACK} {filling}" if place == "first" else f"{filling} {ATTACK}"
     assert inspector.of(text).verdict == "block"
+
+
+@pytest.mark.parametrize("place", range(20_000, 120_000, 9_700))
+def test_nothing_of_a_long_text_is_left_out(inspector: Inspector, place: int) -> None:
+    """Wherever the edges of what is read at once are."""
+    filling = (HARMLESS + " ") * (130_000 // len(HARMLESS))
+    assert inspector.of(filling).verdict == "allow"
+    found = inspector.of(f"{filling[:place]} {ATTACK} {filling[place:]}")
+    assert found.verdict == "block" and abs(found.at - place / len(HARMLESS) * 13) < 2_000
+
+
+@pytest.mark.parametrize("place", range(READ_MAX - 1_200, READ_MAX + 200, 80))
+def test_nor_at_an_edge(inspector: Inspector, place: int) -> None:
+    filling = (HARMLESS + " ") * (3 * READ_MAX // len(HARMLESS))
+    assert inspector.of(f"{filling[:place]} {ATTACK} {filling[place:]}").verdict == "block"
+
+
+@pytest.mark.parametrize("filler", [
+    "\ufdfa " * 8_000,  # each becomes eighteen characters
+    "a . " * 15_000,  # as many tokens as there can be
+])
+def test_filling_that_grows_pushes_nothing_out(inspector: Inspector, filler: str) -> None:
+    assert inspector.of(filler + filler).verdict == "allow"
+    assert inspector.of(f"{filler} {ATTACK} {filler}").verdict == "block"
+    assert inspector.of(f"{filler} {ATTACK}").verdict == "block"
+
+
+def test_no_character_becomes_more_than_a_text_may_grow() -> None:
+    assert max(len(cleaned(chr(point))) for point in range(0x110000)) <= GROWTH
+
+
+def test_decoys_do_not_hide_what_is_encoded(inspector: Inspector) -> None:
+    import base64
+
+    decoy = base64.b64encode(b"the pump is fine").decode()
+    assert inspector.of(" ".join([decoy] * 60)).verdict == "allow"
+    assert inspector.of(" ".join([*[decoy] * 60, base64.b64encode(ATTACK.encode()).decode()])).verdict == "block"
+
+
+def test_who_waits_no_longer_has_it_judged_no_further(inspector: Inspector) -> None:
+    turns = iter([True, True, False])
+    with pytest.raises(TimeoutError):
+        inspector.of("A pump. " * READ_MAX, lambda: next(turns))
+    assert inspector.seen("A pump. " * READ_MAX) is None
 
 
 def test_no_text_has_no_score(inspector: Inspector) -> None:

@@ -15,6 +15,7 @@ from relay.gateway.quota.ledger import Price, Rule
 from relay.gateway.quota.quotas import CallHold, Quotas
 from relay.gateway.quota.settings import UNLIMITED, Limiting
 from relay.gateway.quota.tap import Allowance
+from relay.gateway.upstream.formats import CHAT
 from tests.support.answer_streams import FORMATS, delta, ends_whole, events, opening, stream, whole, written
 from tests.support.gateway_lab import Clock, KeptSink, chat, context, peer
 from tests.support.quota_lab import Lab, limiting, quota, quota_lab
@@ -55,6 +56,18 @@ async def test_while_a_call_runs_all_that_it_may_cost_is_reserved(lab: Lab) -> N
         await task
     given = -(-len(body) // 3)  # of the answer, one event of four bytes
     assert lab.used() == {"requests": (1, 0), "tokens": (given + 2, 0), "money": (-(-(given * 15 + 2 * 60) // 100), 0)}
+
+
+@pytest.mark.parametrize(("part", "text"), [
+    ({"tool_calls": [{"index": 0, "type": "custom", "custom": {"name": "g", "input": "raw"}}]}, "graw"),
+    ({"audio": {"id": "a", "transcript": "spoken"}}, "spoken"),
+    ({"audio": {"id": "a", "data": "UklGRg=="}}, " "),
+    ({"audio": {"id": "a", "expires_at": 1}}, ""),
+])
+def test_what_is_no_plain_text_counts_too(part: dict[str, Any], text: str) -> None:
+    """Else an answer in sound, or as a custom tool's input, would cost nothing to who goes before its last event."""
+    payload = json.dumps({"choices": [{"index": 0, "delta": {"content": None, **part}}]}).encode()
+    assert CHAT.follow().feed(payload) == text
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -236,6 +249,16 @@ async def test_nothing_stays_reserved_where_the_audit_fails(lab: Lab) -> None:
     sink, _ = await lab.ask(chat())
     assert sink.refused == (503, "audit_unavailable", True)
     assert lab.used() == {} and not lab.quotas.running and lab.provider.calls == 0
+
+
+async def test_token_numbers_of_which_nobody_reports_the_cost_are_charged_in_full(tmp_path: Path) -> None:
+    """As where an answer is longer than what is read of it."""
+    answer = json.dumps({"data": [{"embedding": "A" * (1 << 20)}], "usage": {"prompt_tokens": 400}}).encode()
+    body = b'{"model":"small","encoding_format":"base64","input":[' + b",".join([b"7"] * 400) + b"]}"
+    async with quota_lab(tmp_path, quota(tokens=2_000)) as lab:
+        lab.provider.pieces = [answer]
+        sink, _ = await lab.ask(body, kind="/v1/embeddings")
+        assert sink.ended and lab.used()["tokens"] == (len(body), 0)
 
 
 async def test_embeddings_have_no_output_and_inference_no_tokens(lab: Lab) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +41,14 @@ def test_an_image_as_anthropic_has_it_too() -> None:
     content = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
     body = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
     assert FILE_TOKENS < read(json.dumps(body).encode(), route="/v1/messages") < FILE_TOKENS + 300
+
+
+@pytest.mark.parametrize("numbers", [[7] * 50_000, [[12_345] * 8_000] * 20])
+def test_token_numbers_are_no_file(numbers: list[Any]) -> None:
+    """They have neither spaces nor quotes, and `base64` is how the vectors are asked for."""
+    body = {"model": "small", "encoding_format": "base64", "input": numbers}
+    packed = json.dumps(body, separators=(",", ":")).encode()
+    assert read(packed, route="/v1/embeddings") == len(packed)
 
 
 def test_text_that_looks_like_an_image_is_text() -> None:

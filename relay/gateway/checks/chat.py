@@ -19,6 +19,7 @@ from relay.gateway.checks.fields import (
     Tokens,
     Whole,
     dumped,
+    in_file,
 )
 from relay.gateway.pipeline import Said
 
@@ -189,7 +190,7 @@ class ChatRequest(Conversation, kw_only=True):
     reasoning_effort: Label | None = None
     verbosity: Label | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Meta(max_length=2)] | None = None
-    service_tier: Label | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = None  # no dearer one than prices are set for
     store: bool | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
@@ -211,6 +212,8 @@ class ChatRequest(Conversation, kw_only=True):
         if self.response_format is not None:
             found += dumped("developer", self.response_format.json_schema)
         for message in self.messages:
+            if message.name:
+                found.append(Said(message.speaker, message.name))
             found += _texts(message.speaker, message.content)
             if type(message) is Assistant:
                 found += _more(message)
@@ -243,14 +246,18 @@ def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
             found.append(Said(speaker, part.text))
         elif type(part) is RefusalPart:
             found.append(Said(speaker, part.refusal))
+        elif type(part) is FilePart:
+            found += [Said(speaker, part.file.filename or ""), *in_file(speaker, part.file.file_data)]
     return [one for one in found if one.text]
 
 
 def _more(message: Assistant) -> list[Said]:
     texts = [message.refusal, message.reasoning_content, message.reasoning]
     if message.function_call is not None:
-        texts.append(message.function_call.arguments)
+        texts += [message.function_call.name, message.function_call.arguments]
     for call in message.tool_calls or ():
-        texts.append(call.function.arguments if call.function is not None else None)
-        texts.append(call.custom.input if call.custom is not None else None)
+        if call.function is not None:
+            texts += [call.function.name, call.function.arguments]
+        if call.custom is not None:
+            texts += [call.custom.name, call.custom.input]
     return [Said("assistant", text) for text in texts if text]

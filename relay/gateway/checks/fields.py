@@ -6,7 +6,10 @@ reads is in `said`, also where it passes. A member of the API that this gateway 
 `REFUSED` says why.
 """
 
+import base64
+import re
 from typing import Annotated, Any, Final
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta, Struct, UnsetType
@@ -36,6 +39,8 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 DataUrl = Annotated[str, Meta(pattern=r"^data:")]
 Choice = str | dict[str, Any]
+
+_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-f]{4}|.)")
 
 
 class Body(Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
@@ -92,5 +97,25 @@ class Conversation(Request, kw_only=True):
 
 
 def dumped(speaker: str, value: object) -> list[Said]:
-    """JSON that a model will read, without the escapes that it came with."""
-    return [Said(speaker, msgspec.json.encode(value).decode())] if value else []
+    """JSON that a model will read, its strings without escapes: the words in them stand as they would in a text."""
+    if not value:
+        return []
+    text = msgspec.json.encode(value).decode()
+    return [Said(speaker, text if "\\" not in text else _ESCAPE.sub(_clear, text))]
+
+
+def in_file(speaker: str, data: str) -> list[Said]:
+    """What a model will read of a file that came in base64, or as a data URL, if that is text."""
+    head, comma, rest = data.partition(",")
+    try:
+        if comma and not head.endswith(";base64"):
+            text = unquote(rest)
+        else:
+            text = base64.b64decode(rest if comma else data).decode()
+    except ValueError:
+        return []
+    return [Said(speaker, text)] if text and "\0" not in text else []
+
+
+def _clear(escape: re.Match[str]) -> str:
+    return str(msgspec.json.decode(f'"{escape[0]}"'))

@@ -6,7 +6,10 @@ What could not be judged never counts as passed: where a rule blocks, it is refu
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Final
 
 from relay.gateway.inspection.inspector import Finding, Inspector, Verdict
@@ -17,8 +20,10 @@ from relay.gateway.pipeline import Refusal, RequestContext, Said
 __all__ = ["Inspect", "made_inspector"]
 
 INLINE_MAX: Final = 8 << 10  # characters of new text that are judged at once, in some milliseconds; more in a thread
-WAITING_MAX: Final = 64  # requests whose texts a thread is to judge
+WAITING_MAX: Final = 64  # devices whose texts a thread is to judge
+EACH_MAX: Final = 1 << 20  # characters of them of one device: as much as a body, so that nobody fills the queue alone
 TIMEOUT_S: Final = 5.0
+JUDGED_S: Final = 2.0  # of the thread for one request; a million characters of prose take a tenth of that
 _REFUSED: Final = Refusal(403, "prompt_refused", "the gateway does not pass on a request of this wording")
 _UNAVAILABLE: Final = Refusal(
     503, "inspection_unavailable", "the gateway cannot inspect requests now and refuses this one", retryable=True
@@ -36,7 +41,7 @@ class Inspect:
         self._rules, self._inspector = rules, inspector
         self._ruled: dict[tuple[str, str], Rule] = {}
         self._executor = ThreadPoolExecutor(1, "inspect")
-        self._waiting = 0
+        self._waiting: Counter[int] = Counter()  # characters, by enrolment
 
     def replace(self, rules: Inspections) -> None:
         """From now on; what has been let through stays so."""
@@ -54,7 +59,7 @@ class Inspect:
             context.inspected = "off"
             return None
         try:
-            role, worst = await self._worst(context.said, rule.roles)
+            role, worst = await self._worst(context, rule.roles)
         except Exception as error:  # whatever it is, nothing was judged; its words could quote the prompt
             _log.error("request %s was not inspected: %s", context.trace_id, type(error).__name__)
             context.inspected = "unavailable"
@@ -78,13 +83,13 @@ class Inspect:
             rule = self._ruled[path, model] = self._rules.of(path, model)
         return rule
 
-    async def _worst(self, said: list[Said], roles: tuple[str, ...]) -> tuple[str, Finding]:
+    async def _worst(self, context: RequestContext, roles: tuple[str, ...]) -> tuple[str, Finding]:
         """Of the texts of these roles, with whose it is. Raises whatever is the matter."""
         inspector = self._inspector
         if inspector is None:
             raise ModelUnusable("there is no model")
         worst, new, size = _NOTHING, [], 0
-        for one in said:
+        for one in context.said:
             if one.role in roles and one.text:
                 found = inspector.seen(one.text)
                 if found is None:
@@ -94,23 +99,28 @@ class Inspect:
                     worst = one.role, found
         if not new:
             return worst
-        fresh = _worst_of(inspector, new) if size <= INLINE_MAX else await self._beside(inspector, new)
+        fresh = _worst_of(inspector, new) if size <= INLINE_MAX else await self._beside(
+            inspector, new, size, context.enrolment)
         return max(worst, fresh, key=lambda found: found[1].score)
 
-    async def _beside(self, inspector: Inspector, said: list[Said]) -> tuple[str, Finding]:
-        if self._waiting >= WAITING_MAX:
+    async def _beside(self, inspector: Inspector, said: list[Said], size: int, who: int) -> tuple[str, Finding]:
+        had = self._waiting[who]
+        if len(self._waiting) >= WAITING_MAX or (had and had + size > EACH_MAX):
             raise TimeoutError
-        self._waiting += 1
+        self._waiting[who] += size
         try:
-            work = asyncio.get_running_loop().run_in_executor(self._executor, _worst_of, inspector, said)
+            work = asyncio.get_running_loop().run_in_executor(self._executor, _worst_of, inspector, said, JUDGED_S)
             return await asyncio.wait_for(work, TIMEOUT_S)
         finally:
-            self._waiting -= 1
+            self._waiting[who] -= size
+            if not self._waiting[who]:
+                del self._waiting[who]
 
 
-def _worst_of(inspector: Inspector, said: list[Said]) -> tuple[str, Finding]:
-    return max(((one.role, inspector.of(one.text)) for one in said), key=lambda found: found[1].score,
-               default=_NOTHING)
+def _worst_of(inspector: Inspector, said: list[Said], seconds: float = inf) -> tuple[str, Finding]:
+    end = time.monotonic() + seconds
+    found = ((one.role, inspector.of(one.text, lambda: time.monotonic() < end)) for one in said)
+    return max(found, key=lambda one: one[1].score, default=_NOTHING)
 
 
 def _verdict(rule: Rule, finding: Finding) -> Verdict:

@@ -16,6 +16,7 @@ from relay.gateway.checks.fields import (
     Tokens,
     Whole,
     dumped,
+    in_file,
 )
 from relay.gateway.pipeline import Said
 
@@ -143,9 +144,9 @@ class MessagesRequest(Conversation, kw_only=True):
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = None
-    service_tier: Label | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
     inference_geo: Label | None = None
-    speed: Label | None = None
+    speed: Literal["standard"] | None = None  # "fast" costs six times what prices are set for
     metadata: Passed = UNSET
     cache_control: Passed = UNSET
     context_management: Passed = UNSET
@@ -184,15 +185,17 @@ def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
                 found += dumped(speaker, cited if cited is not UNSET else None)
             case Thinking(thinking=text):
                 found.append(Said("assistant", text))
-            case ToolUse(input=given):
-                found += dumped("assistant", given)
+            case ToolUse(name=name, input=given):
+                found += [Said("assistant", name), *dumped("assistant", given)]
             case ToolResult(content=result):
                 found += _texts("tool", result)
-            case SearchResult(title=title, content=result):
-                found += [Said("tool", title), *_texts("tool", result)]
+            case SearchResult(title=title, source=place, content=result):
+                found += [Said("tool", title), Said("tool", place), *_texts("tool", result)]
             case Document(source=source, title=name, context=context):
                 found += [Said(speaker, text) for text in (name, context) if text]
-                if isinstance(source, TextSource):
+                if isinstance(source, Base64Source):
+                    found += in_file(speaker, source.data)
+                elif isinstance(source, TextSource):
                     found.append(Said(speaker, source.data))
                 elif isinstance(source, ContentSource):
                     found += _texts(speaker, source.content)

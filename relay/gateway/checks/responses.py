@@ -18,6 +18,7 @@ from relay.gateway.checks.fields import (
     Temperature,
     Tokens,
     dumped,
+    in_file,
 )
 from relay.gateway.pipeline import Said
 
@@ -156,7 +157,7 @@ class ResponsesRequest(Conversation, kw_only=True):
     text: TextConfig | None = None
     truncation: Literal["auto", "disabled"] | None = None
     include: Annotated[list[Label], Meta(max_length=16)] | None = None
-    service_tier: Label | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = None  # no dearer one than prices are set for
     store: bool | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
@@ -191,8 +192,8 @@ class ResponsesRequest(Conversation, kw_only=True):
             match item:
                 case Message(role=role, content=content):
                     found += _texts(role, content)
-                case FunctionCall(arguments=given) | CustomCall(input=given):
-                    found += _texts("assistant", given)
+                case FunctionCall(name=name, arguments=given) | CustomCall(name=name, input=given):
+                    found += [Said("assistant", name), *_texts("assistant", given)]
                 case FunctionOutput(output=output) | CustomOutput(output=output):
                     found += _texts("tool", output)
                 case ShellOutput(output=output):
@@ -218,5 +219,10 @@ class ResponsesRequest(Conversation, kw_only=True):
 def _texts(speaker: str, content: str | Sequence[Body] | None) -> list[Said]:
     if isinstance(content, str):
         return [Said(speaker, content)] if content else []
-    texts = (getattr(part, "text", None) or getattr(part, "refusal", None) for part in content or ())
-    return [Said(speaker, text) for text in texts if text]
+    found: list[Said] = []
+    for part in content or ():
+        if isinstance(part, InputFile):
+            found += [Said(speaker, part.filename or ""), *in_file(speaker, part.file_data)]
+        else:
+            found.append(Said(speaker, getattr(part, "text", None) or getattr(part, "refusal", None) or ""))
+    return [one for one in found if one.text]

@@ -5,10 +5,11 @@ A text that was seen lately is not judged again: a conversation comes with all t
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from relay.gateway.inspection.features import WINDOW
 from relay.gateway.inspection.model import Model
 from relay.gateway.inspection.normalise import cleaned
 from relay.gateway.inspection.tokens import words_of
@@ -16,10 +17,9 @@ from relay.gateway.inspection.views import views
 
 __all__ = ["READ_MAX", "Finding", "Inspector"]
 
-READ_MAX: Final = 64 << 10  # characters that are read of one text
-_TOKENS_MAX: Final = 16_384  # of one reading: of more, so many of the first and the last
-_ENDS: Final = 24 << 10  # of a longer one: so much of its beginning and of its end, and
-_SLICE: Final = 1 << 10  # slices of what is between, evenly spread
+READ_MAX: Final = 16 << 10  # characters that are read at once: a longer text is read in pieces, none of it left out
+_OVERLAP: Final = 1 << 10  # of two pieces: more than a window has
+_TOKENS_MAX: Final = 16_384  # that are judged at once
 _REMEMBERED: Final = 8_192  # texts
 
 Verdict = Literal["allow", "flag", "block"]
@@ -61,28 +61,35 @@ class Inspector:
                 self._seen[key] = found  # now the latest
         return found
 
-    def of(self, text: str) -> Finding:
-        """Takes any str. Time and memory are linear in the text up to READ_MAX characters, and then constant."""
+    def of(self, text: str, going: Callable[[], bool] = lambda: True) -> Finding:
+        """Takes any str. Time is linear in the text, memory constant beyond READ_MAX characters.
+
+        `going` is asked before each piece; raises TimeoutError once it is false.
+        """
         found = self.seen(text)
         if found is None:
-            found = self.judged(text)
+            found = self.judged(text, going)
             with self._lock:
                 self._seen[_key(text)] = found
                 if len(self._seen) > _REMEMBERED:
                     del self._seen[next(iter(self._seen))]
         return found
 
-    def judged(self, text: str) -> Finding:
+    def judged(self, text: str, going: Callable[[], bool] = lambda: True) -> Finding:
         """The same without a memory."""
-        clean = cleaned(_bounded(text))[: 2 * READ_MAX]
-        words = words_of(clean)
-        score, view, at = 0.0, "", 0
-        for name, reading in self._readings(clean, words):
-            numbers = self._model.vocabulary.numbers(reading)
-            numbers[_TOKENS_MAX // 2 : max(_TOKENS_MAX // 2, len(numbers) - _TOKENS_MAX // 2)] = []
-            worst = self._model.worst(numbers)
-            if worst.score > score:
-                score, view, at = worst.score, name, worst.at
+        score, view, at, before = 0.0, "", 0, 0
+        for start in range(0, max(1, len(text) - _OVERLAP), READ_MAX - _OVERLAP):
+            if not going():
+                raise TimeoutError
+            clean = cleaned(text[start : start + READ_MAX])
+            words = words_of(clean)
+            for name, reading in self._readings(clean, words):
+                numbers = self._model.vocabulary.numbers(reading)
+                for first in range(0, max(1, len(numbers) - WINDOW), _TOKENS_MAX - WINDOW):
+                    worst = self._model.worst(numbers[first : first + _TOKENS_MAX])
+                    if worst.score > score:
+                        score, view, at = worst.score, name, before + first + worst.at
+            before += len(words)
         verdict: Verdict = "block" if score >= self._model.block else "flag" if score >= self._model.flag else "allow"
         return Finding(score, verdict, view, at)
 
@@ -94,12 +101,3 @@ class Inspector:
 
 def _key(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _bounded(text: str) -> str:
-    if len(text) <= READ_MAX:
-        return text
-    slices = (READ_MAX - 2 * _ENDS) // _SLICE
-    between = len(text) - 2 * _ENDS - _SLICE
-    starts = [_ENDS + between * number // (slices - 1) for number in range(slices)]
-    return "\n".join([text[:_ENDS], *(text[start : start + _SLICE] for start in starts), text[-_ENDS:]])

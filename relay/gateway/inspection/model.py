@@ -73,7 +73,7 @@ class Model:
             at += header["tokens"]
             found: dict[str, NDArray[Any]] = {}
             for name, kind, shape in header["arrays"]:
-                found[name] = np.frombuffer(body, kind, math.prod(shape), at).reshape(shape)
+                found[name] = np.frombuffer(body, kind, math.prod(shape), at).reshape(shape).copy()  # the body goes
                 at += found[name].nbytes
             self._take(found, header["settings"])
         except (KeyError, ValueError, TypeError) as error:
@@ -88,18 +88,18 @@ class Model:
         parts = _by_step(found["filters"], widths)
         self._steps = [count - part.shape[1] for part in parts[1:]]
         every = np.concatenate([*parts, found["hidden"][count:]], 1) * found["table_scale"][:, None]
-        chunks = np.array_split(found["table"], 32)  # piece by piece: what is given back stays with the process
+        chunks = np.array_split(found["table"], 128)  # piece by piece: what is given back stays with the process
         most = np.max([np.abs(chunk @ every).max(0) for chunk in chunks], 0) / 127
-        ends = np.cumsum([part.shape[1] for part in parts])
-        self._unit = np.max([np.pad(one, (count - len(one), 0)) for one in np.split(most, ends)[:-1]], 0)
-        self._mean_unit = most[ends[-1] :]
+        *ones, self._mean_unit = np.split(most, np.cumsum([part.shape[1] for part in parts]))
+        self._unit = np.max([np.pad(one, (count - len(one), 0)) for one in ones], 0)
         units = np.concatenate([*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit])
-        self._given = np.concatenate([np.rint(chunk @ every / units).astype(np.int8) for chunk in chunks])
+        self._given = np.empty((len(found["table"]), len(units)), np.int8)
+        for chunk, given in zip(chunks, np.array_split(self._given, 128), strict=True):
+            np.rint(chunk @ every / units, given, casting="unsafe")
         self._bias, self._hidden, self._hidden_bias = found["bias"], found["hidden"][:count], found["hidden_bias"]
         self._out, self._out_bias = found["out"], float(found["out_bias"][0])
         scale = found["linear_scale"].astype(np.float32)  # of single weights, their squares, pairs' weights, squares
-        single = np.stack([found["single"], found["single_norm"]], 1) * scale[:2]
-        self._single = single.astype(np.float32)
+        self._single = (np.stack([found["single"], found["single_norm"]], 1) * scale[:2]).astype(np.float32)
         self._pair, self._pair_scale = np.stack([found["pair"], found["pair_norm"]], 1), scale[2:4]
         self._linear_bias, self._linear_share = float(scale[4]), float(settings["linear"])
 

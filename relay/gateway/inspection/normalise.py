@@ -11,7 +11,7 @@ from typing import Final
 
 __all__ = ["GROWTH", "cleaned"]
 
-GROWTH: Final = 4  # times its length is the most that a text may become: some characters stand for eighteen
+GROWTH: Final = 4  # times its length is the most that a text may become
 _PASSES: Final = 4
 _INVISIBLE: Final = (
     (0x00, 0x08), (0x0E, 0x1B), (0x7F, 0x84), (0x86, 0x9F), (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C),
@@ -23,6 +23,7 @@ _MARKS: Final = ((0x300, 0x3100), (0xA66F, 0xABFF), (0xFB1E, 0xFB1F), (0xFE20, 0
 _LATIN: Final = (  # blocks whose names say which letter is meant: strokes, small capitals, turned, squared, circled
     (0xC0, 0x2B0), (0x1D00, 0x1DC0), (0x2C60, 0x2C80), (0xA720, 0xA800), (0xAB30, 0xAB70), (0x1F110, 0x1F200),
 )
+_LONG: Final = (0x321D, 0x321E, 0x327C, *range(0x3300, 0x33B0), 0xFDFA, 0xFDFB)  # some stand for more than that
 _ALIKE: Final = {  # letters of other scripts that are drawn as Latin ones
     "a": "аɑαа", "b": "вьƅ", "c": "сϲⅽ", "d": "ԁɗ", "e": "еєεҽ", "f": "ғϝ", "g": "ցɡ", "h": "нһհ", "i": "іιіɩ",
     "j": "јϳյ", "k": "кκқ", "l": "ӏⅼ", "m": "мμ", "n": "ηпռ", "o": "оοօσ", "p": "рρ", "q": "ԛգ", "r": "гя",
@@ -47,6 +48,7 @@ def _table() -> dict[int, str | None]:
     table |= {point: None for first, end in _MARKS for point in range(first, end) if _is_mark(chr(point))}
     table |= {ord(other): letter for letter, others in _ALIKE.items() for other in others}
     table |= {point: None for first, last in _INVISIBLE for point in range(first, last + 1)}
+    table |= {point: " " for point in _LONG if len(unicodedata.normalize("NFKD", chr(point))) > GROWTH}
     table |= {0xE0000 + point: chr(point) for point in range(0x20, 0x7F)}
     return table
 
@@ -62,12 +64,12 @@ def cleaned(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    table, most = _table(), GROWTH * len(text)
+    table = _table()
     for _ in range(_PASSES):
         before = text
         text = text.translate(table)
         if not text.isascii():
-            text = unicodedata.normalize("NFKD", text).translate(table)[:most]
+            text = unicodedata.normalize("NFKD", text).translate(table)
         if text == before:
             break
     return text

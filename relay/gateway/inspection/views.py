@@ -22,7 +22,7 @@ VIEWS_MAX: Final = 8  # readings of one text
 DECODED_MAX: Final = 64 << 10  # characters of one reading
 _LEAST: Final = 8  # characters: shorter ones say nothing
 _PLAIN: Final = 0.8  # share of a decoded text that must be letters, digits and their like: else it was no text
-_RUNS: Final = 32  # encoded stretches of one kind that are read
+_RUNS: Final = 4_096  # encoded stretches of one kind that are read: all of a piece of a text
 
 View = tuple[str, str]  # by which decoders, as `base64` or `url+rot13`; the text
 

@@ -20,7 +20,10 @@ def at_most(body: bytes, said: Sequence[Said]) -> int:
     """Tokens of a request. What looks like a file counts as text as well where a model will read it as text."""
     if b"base64" not in body:
         return len(body)
-    files = [len(word) for word in body.split(b'"') if len(word) >= _FILE_MIN and b" " not in word]
+    files = [
+        len(word) for word in body.split(b'"')
+        if len(word) >= _FILE_MIN and b" " not in word and b"[" not in word  # of numbers each is a token
+    ]
     text = sum(len(one.text.encode("utf-8", "surrogatepass")) for one in said)
     return max(len(body) - sum(files), text) + len(files) * FILE_TOKENS
 

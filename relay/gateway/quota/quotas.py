@@ -83,17 +83,17 @@ class Quotas:
 class CallHold:
     """A call's reservation (`pipeline.Hold`), and how much of its answer has come."""
 
-    __slots__ = ("_events", "_quotas", "_size", "context", "hold")
+    __slots__ = ("_events", "_most", "_quotas", "_size", "context", "hold")
 
     def __init__(self, quotas: Quotas, hold: Hold, context: RequestContext) -> None:
         self.hold, self.context = hold, context
-        self._quotas = quotas
+        self._quotas, self._most = quotas, context.output_max
         self._events = self._size = 0
 
     @property
     def output(self) -> int:
         """Tokens of output that have passed, by estimate."""
-        return estimate.passed(self._events, self._size, self.context.output_max)
+        return estimate.passed(self._events, self._size, self._most)
 
     def take(self, size: int) -> str:
         """An event has come that holds so many bytes of text. The code of the limit that is used up by it, or "".
@@ -122,6 +122,7 @@ class CallHold:
         self._quotas.running.pop((self.context.peer.id.path, self.context.request_id), None)
         requests, given, got = self._came_to(result, failure)
         cost = self._quotas.ledger.settle(self.hold, requests, given, got, self._quotas.now())
+        del self.context  # it holds this, and a cycle would keep its body until somebody looks for cycles
         return {} if not self.hold.lane else {"attempts": requests, "charged_tokens": given + got, "charged": cost}
 
     def _came_to(self, result: str, failure: ProviderFailure | None) -> tuple[int, int, int]:
@@ -135,7 +136,9 @@ class CallHold:
         attempts, whole = max(1, context.attempts), result == "answered"
         if not whole and not (context.stream and begun):
             return attempts, hold.input, hold.output  # nobody can know what of it was done
-        given = estimate.likely(hold.input) if usage.input_tokens is None else usage.input_tokens
+        given = usage.input_tokens
+        if given is None:  # of token numbers each has two bytes, of text a token has more
+            given = estimate.likely(hold.input) if context.said or hold.output else hold.input
         if usage.output_tokens is not None and (whole or usage.output_tokens > self.output):
             return attempts, given, usage.output_tokens
         return attempts, given, self.output if hold.output else 0  # embeddings are no text

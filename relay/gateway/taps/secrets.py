@@ -181,7 +181,7 @@ class SecretFilter:
             self._remember(line, whose, taken.pieces[0])
         self._add(taken)
         if ended:
-            self._end_texts((event.get("item_id"), event.get("index")))
+            self._end_texts((event.get("item_id"), _at(event.get("index"))))
 
     def _remember(self, line: bytes, path: tuple[Any, ...], piece: _Piece) -> None:
         """What is before and behind its one text, if that stands there as it is, and once."""
@@ -277,12 +277,14 @@ class SecretFilter:
 def _deltas(event: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
     """The texts of an event that go on in the next: whose text, and where it stands (OpenAI, Anthropic)."""
     stack: list[tuple[tuple[Any, ...], Any, Any]] = []
-    if "delta" in event:
-        stack.append(((event.get("item_id"), event.get("index"), event.get("content_index")), event, "delta"))
+    whose = (event.get("item_id"), _at(event.get("index")), _at(event.get("content_index")))
+    for key in ("content_block", "delta"):  # the first words of a block, and the rest
+        if key in event:
+            stack.append((whose, event, key))
     choices = event.get("choices")
     for place, choice in enumerate(choices if isinstance(choices, list) else ()):
         if isinstance(choice, dict):
-            path = ("choices", choice.get("index", place))
+            path: tuple[Any, ...] = ("choices", _at(choice.get("index"), place))
             stack += [((*path, key), choice, key) for key in ("delta", "text") if key in choice]
     while stack:
         path, holder, key = stack.pop()
@@ -294,9 +296,14 @@ def _deltas(event: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]
             stack += [((*path, name), value, name) for name in value]
         elif isinstance(value, list):
             stack += [
-                ((*path, item.get("index", place) if isinstance(item, dict) else place), value, place)
+                ((*path, _at(item.get("index"), place) if isinstance(item, dict) else place), value, place)
                 for place, item in enumerate(value)
             ]
+
+
+def _at(index: Any, place: int = 0) -> int:
+    """Where a text stands, however that is written; where it is not said, the `place` at which it was found."""
+    return index if type(index) is int else place
 
 
 def _forget_tokens(event: Any) -> None:

@@ -59,7 +59,7 @@ def garbled() -> ProviderFailure:
 
 
 def too_large() -> ProviderFailure:
-    return ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502)
+    return ProviderFailure("the provider's answer is too large", kind="provider_garbled", status=502, well=True)
 
 
 class Garbage(Exception):

@@ -176,8 +176,19 @@ class _Function(Struct):
     arguments: str | None = None
 
 
+class _Custom(Struct):
+    name: str | None = None
+    input: str | None = None
+
+
 class _Tool(Struct):
     function: _Function | None = None
+    custom: _Custom | None = None
+
+
+class _Audio(Struct):
+    data: str | None = None
+    transcript: str | None = None
 
 
 class _Delta(Struct):
@@ -187,6 +198,7 @@ class _Delta(Struct):
     reasoning: str | None = None  # of Ollama, OpenRouter
     tool_calls: list[_Tool] | None = None
     function_call: _Function | None = None
+    audio: _Audio | None = None
 
 
 class _Choice(Struct):
@@ -223,8 +235,12 @@ class _Chat(_Format):
         for choice in choices:
             if (delta := choice.delta) is not None:
                 parts += [delta.content, delta.refusal, delta.reasoning_content, delta.reasoning]
+                if (audio := delta.audio) is not None:  # how much sound a token is nobody says: one an event
+                    parts += [audio.transcript, " " if audio.data else None]
                 calls = [delta.function_call, *(tool.function for tool in delta.tool_calls or ())]
                 parts += [part for call in calls if call is not None for part in (call.name, call.arguments)]
+                customs = [tool.custom for tool in delta.tool_calls or ()]
+                parts += [part for one in customs if one is not None for part in (one.name, one.input)]
         return "".join(filter(None, parts)), choices
 
     def follow(self) -> Followed:
