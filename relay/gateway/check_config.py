@@ -20,14 +20,12 @@ from relay.gateway.identity.attestation import Attestation
 from relay.gateway.identity.ca import DAY_S, ROOT_CERTIFICATE_FILE, pem_ends
 from relay.gateway.keys import custody_of
 from relay.gateway.policy.decisions import Policy
-from relay.gateway.policy.questions import Question
+from relay.gateway.policy.told import who_may_what
 from relay.gateway.quota.settings import uncovered
 from relay.gateway.quota.shown import told
 from relay.gateway.upstream.keys import key_from_file
 from relay.gateway.upstream.settings import Server, sections_of
 from relay.gateway.webpki import public_context
-from transport.errors import BadInput
-from transport.identity.svid import SpiffeId
 
 AHEAD_S: Final = 14 * DAY_S
 _ANY: Final = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -63,8 +61,10 @@ async def check(path: Path, now: float) -> tuple[list[Problem], list[str]]:
         Problem("quota", f"no quota counts {ids}", "add a [[quota]] with that `id`, if it shall not be unlimited", True)
         for ids in uncovered(config.quotas, [pattern for _, pattern in config.rules.patterns])
     ]
-    who = [] if any(one.key == "policy" for one in found) else await _who(config)
-    return found, [*_places(config), *map(told, config.quotas.rules), *who]
+    elsewhere = config.inference.models if config.inference else ()
+    who = [] if any(one.key == "policy" for one in found) else await who_may_what(
+        config.rules, config.trust_domain, elsewhere)
+    return found, [*_places(config), *_guarded(config), *map(told, config.quotas.rules), *who]
 
 
 async def _tried(key: str, work: Callable[[], object]) -> list[Problem]:
@@ -152,23 +152,15 @@ def _places(config: Config) -> Iterator[str]:
     if config.public is not None:
         yield f"the page for phones on {config.public.address[0]}:{config.public.address[1]}"
     for _, provider in sections_of(config.providers, config.inference):
-        yield f"{provider.name} is asked at {urlsplit(provider.base_url).hostname}"
+        yield f"{provider.name} is asked at {urlsplit(provider.base_url).netloc}"
     yield from config.routing.told()
 
 
-async def _who(config: Config) -> list[str]:
-    """By decisions on somebody of each pattern, who has told nothing of his device yet."""
-    if config.rules.opa is not None:
-        return [f"OPA decides who may do what, at {config.rules.opa.url}"]
-    policy, told = Policy(config.rules), []
-    names = sorted({*config.rules.models, *(config.inference.models if config.inference else ())})
-    for pattern in dict.fromkeys(one for _, one in config.rules.patterns):
-        try:
-            somebody = SpiffeId(config.trust_domain, "/" + "/".join(pattern).replace("*", "somebody"))
-        except BadInput:
-            continue
-        question = Question(somebody, "model:invoke", "")
-        models = [name for name in names if (await policy.decide(question.about(name))).allowed]
-        told.append(f"/{'/'.join(pattern)} may use {', '.join(models) if models else 'no model'}")
-    await policy.close()
-    return told or ["nobody may use any model"]
+def _guarded(config: Config) -> Iterator[str]:
+    """What becomes of attacks, and who is told of devices that go astray."""
+    for _, rule in config.inspect.rules:
+        models = " or ".join(rule.models) if rule.models is not None else "any model"
+        yield f"what reads like an attack, from {rule.id or 'anybody'} to {models}: {rule.mode}"
+    places = [urlsplit(config.alerts.webhook).netloc] if config.alerts.webhook is not None else []
+    if places := [*places, *filter(None, [config.alerts.syslog])]:
+        yield f"alerts of devices that are {config.alerts.least}, or worse, go to {' and '.join(places)}"

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(policy_cli.app, name="policy")
-app.command()(openapi_cli.openapi)
 
 _ROLE_WIDTH = 9
 _WIDE = 10_000  # columns: wider than any table
@@ -279,6 +278,7 @@ def check_config(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = Fa
 
 app.command("rotate-key")(keys_cli.rotate_key)
 app.command("inspect")(inspection_cli.inspect)
+app.command()(openapi_cli.openapi)
 app.command()(keys_cli.backup)
 app.command()(keys_cli.restore)
 
@@ -365,7 +365,7 @@ def _vouched_by(device: dict[str, str]) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> None:
-    """Nothing is cut: where the terminal is too narrow for a line each, there is a line for each cell."""
+    """Nothing is cut: a row is a line, and where the terminal is too narrow for that, there is a line for each cell."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -375,7 +375,7 @@ def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] 
         table.add_column(column, justify="right" if number in right else "left", no_wrap=number not in (0, 1, 6))
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
     if not sys.stdout.isatty() or console.measure(table, options=console.options.update(max_width=_WIDE)).maximum <= (
         console.width
     ):

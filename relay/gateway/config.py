@@ -381,16 +381,17 @@ def _explain(text: str) -> str:
 
 
 def _nearest(wrong: str) -> str | None:
-    """Of the keys that the example explains, the one that was probably meant, and its section."""
+    """The example's line of that key; if there is no such key, the one that was probably meant, and its section."""
     path, _, what = wrong.partition(": ")
-    if what != "there is no such key":
-        return None
-    section, known = "", []
+    path, section, known = re.sub(r"\[\d*\]", "", path), "", dict[str, str]()
     for line in EXAMPLE.splitlines():
         if found := re.match(r"#? ?(?:\[{1,2}(?P<section>\w+)\]|(?P<key>\w+) =)", line):
             section = found["section"] or section
-            known.append(section if found["section"] else f"{section}.{found['key']}".lstrip("."))
-    near = difflib.get_close_matches(path.replace("[]", ""), known, n=1, cutoff=0.75)
+            name = section if found["section"] else f"{section}.{found['key']}".lstrip(".")
+            known.setdefault(name, " ".join(line.lstrip("# ").split()))
+    if what != "there is no such key":
+        return f"as in {known[path]}" if path in known and "{" not in known[path] else None
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
     return f"did you mean {near[0]}?" if near else None
 
 

@@ -111,7 +111,7 @@ class Examination:
         for one in self._providers:
             findings.append(await _reached(one, timeout_s))
         worst = max(findings, key=lambda one: ("ok", "warning", "failed").index(one.status))
-        told = [one.finding for one in findings] if worst.status == "ok" else [worst.finding]
+        told = [one.finding for one in findings if one.status == worst.status]
         return Finding(worst.status, "; ".join(told), worst.hint)
 
 
@@ -136,7 +136,7 @@ def source_of(authority: Authority, now: float) -> Finding:
 
 
 async def _reached(one: Provided, timeout_s: float) -> Finding:
-    host, where = one.upstream.host, f"{one.section}.base_url"
+    host, where = f"{one.upstream.name} at {one.upstream.host}", f"{one.section}.base_url"
     try:
         async with asyncio.timeout(timeout_s):
             status, json = await one.upstream.ping(key=None if one.key is None else one.key.current())

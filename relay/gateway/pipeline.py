@@ -1,8 +1,9 @@
 """The way of a request through the gateway: checks, then forward, then taps; and the audit of all of it.
 
 Checks run in a fixed order, cheap and certain before costly: authenticate (is the caller still who the handshake said),
-authorise (may it do this at all), schema (is the body what it says it is). A check passes the request on or ends it
-with a `Refusal`; it cannot change it. Forward calls the provider and alone holds its key. Taps see each piece of the
+standing (is it under suspicion), authorise (may it do this at all), schema (is the body what it says it is), inspect
+(does it try to take over the model), quota (is enough left). A check passes the request on or ends it with a `Refusal`;
+it cannot change its bytes. Forward calls the provider and alone holds its key. Taps see each piece of the
 answer before the device does, and may hold it back or change it.
 
 The pipeline writes the audit itself: an intent before the provider is called, the outcome before the device is told

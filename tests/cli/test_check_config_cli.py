@@ -1,5 +1,6 @@
 """`relay gateway check-config`: what it finds wrong, by key, what the file means, and its exit code."""
 
+import base64
 import json
 import shutil
 import time
@@ -66,6 +67,23 @@ def test_a_good_one_and_what_it_means(
     ]
 
 
+def test_inspection_and_alerts_are_told_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "webhook.secret").write_text("whsec_" + base64.b64encode(bytes(range(32))).decode())
+    more = (
+        '[[inspect]]\nmode = "block"\nmodels = ["small"]\n[[inspect]]\nmode = "log"\nid = "/edge/*"\n'
+        '[alerts]\nwebhook = "https://ops.example:9443/a"\nwebhook_secret_file = "webhook.secret"\n'
+        'syslog = "unix:/dev/log"\n'
+    )
+    _, told, _ = checked(folder, GOOD + more, capsys, monkeypatch)
+    assert told["means"][4:7] == [
+        "what reads like an attack, from anybody to small: block",
+        "what reads like an attack, from /edge/* to any model: log",
+        "alerts of devices that are throttled, or worse, go to ops.example:9443 and unix:/dev/log",
+    ]
+
+
 def test_who_may_what_is_decided_by_the_rules(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +101,10 @@ def test_who_may_what_is_decided_by_the_rules(
     ("127.0.0.1:8443", "0.0.0.0:7443", "listen.https", "port 7443 is that of listen.session", "of its own"),
     ("[[allow]]", '[attestation]\nek_roots = ["absent.pem"]\n[[allow]]', "attestation.ek_roots", "cannot read", "TPMs"),
     ("[[allow]]", '[policy]\ncedar = ["absent.cedar"]\n[[allow]]', "policy.cedar", "cannot read", "relative"),
-    ("[provider]", '[provider]\nconnect_s = "1"', "provider.connect_s", "expected", "explains every key"),
+    ("[provider]", '[provider]\nconnect_s = "1"', "provider.connect_s", "expected", "as in connect_s = 10.0"),
+    ("[[allow]]", '[[inspect]]\nmode = "blok"\n[[allow]]', "inspect[0].mode", "blok", '"block" # or off, log'),
+    ("[[allow]]", '[inspect]\nmode = "block"\n[[allow]]', "inspect", "expected `array`", "as in [[inspect]]"),
+    ("[[allow]]", '[audit]\nsync = "all"\n[[allow]]', "audit.sync", "all", 'as in sync = "group"'),
     ("trust_domain", "trust_domain =", "", "not TOML", "explains every key"),
 ])
 def test_what_is_wrong_is_named_by_key_with_a_hint(

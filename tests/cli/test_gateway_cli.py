@@ -17,7 +17,7 @@ import pytest
 import segno
 from cryptography.x509 import load_pem_x509_certificate
 
-from relay.gateway.cli import _name
+from relay.gateway.cli import _name, _table
 from tests.support.mock_provider import KEY
 from transport.identity.revocation import stored_list
 
@@ -208,6 +208,14 @@ def at_a_terminal(columns: int, *arguments: str | Path) -> str:
         process.kill()
         os.close(end)
     return printed.decode().replace("\r\n", "\n")
+
+
+def test_a_row_is_a_line_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    identity, note = "spiffe://field.example/edge/" + "factory-floor/" * 6 + "lap-1", "left on a train" * 12
+    _table(["id", "a", "b", "c", "d", "e", "note"], [[identity, *"abcde", note], ["other", *"abcde", ""]])
+    head, one, other = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", *"abcde", "note"] and other.split() == ["other", *"abcde"]
+    assert one.startswith(f"{identity}  a") and one.endswith(note)
 
 
 def test_a_terminal_shows_the_code_of_the_address_under_it(folder: Path) -> None:

@@ -208,4 +208,8 @@ async def test_the_doctor_tries_each_provider_s_key(lab: Lab) -> None:
     found = await lab.gateway.admin("examine", stage="provider", timeout_s=20.0)
     number = list(KINDS).index("anthropic")
     assert found["status"] == "failed" and f"provider[{number}].key_file" in found["hint"]
+    assert "anthropic at 127.0.0.1 refuses the key" in found["finding"] and ";" not in found["finding"]
+    (lab.gateway.folder / "azure.key").write_text("sk-of-somebody-else")
+    found = await lab.gateway.admin("examine", stage="provider", timeout_s=20.0)
+    assert found["finding"].count("refuses the key") == 2, "each that fails is named"
     assert "sk-of" not in json.dumps(found)

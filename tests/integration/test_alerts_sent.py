@@ -25,7 +25,7 @@ from relay.gateway.anomaly.syslog import Syslog, message
 from relay.gateway.anomaly.webhook import Webhook, secret_from_file, signed
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import ConfigError
-from relay.gateway.identity.alerts import Alert, Alerts
+from relay.gateway.identity.alerts import WORDS, Alert, Alerts
 from relay.gateway.state.sqlcipher import open_state
 from store.database import Database
 from tests.support.gateway_lab import PASSPHRASE, Clock
@@ -99,10 +99,22 @@ async def test_L11_each_is_told_once_in_order_and_says_no_more_than_it_should(
     assert [one["type"] for one in box.taken] == ["device.throttled", "device.quarantined", "device.copied"]
     assert box.taken[1]["data"] == {
         "gateway": "spiffe://field.example/gateway/main", "device": "spiffe://field.example/edge/lap-1",
-        "enrolment": 1, "message": "is in quarantine for that, and refused everything", "reasons": "rate 50",
+        "enrolment": 1, "reasons": "rate 50",
+        "message": "is in quarantine and refused everything, for it does what it does not usually do",
     }
     assert "t0ken" not in json.dumps(box.taken)
     assert len(set(box.tries)) == len(box.tries) == 3
+
+
+async def test_of_the_states_a_person_is_told_the_latest(database: Database, tmp_path: Path) -> None:
+    await give(database, tmp_path, kinds=("copied", "warned", "throttled"))
+    alerts = Alerts(database, AuditLog(tmp_path / "b.jsonl"))
+    await alerts.load()
+    assert alerts.of(1) == f"{WORDS['copied']}; {WORDS['throttled']}"
+    await alerts.withdraw(1, ("throttled",))
+    assert alerts.of(1) == f"{WORDS['copied']}; {WORDS['warned']}"
+    await alerts.withdraw(1, ("copied", "warned"))
+    assert alerts.of(1) == alerts.of(2) == ""
 
 
 async def test_a_dead_receiver_holds_up_nobody_and_gets_it_later_under_the_same_id(

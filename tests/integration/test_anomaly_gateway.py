@@ -211,6 +211,20 @@ async def test_all_of_it_survives_a_restart(made: Path, tmp_path: Path, clock: C
         assert lab.guard._profiles[1].kept.excused, "and so does the undo"
 
 
+async def test_what_cannot_be_read_of_a_device_in_quarantine_does_not_free_it(
+    made: Path, tmp_path: Path, clock: Clock
+) -> None:
+    shutil.copytree(made, tmp_path / "gateway")
+    with open_state(tmp_path / "gateway", PASSPHRASE) as database:
+        await database.run(lambda connection: connection.execute(
+            "INSERT INTO profiles VALUES (7, ?, x'00')", (Level.QUARANTINED,)
+        ) and None)
+        guard = Guard(database, LOW, clock=clock)
+        await guard.load()
+        await guard.tick()
+        assert guard.level(7) is Level.QUARANTINED
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 async def test_revocation_only_where_the_configuration_says_so(
     made: Path, tmp_path: Path, clock: Clock, allowed: bool

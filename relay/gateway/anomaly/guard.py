@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from relay.gateway.anomaly.ladder import Level
-from relay.gateway.anomaly.profile import Fleet, Kept, Profile, kind_of
+from relay.gateway.anomaly.profile import Fleet, Habit, Hour, Kept, Profile, kind_of
 from relay.gateway.anomaly.settings import Anomaly
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.rates import Rate, TokenBucket
@@ -81,10 +81,10 @@ class Guard:
     async def load(self) -> None:
         """Those under suspicion. Raises StoreError."""
         rows = await self._database.run(lambda connection: connection.execute(
-            "SELECT enrolment, kept FROM profiles WHERE level > 0"
+            "SELECT enrolment, level, kept FROM profiles WHERE level > 0"
         ).fetchall(), read_only=True)
-        for enrolment, kept in rows:
-            self._take(int(str(enrolment)), kept)
+        for row in rows:
+            self._take(*row)
 
     # --- on the way of each request ---------------------------------------------------------------------------------
 
@@ -230,13 +230,13 @@ class Guard:
                 self._owed += changes[number:]
                 return
 
-    def _take(self, enrolment: int, kept: Any) -> None:
+    def _take(self, enrolment: Any, level: Any, kept: Any) -> None:
         now, profile = self._clock(), self._profiles.get(enrolment)
         try:
             known = msgspec.msgpack.decode(kept, type=Kept)
         except msgspec.MsgspecError:
             _log.error("what was known of enrolment %d cannot be read and is learnt anew", enrolment)
-            return
+            known = Kept(Habit.unknown(), Hour(now), level=level, since=now, judged=now, active=now)  # not forgiven
         if profile is None:
             profile = self._profiles[enrolment] = Profile(enrolment, now, known)
         else:
@@ -248,11 +248,11 @@ class Guard:
         wanted = tuple(self._unread)
 
         found = await self._database.run(lambda connection: [
-            connection.execute("SELECT enrolment, kept FROM profiles WHERE enrolment = ?", (one,)).fetchone()
+            connection.execute("SELECT enrolment, level, kept FROM profiles WHERE enrolment = ?", (one,)).fetchone()
             for one in wanted
         ], read_only=True)
-        for enrolment, kept in filter(None, found):
-            self._take(int(str(enrolment)), kept)
+        for row in filter(None, found):
+            self._take(*row)
         self._unread.difference_update(wanted)
 
     async def _store(self, now: float) -> None:

@@ -19,9 +19,9 @@ WORDS: Final[dict[Kind, str]] = {
     "copied": "may have been copied: its keys are used in two places",
     "invitation": "its invitation was tried by another device",
     "warned": "does what it does not usually do",
-    "throttled": "is slowed down for that",
-    "quarantined": "is in quarantine for that, and refused everything",
-    "revoked": "was revoked for that",
+    "throttled": "is slowed down, for it does what it does not usually do",
+    "quarantined": "is in quarantine and refused everything, for it does what it does not usually do",
+    "revoked": "was revoked, for it did what it does not usually do",
 }
 STATES: Final[tuple[Kind, ...]] = ("warned", "throttled", "quarantined", "revoked")
 _log = logging.getLogger(__name__)
@@ -70,8 +70,10 @@ class Alerts:
                 self._raised.setdefault(int(str(enrolment)), set()).add(kind)
 
     def of(self, enrolment: int) -> str:
-        """Words for a person; "" if there is nothing."""
-        return "; ".join(WORDS[kind] for kind in WORDS if kind in self._raised.get(enrolment, ()))
+        """Words for a person, of states the latest alone; "" if there is nothing."""
+        raised = self._raised.get(enrolment, set())
+        passed = [kind for kind in STATES if kind in raised][:-1]
+        return "; ".join(words for kind, words in WORDS.items() if kind in raised and kind not in passed)
 
     async def give(self, kind: Kind, identity: str, enrolment: int, **fields: str) -> None:
         """Alerts, unless that was done. Raises AuditUnavailable, StoreError; then the next sign alerts."""
