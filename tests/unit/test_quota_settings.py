@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,8 +78,8 @@ def test_what_could_never_apply_is_an_error_that_names_it(fields: dict[str, Any]
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"model": "smal"}, "price[0].model: there is no model 'smal'"),
-    ({"model": "small", "input": "0,15"}, "price[small]: this is not an amount of money"),
+    ({"model": "smal", "input": "0", "output": "0"}, "price[0].model: there is no model 'smal'"),
+    ({"model": "small", "input": "0,15", "output": "0"}, "price[small]: this is not an amount of money"),
 ])
 def test_a_price_of_nothing_known_is_an_error(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as wrong:
@@ -88,7 +89,7 @@ def test_a_price_of_nothing_known_is_an_error(fields: dict[str, Any], said: str)
 
 def test_two_prices_or_two_names_are_an_error() -> None:
     with pytest.raises(ConfigError, match="small has a price already"):
-        checked(prices=(PriceEntry(model="small"), PriceEntry(model="small", input="1")))
+        checked(prices=tuple(PriceEntry(model="small", input=much, output="1") for much in ("0", "1")))
     with pytest.raises(ConfigError, match="two have this name"):
         checked({"name": "a", "id": "/edge/*", "requests": 1}, {"name": "a", "id": "/workload/*", "requests": 1})
 
@@ -142,7 +143,7 @@ def test_a_rule_is_told_in_a_line() -> None:
 
 @given(st.integers(0, 9_999_999), st.integers(0, 999_999))
 def test_money_is_counted_in_whole_millionths(whole: int, rest: int) -> None:
-    found = checked(prices=(PriceEntry(model="small", input=f"{whole}.{rest:06}"),)).prices["small"]
+    found = checked(prices=(PriceEntry(model="small", input=f"{whole}.{rest:06}", output="0"),)).prices["small"]
     assert found.input == whole * 1_000_000 + rest
     assert found.cost(1_000_000, 0) == found.input
     assert found.cost(1, 0) == -(-found.input // 1_000_000)
@@ -193,3 +194,11 @@ def test_the_page_has_an_example_that_works_out_as_it_says() -> None:
     assert isinstance(hold, Hold) and hold.amounts == (1, 812, 347) and len(hold.lane) == 3
     assert LEAST == 64 and FILE_TOKENS == 2_048 and SLOTS_MAX == 20_000
     assert [row[0] for row in re.findall(r"(?m)^(edge-\w+) +(\S+) ", page)] == ["edge-hour", "edge-hour", "edge-month"]
+
+
+@pytest.mark.parametrize("absent", ["input", "output"])
+def test_half_a_price_is_no_price(absent: str) -> None:
+    fields = {"model": "small", "input": "1", "output": "1"}
+    del fields[absent]
+    with pytest.raises(msgspec.ValidationError, match=absent):
+        msgspec.convert(fields, PriceEntry)

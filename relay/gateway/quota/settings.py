@@ -40,11 +40,13 @@ class Quota(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class PriceEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Money for a million tokens, in decimal. `output_max`: what is reserved for an answer without a limit."""
+    """Money for a million tokens, in decimal; both, since what had no price would be free. `output_max`: what is
+    reserved for an answer without a limit.
+    """
 
     model: str
-    input: str = "0"
-    output: str = "0"
+    input: str
+    output: str
     output_max: Annotated[int, Meta(ge=1, le=1_000_000)] = Price.output_max
 
 
