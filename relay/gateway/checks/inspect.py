@@ -19,7 +19,7 @@ from relay.gateway.pipeline import Refusal, RequestContext, Said
 
 __all__ = ["Inspect", "made_inspector"]
 
-INLINE_MAX: Final = 8 << 10  # characters of new text that are judged at once, in some milliseconds; more in a thread
+INLINE_MAX: Final = 4 << 10  # characters of new text that are judged at once, in some milliseconds; more in a thread
 WAITING_MAX: Final = 64  # devices whose texts a thread is to judge
 EACH_MAX: Final = 1 << 20  # characters of them of one device: as much as a body, so that nobody fills the queue alone
 TIMEOUT_S: Final = 5.0
