@@ -21,8 +21,9 @@ from relay.gateway.errors import ProviderFailure
 from relay.gateway.upstream import dial
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.client import Client
-from relay.gateway.upstream.connection import Limits, garbled, timed_out, unreachable, unreached
+from relay.gateway.upstream.connection import Limits, timed_out, unreachable, unreached
 from relay.gateway.upstream.dial import tls_context
+from relay.gateway.upstream.formats import garbled
 from tests.support.ca import Ca
 from tests.support.scripted_http import END, HANG, RESET, Peer, Script, Scripted, chunked, whole
 from tests.support.virtually import in_virtual_time

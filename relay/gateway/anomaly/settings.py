@@ -1,6 +1,5 @@
 """What gateway.toml says of suspicion, `[anomaly]`, and of whom to tell, `[alerts]`; typed and strict."""
 
-import ipaddress
 import re
 from typing import Annotated, Final, Literal
 
@@ -8,6 +7,7 @@ from msgspec import Meta, Struct
 
 from relay.gateway.anomaly.ladder import Thresholds
 from relay.gateway.errors import ConfigError
+from relay.gateway.upstream.base import is_loopback
 from transport.errors import BadInput
 from transport.links.base import Endpoint
 
@@ -72,7 +72,7 @@ def _check_url(url: str) -> None:
     found = _URL.fullmatch(url)
     if found is None:
         raise ConfigError("alerts.webhook: this is not the URL of a receiver", hint='as in "https://ops.example/hook"')
-    if found["scheme"] == "http" and not _loopback(found["host"].strip("[]")):
+    if found["scheme"] == "http" and not is_loopback(found["host"].strip("[]")):
         raise ConfigError("alerts.webhook: https:// only, but for an address of this machine",
                           hint="put a proxy with TLS before the receiver")
 
@@ -81,16 +81,9 @@ def _check_syslog(text: str) -> None:
     scheme, _, place = text.partition(":")
     try:
         host = "" if scheme == "unix" else Endpoint.parse(f"tcp:{place}").host_port()[0]
-        good = place.startswith("/") if scheme == "unix" else scheme == "tls" or (scheme == "tcp" and _loopback(host))
+        good = place.startswith("/") if scheme == "unix" else scheme == "tls" or (scheme == "tcp" and is_loopback(host))
     except BadInput:
         good = False
     if not good:
         raise ConfigError("alerts.syslog: this is no place of a syslog; without TLS it stays on this machine",
                           hint='one of "unix:/dev/log", "tls:HOST:6514", "tcp:127.0.0.1:514"')
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -6,7 +6,6 @@ from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.quota.quotas import CallHold, Quotas
 
 UNCOUNTED: Final = ("infer",)  # its answers have no tokens; it is counted as a request
-SILENT: Final = ("embeddings",)  # reads and writes nothing
 
 
 class Quota:
@@ -24,7 +23,7 @@ class Quota:
         if not target.bodied:
             return None  # calls nobody
         counted = target.operation not in UNCOUNTED
-        wanted = context.output_max if counted and target.operation not in SILENT else 0
+        wanted = context.output_max if counted else 0
         found = self._quotas.admit(context, counted, wanted)
         if not isinstance(found, CallHold):
             return found

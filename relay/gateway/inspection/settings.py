@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
-from relay.gateway.policy.patterns import WILD, parse_pattern
+from relay.gateway.policy.patterns import Pattern, covers, pattern_at
 
 Mode = Literal["off", "log", "flag", "block"]
 Said = Literal["system", "developer", "user", "assistant", "tool"]
@@ -36,7 +36,7 @@ FLAG_ALL: Final = Rule(mode="flag")
 class Inspections:
     """Rules in their order, with the segments of their patterns."""
 
-    rules: tuple[tuple[tuple[str, ...] | None, Rule], ...] = ()
+    rules: tuple[tuple[Pattern | None, Rule], ...] = ()
 
     def of(self, path: str, model: str) -> Rule:
         """For a caller's path, with its leading slash; FLAG_ALL where no rule fits."""
@@ -44,7 +44,7 @@ class Inspections:
             return FLAG_ALL
         segments = path.split("/")[1:]
         for pattern, rule in self.rules:
-            if (pattern is None or _fits(pattern, segments)) and (rule.models is None or model in rule.models):
+            if (pattern is None or covers(pattern, segments)) and (rule.models is None or model in rule.models):
                 return rule
         return FLAG_ALL
 
@@ -54,13 +54,10 @@ FLAG: Final = Inspections()
 
 def checked_inspections(rules: Sequence[Rule], models: Collection[str]) -> Inspections:
     """`models`: all names that the configuration knows. Raises ConfigError for a rule that could never decide."""
-    found: list[tuple[tuple[str, ...] | None, Rule]] = []
+    found: list[tuple[Pattern | None, Rule]] = []
     for number, rule in enumerate(rules):
         where = f"inspect[{number}]"
-        try:
-            pattern = None if rule.id is None else parse_pattern(rule.id)
-        except ConfigError as error:
-            raise ConfigError(f"{where}.id: {error}", hint=error.hint) from None
+        pattern = None if rule.id is None else pattern_at(f"{where}.id", rule.id)
         if pattern is not None and (pattern[0] not in _CALLERS or len(pattern) < 2):
             raise ConfigError(f"{where}.id: nobody with such an ID asks models", hint='as in id = "/edge/*"')
         if rule.models is not None:
@@ -81,11 +78,5 @@ def checked_inspections(rules: Sequence[Rule], models: Collection[str]) -> Inspe
     return Inspections(tuple(found))
 
 
-def _fits(pattern: Sequence[str], segments: Sequence[str]) -> bool:
-    return len(pattern) == len(segments) and all(
-        want in (WILD, have) for want, have in zip(pattern, segments, strict=True)
-    )
-
-
-def _covers(wide: Sequence[str] | None, narrow: Sequence[str] | None) -> bool:
-    return wide is None or (narrow is not None and _fits(wide, narrow))
+def _covers(wide: Pattern | None, narrow: Pattern | None) -> bool:
+    return wide is None or (narrow is not None and covers(wide, narrow))

@@ -1,6 +1,6 @@
 """ID patterns, and the groups that they give to IDs. Matched segment by segment, so that `/a` is never `/ab`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,9 +9,10 @@ from transport.errors import BadInput
 from transport.identity.svid import SpiffeId
 
 WILD: Final = "*"
+Pattern = tuple[str, ...]
 
 
-def parse_pattern(pattern: str) -> tuple[str, ...]:
+def parse_pattern(pattern: str) -> Pattern:
     """Segments of a pattern; `*` stands for exactly one whole segment.
 
     So `/edge/*` is neither `/edge` nor `/edge/a/b` nor `/edges/a`. Raises ConfigError for a pattern that could never
@@ -31,6 +32,19 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
     return tuple(segments)
 
 
+def pattern_at(where: str, text: str) -> Pattern:
+    """`parse_pattern` of what stands at `where` in gateway.toml. Raises ConfigError that names it."""
+    try:
+        return parse_pattern(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}", hint=error.hint) from None
+
+
+def covers(wide: Sequence[str], narrow: Sequence[str]) -> bool:
+    """Whether every ID that fits `narrow`, a pattern or an ID's own segments, fits `wide`."""
+    return len(wide) == len(narrow) and all(a in (WILD, b) for a, b in zip(wide, narrow, strict=True))
+
+
 @dataclass
 class _Branch:
     below: dict[str, "_Branch"] = field(default_factory=dict)
@@ -40,7 +54,7 @@ class _Branch:
 class Groups:
     """Which groups an ID is in. Costs as many steps as the path has segments, however many patterns there are."""
 
-    def __init__(self, patterns: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+    def __init__(self, patterns: Iterable[tuple[str, Pattern]]) -> None:
         """`patterns`: pairs of a group and a parsed pattern; a group may have many."""
         self._root = _Branch()
         for group, segments in patterns:

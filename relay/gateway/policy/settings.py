@@ -1,6 +1,5 @@
 """What gateway.toml says of policy, checked: groups, the simple form `[[allow]]`, files of Cedar, or where OPA is."""
 
-import ipaddress
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +13,8 @@ from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
 from relay.gateway.policy.cedar import Rule, defects, named
-from relay.gateway.policy.patterns import parse_pattern
+from relay.gateway.policy.patterns import Pattern, pattern_at
+from relay.gateway.upstream.base import is_loopback
 
 FILE_MAX: Final = 1 << 20
 _EXPLAINED: Final = "docs/POLICY.md shows the document that policies see, with examples"
@@ -55,7 +55,7 @@ class OpaSettings:
 class Rules:
     """All that decisions depend on. `models`: names that /v1/models tells a device of, as far as policy allows them."""
 
-    patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    patterns: tuple[tuple[str, Pattern], ...] = ()
     cedar: tuple[Rule, ...] = ()
     opa: OpaSettings | None = None
     models: tuple[str, ...] = ()
@@ -69,12 +69,12 @@ def checked(
 
     Raises ConfigError that names the key, or file and line.
     """
-    patterns: list[tuple[str, tuple[str, ...]]] = []
+    patterns: list[tuple[str, Pattern]] = []
     for number, group in enumerate(groups):
         if not group.ids:
             raise ConfigError(f"group[{number}].ids: a group names at least one ID pattern",
                               hint='as in ids = ["/edge/factory-floor/*"]')
-        patterns += [(group.name, _pattern(f"group[{number}]", text)) for text in group.ids]
+        patterns += [(group.name, pattern_at(f"group[{number}]", text)) for text in group.ids]
     if policies.opa is not None:
         if allows or policies.cedar:
             raise ConfigError("policy.opa: OPA decides alone, so there can be no [[allow]] and no policy.cedar",
@@ -85,7 +85,7 @@ def checked(
     rules: list[Rule] = []
     for number, allow in enumerate(allows):
         name = f"allow[{number}]"
-        patterns.append((name, _pattern(name, allow.id)))
+        patterns.append((name, pattern_at(name, allow.id)))
         rules += _compiled(name, allow.models)
     known = {name for name, _ in patterns}
     for file in policies.cedar:
@@ -94,13 +94,6 @@ def checked(
         raise ConfigError("policy.cedar: a file is named twice, or two have one name", hint="rename one")
     named = {model for allow in allows for model in allow.models}
     return Rules(tuple(patterns), tuple(rules), None, tuple(sorted({*models, *named} - set(elsewhere))))
-
-
-def _pattern(where: str, text: str) -> tuple[str, ...]:
-    try:
-        return parse_pattern(text)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}", hint=error.hint) from None
 
 
 def _compiled(name: str, models: Sequence[str]) -> list[Rule]:
@@ -184,13 +177,6 @@ def _checked_url(url: str) -> str:
         raise ConfigError("policy.opa: this is not the URL of a document in OPA", hint=hint)
     if not parts.path.startswith("/v1/data/"):
         raise ConfigError("policy.opa: a decision of OPA's is a path under /v1/data/", hint=hint)
-    if parts.scheme == "http" and host != "localhost" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ConfigError("policy.opa: plain http to another machine; anyone on the way could decide", hint="use https")
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

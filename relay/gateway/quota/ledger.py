@@ -41,6 +41,9 @@ class Price:
         return left // self.output if self.output and left >= 0 else (1 << 62 if left >= 0 else -1)
 
 
+FREE: Final = Price()
+
+
 @dataclass(frozen=True)
 class Rule:
     """Limits by kind, in `seconds`. `shared`: all whom it is for are counted as one. `models`: those that are counted,
@@ -142,7 +145,7 @@ class Ledger:
         lane = self._lanes.get((path, model))
         if lane is None:
             lane = self._lane(path, model, now)
-        price, granted = self._prices.get(model, _FREE), output_tokens
+        price, granted = self._prices.get(model, FREE), output_tokens
         least = output_tokens if least is None else min(least, output_tokens)
         short = False
         for kind, window, _ in lane:
@@ -254,6 +257,3 @@ class Ledger:
             for kind, window, slot in lane if wanted[kind] > window.free(now) or (kind == MONEY and unpriced)
         ]
         return max(found, key=lambda one: 1 << 62 if one.wait is None else one.wait)
-
-
-_FREE: Final = Price()

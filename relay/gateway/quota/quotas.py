@@ -7,7 +7,7 @@ from typing import Any, Final
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Refusal, RequestContext
 from relay.gateway.quota import estimate
-from relay.gateway.quota.ledger import MONEY, Denied, Hold, Ledger, Price, Slot
+from relay.gateway.quota.ledger import FREE, MONEY, Denied, Hold, Ledger, Slot
 from relay.gateway.quota.settings import Limiting
 from relay.gateway.quota.shown import KINDS, shown, span
 from relay.gateway.quota.window import Window
@@ -52,7 +52,7 @@ class Quotas:
         path, now = context.peer.id.path, self.now()
         given = estimate.at_most(context.body, context.said) if counted else 0
         if wanted is None:
-            wanted = (self.ledger.price(context.model) or _UNPRICED).output_max * context.answers
+            wanted = (self.ledger.price(context.model) or FREE).output_max * context.answers
         least = LEAST if context.stream else None
         found = self.ledger.reserve(path, context.model, given, wanted, now, least=least)
         if isinstance(found, Denied):
@@ -186,6 +186,3 @@ def _refusal(denied: Denied, tokens: int, now: int, *, priced: bool) -> Refusal:
         Refusal(429, "quota_exceeded", text, again, headers=headers),
         Refusal(429, "budget_exceeded", text, again, headers=headers),
     )[kind]
-
-
-_UNPRICED: Final = Price()

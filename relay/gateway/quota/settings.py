@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 from relay.gateway.errors import ConfigError
-from relay.gateway.policy.patterns import WILD, parse_pattern
+from relay.gateway.policy.patterns import WILD, Pattern, covers, parse_pattern, pattern_at
 from relay.gateway.policy.settings import Allow, Group
 from relay.gateway.quota.ledger import MONEY, Price, Rule
 from relay.gateway.quota.shown import MILLION
@@ -19,7 +19,6 @@ _UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,4})([mhd])", re.ASCII)
 _MONEY: Final = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,6}))?", re.ASCII)
 _LONGEST_S: Final = 31 * 86_400
-Pattern = tuple[str, ...]
 Count = Annotated[int, Meta(ge=1, le=1 << 50)]
 
 
@@ -102,7 +101,7 @@ def uncovered(limiting: Limiting, patterns: Collection[Pattern]) -> list[str]:
     """Those of `patterns` some of whose IDs no rule is for; none where there are no rules."""
     return sorted({
         "/" + "/".join(one) for one in patterns
-        if limiting.rules and not any(_covers(ours, one) for rule in limiting.rules for ours in rule.patterns)
+        if limiting.rules and not any(covers(ours, one) for rule in limiting.rules for ours in rule.patterns)
     })
 
 
@@ -115,10 +114,7 @@ def _rule(where: str, quota: Quota, groups: Sequence[Group]) -> Rule:
     if not texts:
         raise ConfigError(f"{where}.group: there is no group {(quota.group or '')[:64]!r}",
                           hint="groups are [[group]] in gateway.toml")
-    try:
-        patterns = tuple(parse_pattern(text) for text in texts if text is not None)
-    except ConfigError as error:
-        raise ConfigError(f"{where}.id: {error}", hint=error.hint) from None
+    patterns = tuple(pattern_at(f"{where}.id", text) for text in texts)
     money = None if quota.money is None else _money(f"{where}.money", quota.money)
     if money == 0 or (quota.requests, quota.tokens, money) == (None, None, None):
         raise ConfigError(f"{where}: it limits nothing, or to nothing",
@@ -152,15 +148,11 @@ def _applies(
 def _shadows(one: Rule, other: Rule) -> bool:
     """Whether `other` is never reached before `one` is."""
     return (
-        all(any(_covers(a, b) for a in one.patterns) for b in other.patterns)
+        all(any(covers(a, b) for a in one.patterns) for b in other.patterns)
         and (one.models is None or (other.models is not None and one.models >= other.models))
         and (one.shared or not other.shared) and one.seconds >= other.seconds
         and all(b is None or (a is not None and a <= b) for a, b in zip(one.limits, other.limits, strict=True))
     )
-
-
-def _covers(wide: Pattern, narrow: Pattern) -> bool:
-    return len(wide) == len(narrow) and all(a in (WILD, b) for a, b in zip(wide, narrow, strict=True))
 
 
 def _meet(one: Pattern, other: Pattern) -> bool:

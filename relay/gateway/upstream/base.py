@@ -36,13 +36,14 @@ def checked_base_url(url: str) -> str:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ConfigError("the provider's base URL holds more than scheme, host, port and path",
                           hint="the key belongs in key_file or key_env")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ConfigError("the provider's base URL is plain http to another machine",
                           hint="use https; http would show the key to everyone on the way")
     return url.rstrip("/")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine, by an address of its own or as `localhost`; no other name counts."""
     if host == "localhost":
         return True
     try:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
 from relay.gateway.upstream.base import Timeouts, checked_base_url
-from relay.gateway.upstream.connection import Connection, Limits, Response, garbled, unreachable, unreached
+from relay.gateway.upstream.connection import Connection, Limits, Response, unreachable, unreached
 from relay.gateway.upstream.dial import dial, tls_context
+from relay.gateway.upstream.formats import garbled
 
 
 class Client:

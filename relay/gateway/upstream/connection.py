@@ -16,6 +16,7 @@ import httptools
 
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.upstream.base import Timeouts
+from relay.gateway.upstream.formats import garbled
 
 _LOOK_AFTER_S: Final = 1.0  # a connection idle for so long is looked at before it is written to
 _FRAMING_MAX: Final = 65_536  # bytes of chunk sizes, extensions and trailers beyond four times what they frame
@@ -50,12 +51,6 @@ def unreached() -> ProviderFailure:
 def timed_out() -> ProviderFailure:
     """The request may have been accepted."""
     return ProviderFailure("the provider did not answer in time", kind="provider_timeout", status=504)
-
-
-def garbled() -> ProviderFailure:
-    return ProviderFailure(
-        "the provider's answer was cut short or is not one of its API", kind="provider_garbled", status=502
-    )
 
 
 def too_large() -> ProviderFailure:

@@ -69,6 +69,12 @@ class AnswerFormat(Protocol):
         ...
 
 
+def garbled() -> ProviderFailure:
+    return ProviderFailure(
+        "the provider's answer was cut short or is not one of its API", kind="provider_garbled", status=502
+    )
+
+
 def payloads(lines: bytes) -> Iterator[bytes]:
     """What the `data:` lines among whole lines of a stream hold."""
     for line in lines.split(b"\n"):
@@ -76,7 +82,7 @@ def payloads(lines: bytes) -> Iterator[bytes]:
             yield line[5:].strip()
 
 
-class _Code(Struct):
+class Code(Struct):
     code: str | int | None = None
     type: str | None = None
 
@@ -117,7 +123,7 @@ class _Mark(Struct):
 
     type: str | int | None = None
     status: str | int | None = None
-    error: _Code | str | None = None
+    error: Code | str | None = None
 
 
 _event = msgspec.json.Decoder(_Event)
@@ -163,9 +169,7 @@ class _Format:
         try:
             return _mark.decode(payload)
         except _INVALID:
-            raise ProviderFailure(
-                "the provider's answer was cut short or is not one of its API", kind="provider_garbled", status=502
-            ) from None
+            raise garbled() from None
 
 
 # --- chat completions; embeddings and inference, which are never streamed, share what is said of whole answers --------

@@ -16,9 +16,9 @@ from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer
 from relay.gateway.upstream.base import Timeouts
 from relay.gateway.upstream.client import Client
-from relay.gateway.upstream.connection import Response, garbled
+from relay.gateway.upstream.connection import Response
 from relay.gateway.upstream.dialects import Dialect, OpenAi
-from relay.gateway.upstream.formats import AnswerFormat
+from relay.gateway.upstream.formats import AnswerFormat, Code, garbled
 from relay.gateway.upstream.lines import whole_lines
 from transport.primitives import Secret
 
@@ -27,13 +27,8 @@ STREAM_MAX: Final = 64 << 20  # bytes of a streamed one
 _CODE = re.compile(r"[a-z][a-z_]{0,47}")
 
 
-class _Error(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
-
-
 class _Reply(msgspec.Struct):
-    error: _Error | str | None = None
+    error: Code | str | None = None
 
 
 _reply = msgspec.json.Decoder(_Reply)
@@ -127,7 +122,7 @@ class HttpUpstream:
             error = _reply.decode(await response.read(65_536)).error
         except (ProviderFailure, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return ""
-        for word in (error.code, error.type) if isinstance(error, _Error) else ():
+        for word in (error.code, error.type) if isinstance(error, Code) else ():
             if isinstance(word, str) and _CODE.fullmatch(word):
                 return f" ({word})"
         return ""

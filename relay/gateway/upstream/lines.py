@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from relay.gateway.errors import ProviderFailure
-from relay.gateway.upstream.connection import Response, garbled, too_large
+from relay.gateway.upstream.connection import Response, too_large
+from relay.gateway.upstream.formats import garbled
 
 LINE_MAX: Final = 1 << 20
 _PIECE: Final = 16_384  # bytes that go on at once, or one line

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
+from relay.gateway.checks.fields import ModelName
 from relay.gateway.errors import ConfigError
 from relay.gateway.upstream.base import Timeouts, checked_base_url
 from relay.gateway.upstream.dialects import ANTHROPIC_VERSION, Anthropic, Azure, Dialect, Inference, OpenAi
@@ -18,7 +19,6 @@ from relay.gateway.upstream.routing import Routing, Target
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")]
-Model = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")]
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _ALL: Final = ("chat", "responses", "embeddings")
 _EXPLAINED: Final = "docs/PROVIDERS.md has examples"
@@ -53,7 +53,7 @@ class Provider(Server, frozen=True, kw_only=True):
 
     api: Literal["openai", "azure", "anthropic"] = "openai"
     name: Name | Literal[""] = ""
-    models: list[Model] = []
+    models: list[ModelName] = []
     routes: Annotated[list[Literal["chat", "responses", "embeddings"]], Meta(min_length=1)] | None = None
     api_version: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?\Z")] | None = None
     anthropic_version: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}\Z")] = ANTHROPIC_VERSION
@@ -88,9 +88,9 @@ class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, renam
     by this name (a table, if by different ones). Without: `as` is another model of this file.
     """
 
-    name: Model
+    name: ModelName
     providers: list[str] = []
-    there: Model | dict[str, Model] | None = None
+    there: ModelName | dict[str, ModelName] | None = None
 
 
 def sections_of(
