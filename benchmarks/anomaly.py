@@ -16,7 +16,7 @@ from benchmarks.anomaly_cut import cut_after
 from benchmarks.anomaly_scenarios import ATTACKS, BENIGN, DAY, Ask, Scenario, scenario
 from benchmarks.measure import Row, arguments, note, show
 from relay.gateway.anomaly.ladder import Level, Thresholds
-from relay.gateway.anomaly.profile import Fleet, Profile, kind_of
+from relay.gateway.anomaly.profile import COMMON, Fleet, Profile, kind_of
 from relay.rates import Rate, TokenBucket
 
 TICK_S: Final = 0.5
@@ -46,7 +46,7 @@ class Ours:
         self.alarms: list[tuple[float, Level]] = []
         self._thresholds, self._fleet = Thresholds(revoke=REVOKE), Fleet()
         for model in played.fleet_uses:
-            for number in range(self._fleet.common):
+            for number in range(COMMON):
                 self._fleet.uses(model, 100 + number, played.begins)
         self._due = played.asks[0].at
         self._profile = Profile(1, self._due)

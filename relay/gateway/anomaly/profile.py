@@ -43,6 +43,7 @@ AWAY_S: Final = 3 * DAY_S  # from then on, what a device did not ask meanwhile i
 AWAY_MAX_S: Final = 7 * DAY_S  # no longer does an outbox keep anything
 AWAY_SLOT: Final = 100.0  # requests of that in one slot
 HOURS_A_DAY: Final = 8.0  # that a device works
+COMMON: Final = 3  # devices that use a model, from which on it is nobody's oddity
 _FADE: Final = 0.995  # of the hours of day, for each hour learnt
 
 
@@ -91,7 +92,6 @@ class Kept(Struct):
 class Fleet:
     """Which models devices have lately come to use: what several do is nobody's oddity."""
 
-    common: int = 3
     seen: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def uses(self, model: str, enrolment: int, now: float) -> bool:
@@ -99,11 +99,11 @@ class Fleet:
         if model not in self.seen and len(self.seen) >= 256:
             del self.seen[next(iter(self.seen))]
         by = self.seen.setdefault(model, {})
-        if enrolment in by or len(by) < self.common:
+        if enrolment in by or len(by) < COMMON:
             by[enrolment] = now
         for other in [one for one, at in by.items() if now - at > 7 * DAY_S]:
             del by[other]
-        return len(by) >= self.common
+        return len(by) >= COMMON
 
 
 def kind_of(status: int, code: str) -> str:

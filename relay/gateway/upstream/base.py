@@ -69,7 +69,10 @@ class Upstream(Protocol):
         ...
 
     async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
-        """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read."""
+        """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read.
+
+        Raises ProviderFailure if there was no answer.
+        """
         ...
 
     async def close(self) -> None: ...

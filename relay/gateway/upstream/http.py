@@ -64,10 +64,6 @@ class HttpUpstream:
             response.close()  # an answer read to its end has given its connection back already
 
     async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
-        """Asks for something that costs nothing: its HTTP status, and whether JSON came, of which nothing is read.
-
-        Raises ProviderFailure if there was no answer.
-        """
         response = await self._send("GET", self._dialect.ping, {"Accept": "application/json"}, key)
         response.close()
         return response.status, response.content_type == "application/json"
