@@ -32,7 +32,7 @@ STREAM = [chunk(f"{number} ") for number in range(EVENTS)] + [b"data: [DONE]\n\n
 class SlowProvider(MockProvider):
     """A piece in each tenth of a second."""
 
-    async def _streamed(self, request: web.Request) -> web.StreamResponse:
+    async def _streamed(self, request: web.Request, what: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for event in self.stream:

@@ -51,7 +51,7 @@ class PacedProvider(MockProvider):
         self.enough = asyncio.Event()
         self.pieces = 0
 
-    async def _streamed(self, request: web.Request) -> web.StreamResponse:
+    async def _streamed(self, request: web.Request, what: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         self.pieces = 0
