@@ -443,8 +443,8 @@ key_file = "provider.key"            # or: key_env = "NAME"; the key never leave
 # requests_per_session = 32
 # drain_s = 20.0                     # how long running requests may take after SIGTERM
 
-# [audit]                            # of audit.jsonl: records are written before the provider is called, and at the end
-# sync = "group"                     # and are on the disk some ms later; "each": they are waited for
+# [audit]                            # of audit.jsonl: a call is written before the provider is asked, and at the end
+# sync = "group"                     # and is on the disk some ms later; "each": that is waited for, as with all else
 
 # [identity]
 # source = "spire"                   # its own SVID and the trust bundle come from a SPIRE agent (docs/SPIRE.md)

@@ -76,12 +76,17 @@ async def test_records_of_many_tasks_are_all_there_in_one_chain(tmp_path: Path, 
     assert {line["number"] for line in audit_lines(path)} == set(range(200))
 
 
-async def test_append_returns_only_after_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("sync", "event"), [
+    ("each", "request.intent"), ("each", "device.revoked"), ("group", "request.refused"), ("group", "device.revoked"),
+])
+async def test_append_returns_only_after_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: Literal["each", "group"], event: str
+) -> None:
     synced: list[int] = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor))[1])
-    log = AuditLog(tmp_path / "audit.jsonl")
-    await log.append("event")
+    log = AuditLog(tmp_path / "audit.jsonl", sync=sync)
+    await log.append(event)
     assert synced
     await log.close()
 
@@ -172,13 +177,17 @@ async def test_in_a_group_a_record_is_in_the_file_before_the_disk_has_it_and_clo
 
     monkeypatch.setattr(os, "fsync", slow)
     log = AuditLog(path, sync="group")
-    for number in range(3):
-        await log.append("event", number=number)
-    assert (len(audit_lines(path)), synced) == (3, [])
+    for event in ("request.intent", "request.attempt", "request.outcome"):
+        await log.append(event)
+    refused = asyncio.create_task(log.append("request.refused"))  # which is no call that was made: it waits
+    while len(audit_lines(path)) < 4:  # noqa: ASYNC110 - its turn
+        await asyncio.sleep(0)
+    assert (synced, refused.done()) == ([], False)
     let.set()
-    await log.close()
+    await refused
     assert synced[-1] == path.stat().st_size
-    assert verify(path)[0] == 3
+    await log.close()
+    assert verify(path)[0] == 4
 
 
 @pytest.mark.parametrize("sync", ["each", "group"])
@@ -197,7 +206,7 @@ async def test_where_the_disk_fails_no_work_is_done_any_more(
         with pytest.raises(AuditUnavailable):
             await log.append("lost")
     else:
-        await log.append("lost")
+        await log.append("request.outcome")
         assert await asyncio.to_thread(failed.wait, 60)
         while not log.broken:  # noqa: ASYNC110 - a thread's word
             await asyncio.sleep(0)

@@ -5,9 +5,10 @@ reordering a line breaks the chain from there on; cutting lines off the end is s
 tamper-evident, not immutable. Records hold identities, codes, sizes and counts, never text of a prompt or an answer.
 
 What a loss of power takes is the operator's choice (ADR 0029). With "each", `append` returns when the record is on
-stable storage, one fsync for all that came together. With "group", the fsync follows at once in the background, for all
-that was written since the last; so up to some ten milliseconds of records may be lost with the machine, from the end,
-where the chain does not show it. Where an fsync fails, nobody knows what the disk holds: no work is done any more.
+stable storage, one fsync for all that came together. With "group", so it does but for what is written of every request
+that goes through: there the fsync follows at once in the background, for all that was written since the last; so up to
+some ten milliseconds of those may be lost with the machine, from the end, where the chain does not show it. Where an
+fsync fails, nobody knows what the disk holds: no work is done any more.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ START: Final = "0" * 64
 _MAX_TEXT: Final = 512  # characters of one value
 _MAX_LINE: Final = 65_536
 _PAUSE_S: Final = 0.01  # between fsyncs that nobody waits for
+_IN_PASSING: Final = frozenset(("request.intent", "request.attempt", "request.outcome"))  # with "group"
 _encode: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class AuditLog:
             self._syncing = True
             loop = asyncio.get_running_loop()
             loop.call_soon(self._sync, loop)  # behind all else that is ready now and may have a record, too
-        if self._each:
+        if self._each or event not in _IN_PASSING:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future  # a caller that is cancelled does not take its record with it
@@ -132,17 +134,17 @@ class AuditLog:
             return
         self._unsynced = False
         waiting, self._waiting = self._waiting, []
-        done = loop.run_in_executor(self._thread, self._to_disk)
+        done = loop.run_in_executor(self._thread, self._to_disk, not waiting)
         done.add_done_callback(partial(self._synced, loop, waiting))
 
-    def _to_disk(self) -> None:
+    def _to_disk(self, pause: bool) -> None:
         """The thread's."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             self.broken = True
             _log.error("the audit log cannot be written: %s", error.strerror)
-        if not self._each:
+        if pause:
             time.sleep(_PAUSE_S)
 
     def _synced(
