@@ -123,7 +123,7 @@ def long() -> list[Stage]:
 
 
 def light_lock(*packages: str) -> str:
-    """The lock's entries for these packages and what they need without any extra: the wheel is tried with that alone."""
+    """The lock's entries for these packages and what they need without any extra: the wheel is tried with these."""
     wanted, ahead = set(packages), list(packages)
     while ahead:
         for text in requires(ahead.pop()) or []:
