@@ -70,7 +70,7 @@ def _is_closed() -> StoreError:
 class Database:
     """An open database. Made by `open`; `run` and `run_sync` work in it; `close` at the end."""
 
-    def __init__(self, path: Path, key: DatabaseKey, schema: Traversable, *, wipes: bool) -> None:
+    def __init__(self, path: Path, key: DatabaseKey, schema: Traversable) -> None:
         """Use `open`."""
         self._path = path
         self._connection: Any = None
@@ -78,22 +78,22 @@ class Database:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"store {path.name}")
         self._closed: Callable[[], StoreError] | None = None
         try:
-            self._executor.submit(self._start, key, schema, wipes).result()
+            self._executor.submit(self._start, key, schema).result()
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, path: Path, key: DatabaseKey, *, schema: Traversable, wipes: bool = True) -> "Database":
+    def open(cls, path: Path, key: DatabaseKey, *, schema: Traversable) -> "Database":
         """Opens the database at `path`, creates it (mode 0600) if there is none, and applies outstanding schema steps.
 
         `schema` is a folder of steps `NNNN_name.sql` from 0001 on without gaps; each runs once, in a transaction.
-        `wipes`: all memory that SQLite frees is wiped, and locked until then, in this process from now on, which makes
-        statements several times as costly; keys are in any case.
+        SQLCipher keeps keys in locked memory and wipes them; the pages and statements that it frees are not wiped
+        (ADR 0039).
         Blocks for milliseconds. Raises WrongKey, StoreCorrupt, StoreTooNew, StoreBusy, StoreMissing (no such folder),
         DiskFull, StoreUnwritable.
         """
-        return cls(path, key, schema, wipes=wipes)
+        return cls(path, key, schema)
 
     async def run(self, work: Callable[[Connection], T], *, read_only: bool = False) -> T:
         """Runs `work` in one transaction on the owner thread; commits if it returns, rolls back if it raises.
@@ -165,7 +165,7 @@ class Database:
         with _database_errors(path):
             self._connection.execute("VACUUM INTO ?", (str(path),))
 
-    def _start(self, key: DatabaseKey, schema: Traversable, wipes: bool) -> None:
+    def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()
         with _database_errors(self._path):
             _ensure_file(self._path, key)
@@ -173,7 +173,7 @@ class Database:
             self._connection = dbapi2.connect(str(self._path), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
             # First of all: the C library would report a wrong key on stderr by itself.
             self._connection.execute("PRAGMA cipher_log = off")
-            _apply_key(self._connection, key, wipes)
+            _apply_key(self._connection, key)
             try:
                 self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except dbapi2.DatabaseError as error:
@@ -242,12 +242,10 @@ def _ensure_file(path: Path, key: DatabaseKey) -> None:
         raise WrongKey("the key does not open this store", hint="key file and database belong to different stores")
 
 
-def _apply_key(connection: Any, key: DatabaseKey, wipes: bool) -> None:
+def _apply_key(connection: Any, key: DatabaseKey) -> None:
     """The one place where key material meets a statement; nothing may trace statements or chain errors here."""
     try:
         connection.execute(f"PRAGMA key = \"x'{key.expose().hex()}'\"")
-        if wipes:
-            connection.execute("PRAGMA cipher_memory_security = ON")
     except dbapi2.Error:
         raise StoreError("the key could not be handed to the database") from None
 
