@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_client.chunking import Block, chunks
+from edge_client.chunking import head
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder, Message
 from edge_client.extracts import share, telling, unnumbered
 from edge_client.router.policy import CONFIDENT, HELD, NEAR
@@ -120,8 +120,7 @@ class Retrieval:
 
     def _head(self, question: str) -> str:
         """What the embedder can take: a question comes first, what was piped in after it."""
-        pieces = chunks([Block(question.strip())], self._embedder.count, EMBEDDER_TOKENS)
-        return next((piece.text for piece in pieces), "")
+        return head(question, self._embedder.count, EMBEDDER_TOKENS)
 
 
 def _best(passages: Sequence[Passage]) -> float:

@@ -208,7 +208,7 @@ def _replace(connection: Connection, collection_id: int, dimension: int | None, 
             rows = np.frombuffer(b"".join(value for (value,) in found), "<f2").reshape(len(found), -1)
             connection.execute(
                 "UPDATE codes SET code = ? WHERE collection_id = ? AND document_id = ?",
-                (b"".join(coding.encode_codes(rows.astype(np.float32))), collection_id, document_id),
+                (coding.encode_codes(rows.astype(np.float32)), collection_id, document_id),
             )
             connection.execute(
                 "UPDATE vectors SET value = (SELECT n.value FROM new_vectors n WHERE n.chunk_id = vectors.chunk_id)"

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from edge_client.commands.reembed import reembed
 from edge_client.commands.terminal import JSON, Exit, note, progress, run, show
 
 if TYPE_CHECKING:
@@ -293,6 +294,9 @@ def set_label(
         _say(f"now {label}", [replace(document, label=label) for document in found], as_json)
 
     run(work, as_json=as_json)
+
+
+documents.command()(reembed)
 
 
 async def _chosen(

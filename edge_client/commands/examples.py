@@ -26,6 +26,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "documents": ("edge documents", "edge documents --collection default --json"),
     "documents forget": ("edge documents forget manuals/old.pdf",),
     "documents label": ("edge documents label contracts local-only",),
+    "documents reembed": ("edge documents reembed", "edge documents reembed --collection default --json"),
     "store keyring": ("edge store keyring on", "edge store keyring off"),
     "store tpm": ("edge store tpm on", "edge store tpm off"),
     "store passphrase": ("edge store passphrase on", "edge store passphrase off"),
