@@ -50,7 +50,8 @@ def needles(vectors: np.ndarray) -> Iterator[bytes]:
     yield VALUES[49].encode()
     yield from (PAYLOADS[n][::-1].encode() for n in range(50) if n % 5)
     yield from (NOTES[n][::-1].encode() for n in range(0, 50, 5))
-    for row, code in zip(encode_rows(vectors[kept]), encode_codes(vectors[kept]), strict=True):
+    codes = [encode_codes(row[None]) for row in vectors[kept]]
+    for row, code in zip(encode_rows(vectors[kept]), codes, strict=True):
         yield from (row, code, row[:32])
 
 
