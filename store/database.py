@@ -71,7 +71,7 @@ def _is_closed() -> StoreError:
 class Database:
     """An open database. Made by `open`; `run` and `run_sync` work in it; `close` at the end."""
 
-    def __init__(self, path: Path, key: DatabaseKey, schema: Traversable, *, wipes: bool) -> None:
+    def __init__(self, path: Path, key: DatabaseKey, schema: Traversable) -> None:
         """Use `open`."""
         self._path = path
         self._connection: Any = None
@@ -79,22 +79,22 @@ class Database:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"store {path.name}")
         self._closed: Callable[[], StoreError] | None = None
         try:
-            self._executor.submit(self._start, key, schema, wipes).result()
+            self._executor.submit(self._start, key, schema).result()
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, path: Path, key: DatabaseKey, *, schema: Traversable, wipes: bool = True) -> "Database":
+    def open(cls, path: Path, key: DatabaseKey, *, schema: Traversable) -> "Database":
         """Opens the database at `path`, creates it (mode 0600) if there is none, and applies outstanding schema steps.
 
         `schema` is a folder of steps `NNNN_name.sql` from 0001 on without gaps; each runs once, in a transaction.
-        `wipes`: all memory that SQLite frees is wiped, and locked until then, in this process from now on, which makes
-        statements several times as costly; keys are in any case.
+        SQLCipher keeps keys in locked memory and wipes them; the pages and statements that it frees are not wiped
+        (ADR 0039).
         Blocks for milliseconds. Raises WrongKey, StoreCorrupt, StoreTooNew, StoreBusy, StoreMissing (no such folder),
         DiskFull, StoreUnwritable.
         """
-        return cls(path, key, schema, wipes=wipes)
+        return cls(path, key, schema)
 
     async def run(self, work: Callable[[Connection], T], *, read_only: bool = False) -> T:
         """Runs `work` in one transaction on the owner thread; commits if it returns, rolls back if it raises.
@@ -166,11 +166,11 @@ class Database:
         with _database_errors(path):
             self._connection.execute("VACUUM INTO ?", (str(path),))
 
-    def _start(self, key: DatabaseKey, schema: Traversable, wipes: bool) -> None:
+    def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()
         with _database_errors(self._path):
             _ensure_file(self._path)
-            self._connection = _connected(self._path, key, wipes)
+            self._connection = _connected(self._path, key)
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("PRAGMA secure_delete = ON")
             self._use_wal()
@@ -227,7 +227,7 @@ def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[
     """
     with file_errors(path):
         path.stat()
-    with _database_errors(path), contextlib.closing(_connected(path, key, True)) as connection:
+    with _database_errors(path), contextlib.closing(_connected(path, key)) as connection:
         # Users of a write-ahead log hold locks as long as they have it open, so that it cannot be switched off under
         # them; and the lock that switching takes is kept by this locking mode: nobody comes in between.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -267,7 +267,7 @@ def _ensure_file(path: Path) -> None:
             raise StoreCorrupt("the store is damaged", hint=_RESTORE)
 
 
-def _connected(path: Path, key: DatabaseKey, wipes: bool) -> Any:
+def _connected(path: Path, key: DatabaseKey) -> Any:
     """Raises WrongKey, StoreCorrupt, and the library's errors."""
     # isolation_level=None: transactions are ours alone; the module would begin and commit by itself.
     connection = dbapi2.connect(str(path), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
@@ -275,8 +275,6 @@ def _connected(path: Path, key: DatabaseKey, wipes: bool) -> Any:
         # First of all: the C library would report a wrong key on stderr by itself.
         connection.execute("PRAGMA cipher_log = off")
         _hand_over(connection, "key", key)
-        if wipes:
-            connection.execute("PRAGMA cipher_memory_security = ON")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException as error:
         connection.close()
