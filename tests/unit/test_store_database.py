@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_survives_closing_and_is_private(path: Path) -> None:
 def test_pragmas_hold(path: Path) -> None:
     wanted = {
         "journal_mode": "wal", "synchronous": 2, "temp_store": 2, "secure_delete": 1, "foreign_keys": 1,
-        "busy_timeout": 5000, "cipher_memory_security": "1", "cipher_page_size": "4096",
+        "busy_timeout": 5000, "cipher_page_size": "4096",
     }
 
     def read(connection: Connection) -> dict[str, object]:
@@ -70,17 +71,27 @@ def test_pragmas_hold(path: Path) -> None:
         assert database.run_sync(read) == wanted
 
 
-def test_a_process_that_wipes_nothing_has_memory_security_off(path: Path) -> None:
-    """Once on, it is on for a process: so a gateway's is asked in one of its own."""
+@pytest.mark.skipif(sys.platform != "linux", reason="what is locked is asked of /proc")
+def test_the_key_is_in_locked_memory_and_nothing_else_is(path: Path) -> None:
+    """Locked pages and the switch for wiping are of a process: so one of its own is asked.
+
+    SQLCipher has a heap for keys, which it locks as it is loaded. Rows do not make it longer (ADR 0039).
+    """
     asked = (
-        "import sys; from pathlib import Path; from relay.gateway.state.sqlcipher import create_state, open_state\n"
-        "from store.keys import Passphrase\n"
-        "create_state(Path(sys.argv[1]), Passphrase('x'))\n"
-        "with open_state(Path(sys.argv[1]), Passphrase('x')) as database: print(database.run_sync("
-        "lambda connection: connection.execute('PRAGMA cipher_memory_security').fetchone()))"
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from store.database import STORE_SCHEMA, Database\n"
+        "from store.keys import DatabaseKey\n"
+        "def locked(): return int(re.search(r'VmLck:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "key = DatabaseKey(bytes(range(48)))\n"
+        "with Database.open(Path(sys.argv[1]), key, schema=STORE_SCHEMA) as database:\n"
+        "    before = locked()\n"
+        "    database.run_sync(lambda c: c.execute('INSERT INTO settings VALUES (1, 2, ?)', (bytes(1 << 20),)))\n"
+        "    print(before > 0, locked() - before, database.run_sync("
+        "lambda c: c.execute('PRAGMA cipher_memory_security').fetchone()))"
     )
-    done = subprocess.run([sys.executable, "-c", asked, path.parent], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "('0',)\n", done.stderr
+    done = subprocess.run([sys.executable, "-c", asked, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True 0 ('0',)\n", done.stderr
 
 
 def test_a_wrong_key_is_an_error_and_no_noise(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -100,20 +111,16 @@ def test_a_wrong_key_is_an_error_and_no_noise(path: Path, capfd: pytest.CaptureF
 class _Refusing:
     """A connection whose errors quote the statement, as a library's may."""
 
-    def __init__(self, failing: str) -> None:
-        self._failing = failing
-
     def execute(self, sql: str) -> None:
-        if self._failing in sql:
-            raise store.database.dbapi2.OperationalError(f"near: {sql}")
+        raise store.database.dbapi2.OperationalError(f"near: {sql}")
 
 
-@pytest.mark.parametrize("failing", ["PRAGMA key", "cipher_memory_security"])
-def test_M19_no_error_shows_the_raw_key(failing: str) -> None:
+@pytest.mark.parametrize("pragma", ["key", "rekey"])
+def test_M19_no_error_shows_the_raw_key(pragma: Literal["key", "rekey"]) -> None:
     """The one statement that holds key material fails without a word of it, however the error is printed."""
     key = DatabaseKey(bytes(range(48)))
     with pytest.raises(StoreError) as caught:
-        store.database._apply_key(_Refusing(failing), key, True)
+        store.database._hand_over(_Refusing(), pragma, key)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert key.expose().hex()[:16] not in shown.lower()
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
@@ -122,7 +129,8 @@ def test_M19_no_error_shows_the_raw_key(failing: str) -> None:
 def test_M19_key_material_meets_a_statement_in_one_place_and_nothing_traces_it() -> None:
     sources = [path for name in ("store", "relay", "edge_client") for path in (ROOT / name).rglob("*.py")]
     text = "".join(path.read_text() for path in sources)
-    assert text.count("PRAGMA key") == 1
+    assert "PRAGMA key" not in text and "PRAGMA rekey" not in text
+    assert text.count("PRAGMA {pragma}") == text.count("key.expose().hex()") == 1
     assert text.count("PRAGMA cipher_log") == text.count("PRAGMA cipher_log = off") == 1
     assert "trace_callback" not in text and "cipher_profile" not in text
 

@@ -26,8 +26,7 @@ def create_state(directory: Path, passphrase: Passphrase) -> DatabaseKey:
 
 
 def _open(directory: Path, key: DatabaseKey) -> Database:
-    """Prompts and answers pass through this process's memory as it is; wiping SQLite's would triple what it costs."""
-    return Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA, wipes=False)
+    return Database.open(directory / DATABASE_FILE, key, schema=_SCHEMA)
 
 
 @contextlib.contextmanager
