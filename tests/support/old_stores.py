@@ -68,7 +68,7 @@ def _fill(connection: Connection, version: int) -> None:
     if version >= FIRST_WITH_DOCUMENTS:
         _documents(connection)
     if version >= 4:
-        connection.execute("INSERT INTO folder_labels VALUES ('/home/a/private', 'local-only')")
+        connection.execute("INSERT INTO folder_labels VALUES ('/files/private', 'local-only')")
     if version >= 5:
         connection.execute("INSERT INTO kept_answers VALUES (?)", (digest("an answer"),))
     if version >= 6:
@@ -82,7 +82,7 @@ def _documents(connection: Connection) -> None:
     collection, rows = ("manual", MODEL, DIMENSION), vectors()
     connection.execute("INSERT INTO collections (name, model_id, dimension) VALUES (?, ?, ?)", collection)
     for document in range(DOCUMENTS):
-        source, title = f"/home/a/{document}.md", f"Title{document}"
+        source, title = f"/files/{document}.md", f"Title{document}"
         connection.execute(
             "INSERT INTO documents (id, collection_id, source, title, sha256, label, chunks)"
             " VALUES (?, 1, ?, ?, ?, ?, ?)",

@@ -68,7 +68,7 @@ async def test_rows_of_each_version_are_there(version: int, tmp_path: Path) -> N
         assert claimed is not None and claimed.payload == b"prompt 0"
         documents = Documents(database)
         assert await documents.count() == ((len(KEPT), len(KEPT) * PASSAGES) if version in WITH_DOCUMENTS else (0, 0))
-        assert await documents.folder_labels() == ({"/home/a/private": "local-only"} if version >= 4 else {})
+        assert await documents.folder_labels() == ({"/files/private": "local-only"} if version >= 4 else {})
         drafts = Drafts(database, MODEL)
         known = await drafts.known(digest("a draft"))
         assert list(known) == ([drafts.passage("half done")] if version >= 6 else [])
@@ -83,9 +83,9 @@ async def test_documents_of_each_version_are_found(version: int, tmp_path: Path)
     with open_store(path) as database:
         documents, search = Documents(database), Search(database)
         listed = {document.source: document for document in await documents.list("manual")}
-        assert sorted(listed) == [f"/home/a/{number}.md" for number in KEPT]
+        assert sorted(listed) == [f"/files/{number}.md" for number in KEPT]
         for number in KEPT:
-            document = listed[f"/home/a/{number}.md"]
+            document = listed[f"/files/{number}.md"]
             assert (document.title, document.chunks) == (f"Title{number}", PASSAGES)
             assert document.label == ("public", "internal", "local-only")[number % 3]
             for at in range(PASSAGES):
@@ -110,14 +110,14 @@ async def test_a_store_of_each_version_goes_on(version: int, tmp_path: Path) -> 
         again = await documents.again(collection="manual", source=first.source, sha256=first.sha256)
         assert again is not None and again.id == first.id
         new = unit_vectors(2, seed=77, dimension=DIMENSION)
-        for source in (first.source, "/home/a/new.md"):
+        for source in (first.source, "/files/new.md"):
             await documents.add(
                 collection="manual", source=source, title="New", sha256=digest("new " + source),
                 chunks=[Chunk(f"pears at {source}"), Chunk("plums")], vectors=new, model_id=MODEL,
             )
-        assert await documents.delete(next(d.id for d in await documents.list() if d.source == "/home/a/5.md"))
+        assert await documents.delete(next(d.id for d in await documents.list() if d.source == "/files/5.md"))
         hits = await search.query(text="pears", vector=new[0], collection="manual", top=50)
-        assert {hit.text for hit in hits if "pears" in hit.text} == {"pears at /home/a/0.md", "pears at /home/a/new.md"}
+        assert {hit.text for hit in hits if "pears" in hit.text} == {"pears at /files/0.md", "pears at /files/new.md"}
         assert not [hit for hit in hits if "word0x" in hit.text or "word5x" in hit.text]
     assert check(path, KEY).problems == ()
 
