@@ -29,6 +29,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "store keyring": ("edge store keyring on", "edge store keyring off"),
     "store tpm": ("edge store tpm on", "edge store tpm off"),
     "store passphrase": ("edge store passphrase on", "edge store passphrase off"),
+    "store check": ("edge store check", "edge store check --json"),
     "store lock": ("edge store lock",),
     "store unlock": ("edge store unlock",),
     "outbox": ("edge outbox", "edge outbox --json"),
