@@ -129,7 +129,7 @@ class Documents:
     async def named(self, collection: str, source: str) -> Document | None:
         """The document of that source."""
         return await self._database.run(
-            lambda c: _first(c, _BY_SOURCE, collection, _storable(source)), read_only=True
+            lambda c: _first(c, _BY_SOURCE, collection, storable(source)), read_only=True
         )
 
     async def list(self, collection: str | None = None) -> list[Document]:

@@ -10,19 +10,18 @@ CREATE TABLE removals (
   PRIMARY KEY (collection_id, removed)
 ) STRICT, WITHOUT ROWID;
 
--- Codes by document: all of its passages' one after the other, whose ids have no gaps.
-CREATE TABLE document_codes (
+-- Codes by document: all of its passages' one after the other, whose ids have no gaps. They were one bit for each
+-- component, a row a passage. Where `coded` is 0 a search first makes those that are missing, from the vectors.
+ALTER TABLE collections ADD COLUMN coded INTEGER NOT NULL DEFAULT 1;
+UPDATE collections SET coded = 0;
+DROP TABLE codes;
+CREATE TABLE codes (
   collection_id INTEGER NOT NULL REFERENCES collections (id),
   document_id   INTEGER NOT NULL,
   first_chunk   INTEGER NOT NULL,
   code          BLOB NOT NULL,
   PRIMARY KEY (collection_id, document_id)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO document_codes
-  SELECT k.collection_id, h.document_id, min(h.id), unhex(group_concat(hex(k.code), '' ORDER BY h.id))
-  FROM codes k JOIN chunks h ON h.id = k.chunk_id GROUP BY h.document_id;
-DROP TABLE codes;
-ALTER TABLE document_codes RENAME TO codes;
 
 -- Whoever changes a document: nothing has to remember to count.
 CREATE TRIGGER document_added AFTER INSERT ON documents BEGIN

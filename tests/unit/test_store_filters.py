@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import store.search
-import store.vectors
 from store.database import STORE_SCHEMA, Connection, Database
 from store.documents import Chunk, Documents
 from store.errors import StoreMisuse
@@ -87,7 +87,7 @@ async def test_candidates_are_of_those_alone_that_are_left(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All others are nearer, by meaning and by words."""
-    monkeypatch.setattr(store.search, "_candidates", lambda size, top: 2)
+    monkeypatch.setattr(store.search, "_candidates", lambda *_, **__: 2)
     near, far = unit_vectors(1), unit_vectors(2, seed=7)
     documents = Documents(database)
     for n in range(30):
@@ -164,7 +164,7 @@ async def test_a_store_of_before(tmp_path: Path) -> None:
         )
         for collection, document, chunk, n in kept:
             connection.execute("INSERT INTO chunks VALUES (?, ?, ?, NULL, NULL)", (chunk, document, f"text {n}"))
-            code, value = store.vectors.encode_codes(rows[n : n + 1]), store.vectors.encode_rows(rows[n : n + 1])[0]
+            code, value = np.packbits(rows[n] > 0).tobytes(), rows[n].astype("<f2").tobytes()
             connection.execute("INSERT INTO codes VALUES (?, ?, ?)", (collection, chunk, code))
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (chunk, value))
             connection.execute("INSERT INTO words (rowid, title, text) VALUES (?, 't', ?)", (chunk, f"text {n}"))

@@ -51,7 +51,7 @@ async def test_a_hit_says_everything_a_citation_needs(database: Database) -> Non
 
 
 async def test_either_ranking_alone_finds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.search, "_candidates", lambda size, top: 3)
+    monkeypatch.setattr(store.search, "_candidates", lambda *_, **__: 3)
     vectors = unit_vectors(50)
     texts = [f"passage number{n}" for n in range(50)]
     await add_document(Documents(database), texts, vectors=vectors)
@@ -208,7 +208,7 @@ async def test_documents_stand_where_their_best_chunk_does(database: Database) -
 
 
 async def test_equals_go_by_id(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.search, "_candidates", lambda size, top: 4)
+    monkeypatch.setattr(store.search, "_candidates", lambda *_, **__: 4)
     row = unit_vectors(1)
     for n in range(10):
         await add_document(Documents(database), ["same words"], source=f"s{9 - n}", vectors=row)
