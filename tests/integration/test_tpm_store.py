@@ -220,7 +220,7 @@ def test_what_the_key_file_says_is_checked(home: Path, machine: SoftwareTpm) -> 
     other = home / "other.key"
     create_key(other, Passphrase(WORDS))
     for content in (b"", b"\xff\xff", b"\0\1s" + bytes(75)):
-        store.keys._add(other, 3, lambda store_id, content=content: content)
+        store.keys._add(other, key, 3, lambda key, store_id, content=content: (3, content))
         with pytest.raises(StoreCorrupt):
             unlock_by_tpm(other, lambda sealed: bytes(32))
     assert isinstance(key, DatabaseKey)
