@@ -8,18 +8,19 @@ Once an answer has begun, or where nobody can know, there is no other attempt (g
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
 from relay.gateway.routes import ROUTES
 from relay.gateway.upstream.base import Upstream
+from relay.gateway.upstream.breaker import Breaker
 from relay.gateway.upstream.keys import ProviderKey
 from relay.gateway.upstream.providers import Provided
 from relay.gateway.upstream.rename import renamed
@@ -54,7 +55,7 @@ class Forward:
         assert context.model
         return _Asking(self, context)
 
-    async def first(self, context: RequestContext) -> tuple[AbstractAsyncContextManager[Answer], Answer]:
+    async def first(self, context: RequestContext) -> tuple["_Attempt", Answer]:
         """An attempt that has been entered, and its answer."""
         assert context.target is not None
         ways = deque(self.routing.targets(context.target.operation, context.model))
@@ -67,8 +68,8 @@ class Forward:
             way = ways.popleft()
             provided, context.provider = self._providers[way.provider], way.provider
             key = None if provided.key is None else provided.key.current()
-            attempt = self._attempt(context, way, provided, key)
             try:
+                attempt = self._attempt(context, way, provided, key)
                 return attempt, await attempt.__aenter__()
             except ProviderFailure as failure:
                 if not (failure.again or failure.kind == "provider_auth"):
@@ -85,66 +86,94 @@ class Forward:
                     there=way.model, code=failure.kind,
                 )
 
-    @asynccontextmanager
-    async def _attempt(
-        self, context: RequestContext, way: Target, provided: Provided, key: Secret | None
-    ) -> AsyncIterator[Answer]:
-        target, upstream, breaker = context.target, provided.upstream, provided.breaker
-        assert target is not None
-        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
-        turn = breaker.ask(self._ticking())  # whoever has asked reports; nothing may fail in between
+    def _attempt(self, context: RequestContext, way: Target, provided: Provided, key: Secret | None) -> "_Attempt":
+        assert context.target is not None
+        body = context.body
+        if not context.target.model and way.model != context.model:
+            body = renamed(body, way.model)
+        turn = provided.breaker.ask(self._ticking())  # whoever has asked reports; nothing may fail in between
         if turn is None:
             raise ProviderFailure(
                 "the provider has failed several times and is not asked for now; try again later",
                 kind="provider_unavailable", status=503, again=True,
             )
-        attributes: dict[str, str | int | float] = {
-            names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
+        upstream, operation = provided.upstream, context.target.operation
+        span = self._telemetry.span(f"{operation} call", parent=context.span, kind=SpanKind.CLIENT, attributes={
+            names.ROLE: "provider", names.GEN_AI_OPERATION: operation,
             names.GEN_AI_PROVIDER: upstream.name, names.GEN_AI_REQUEST_MODEL: way.model,
             names.SERVER_ADDRESS: upstream.host, names.BYTES_OUT: len(body),
-        }
-        received = 0
-        with self._telemetry.span(
-            f"{target.operation} call", parent=context.span, kind=SpanKind.CLIENT, attributes=attributes
-        ) as span:
+        })
+        return _Attempt(context, span, provided.breaker, turn, self._ticking, key, upstream.call(
+            context.route, body, form=context.target.format, model=way.model, stream=context.stream, key=key
+        ))
 
-            async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-                nonlocal received
-                async for chunk in chunks:
-                    if key is not None and key.expose() in chunk:  # who quotes the key is not passed on
-                        raise ProviderFailure(
-                            "the provider's answer held what it must not", kind="provider_garbled", status=502
-                        )
-                    received += len(chunk)
-                    yield chunk
 
-            context.attempts += 1
-            try:
-                async with upstream.call(
-                    context.route, body, form=target.format, model=way.model, stream=context.stream, key=key
-                ) as answer:
-                    breaker.began(turn)
-                    span.set_attribute(names.HTTP_STATUS, answer.status)
-                    yield Answer(answer.status, answer.content_type, answer.streamed, watched(answer.chunks))
-                breaker.ended(turn)
-            except ProviderFailure as failure:
-                span.set_attribute(names.ERROR_TYPE, failure.kind)
-                context.attempts -= failure.again and failure.kind in _UNREACHED
-                if failure.kind in _NOT_WELL and not failure.well:
-                    breaker.failed(turn, self._ticking())
-                else:
-                    breaker.began(turn)  # it answers, if only to refuse
-                raise
-            finally:
-                breaker.gone(turn)
-                usage = context.usage
-                span.set_attribute(names.BYTES_IN, received)
-                if usage.model:
-                    span.set_attribute(names.GEN_AI_RESPONSE_MODEL, usage.model)
-                if usage.input_tokens is not None:
-                    span.set_attribute(names.GEN_AI_INPUT_TOKENS, usage.input_tokens)
-                if usage.output_tokens is not None:
-                    span.set_attribute(names.GEN_AI_OUTPUT_TOKENS, usage.output_tokens)
+class _Attempt:
+    """A provider asked once, with a span; its breaker hears what came of it. Gives the answer's pieces, too."""
+
+    __slots__ = (
+        "_breaker", "_call", "_chunks", "_context", "_key", "_received", "_span", "_spanning", "_ticking", "_turn",
+    )
+
+    def __init__(
+        self, context: RequestContext, span: AbstractContextManager[Span], breaker: Breaker, turn: int,
+        ticking: Callable[[], float], key: Secret | None, call: AbstractAsyncContextManager[Answer],
+    ) -> None:
+        self._context, self._spanning, self._breaker, self._turn = context, span, breaker, turn
+        self._ticking, self._key, self._call, self._received = ticking, key, call, 0
+
+    async def __aenter__(self) -> Answer:
+        self._span = self._spanning.__enter__()
+        self._context.attempts += 1
+        try:
+            answer = await self._call.__aenter__()
+        except BaseException as error:
+            self._over(error)
+            raise
+        self._breaker.began(self._turn)
+        self._span.set_attribute(names.HTTP_STATUS, answer.status)
+        self._chunks = answer.chunks
+        return Answer(answer.status, answer.content_type, answer.streamed, self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._call.__aexit__(kind, error, trace)
+        finally:
+            self._over(error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._chunks.__anext__()
+        if self._key is not None and self._key.expose() in chunk:  # who quotes the key is not passed on
+            raise ProviderFailure(
+                "the provider's answer held what it must not", kind="provider_garbled", status=502
+            )
+        self._received += len(chunk)
+        return chunk
+
+    def _over(self, error: BaseException | None) -> None:
+        span, breaker, usage = self._span, self._breaker, self._context.usage
+        if error is None:
+            breaker.ended(self._turn)
+        elif isinstance(error, ProviderFailure):
+            self._context.attempts -= error.again and error.kind in _UNREACHED
+            if error.kind in _NOT_WELL and not error.well:
+                breaker.failed(self._turn, self._ticking())
+            else:
+                breaker.began(self._turn)  # it answers, if only to refuse
+        breaker.gone(self._turn)
+        span.set_attribute(names.BYTES_IN, self._received)
+        if usage.model:
+            span.set_attribute(names.GEN_AI_RESPONSE_MODEL, usage.model)
+        if usage.input_tokens is not None:
+            span.set_attribute(names.GEN_AI_INPUT_TOKENS, usage.input_tokens)
+        if usage.output_tokens is not None:
+            span.set_attribute(names.GEN_AI_OUTPUT_TOKENS, usage.output_tokens)
+        self._spanning.__exit__(None if error is None else type(error), error, None)
 
 
 class _Asking:
@@ -161,8 +190,8 @@ class _Asking:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._attempt.__aexit__(kind, error, trace)
+    ) -> None:
+        await self._attempt.__aexit__(kind, error, trace)
 
 
 class ModelList:
