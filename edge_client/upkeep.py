@@ -3,16 +3,23 @@
 import hmac
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+from edge_client import login_keyring
 from edge_client.app import key_without_asking
 from edge_client.config import Config
-from edge_client.errors import NoKeyring
+from edge_client.errors import NoKeyring, NotServing
+from edge_client.identity import NAMESPACE
+from edge_client.key_agent import lock_serve, state_of_serve
+from edge_client.promises import PROMISES
+from store.database import Connection
 from store.errors import TpmError, WrongKey
 from store.keys import DatabaseKey, ways_in
 from store.upkeep import Problem, Report, check, who_may_read
+from store.wiping import wipe
 
-__all__ = ["Condition", "examine"]
+__all__ = ["Condition", "WipedHome", "examine", "wipe_home", "without_what_acts"]
 
 _NAMES = {"held": "the login keyring", "tpm": "the TPM"}
 
@@ -44,3 +51,45 @@ def examine(config: Config, key: DatabaseKey, tell: Callable[[str], None]) -> Co
             problems.append(Problem("way", f"{_NAMES[way]} does not open the store: {why}", hint))
     problems += who_may_read([config.home, *sorted(config.home.glob("store.*")), config.token_path, config.traces_path])
     return Condition(replace(report, problems=tuple(problems)), ways)
+
+
+def without_what_acts(connection: Connection, *, identity: bool) -> None:
+    """Makes a copy of a store one that does nothing by itself where it is opened: for a backup.
+
+    What had not been answered is *interrupted*, since it may have been sent after the copy was made: only a person asks
+    it again. Unless `identity`, the device's is left out: two devices with one would be taken for a copied key.
+    """
+    connection.execute(
+        "UPDATE queue SET state = 'interrupted', note = 'restored', settled_at = unixepoch()"
+        " WHERE name = 'outbox' AND state IN ('waiting', 'sent')"
+    )
+    for namespace in (PROMISES, *(() if identity else (NAMESPACE,))):
+        connection.execute("DELETE FROM settings WHERE namespace = ?", (namespace,))
+
+
+class WipedHome(NamedTuple):
+    """As store.wiping.Wiped, and what became of a running `edge serve`."""
+
+    keys: int
+    files: int
+    serve: Literal["none", "locked", "silent"]
+    not_dropped: Exception | None
+
+
+def wipe_home(home: Path) -> WipedHome:
+    """Destroys the store of a home, whatever is in its configuration. Blocks: what takes time is an `edge serve`, which
+    ends its sessions after the files are gone. Raises as store.wiping.wipe.
+    """
+    config = Config(home)
+    serve: Literal["none", "locked", "silent"] = "none"
+    try:
+        done = wipe(config.store_path, config.key_path, login_keyring.drop)
+    finally:
+        config.traces_path.unlink(missing_ok=True)  # when something was asked, and by which ways
+        try:
+            if state_of_serve(home).store != "none":
+                lock_serve(home)
+                serve = "locked"
+        except NotServing as error:
+            serve = "silent" if "does not answer" in str(error) else "none"
+    return WipedHome(done.keys, done.files, serve, done.not_dropped)
