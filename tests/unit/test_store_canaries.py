@@ -50,7 +50,8 @@ def needles(vectors: np.ndarray) -> Iterator[bytes]:
     yield VALUES[49].encode()
     yield from (PAYLOADS[n][::-1].encode() for n in range(50) if n % 5)
     yield from (NOTES[n][::-1].encode() for n in range(0, 50, 5))
-    for row, code in zip(encode_rows(vectors[kept]), encode_codes(vectors[kept]), strict=True):
+    codes = [encode_codes(row[None]) for row in vectors[kept]]
+    for row, code in zip(encode_rows(vectors[kept]), codes, strict=True):
         yield from (row, code, row[:32])
 
 
@@ -80,7 +81,7 @@ async def test_no_canary_on_disk(folder: Path) -> None:
 
 
 async def test_the_search_for_canaries_can_find(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.database, "_apply_key", lambda *_: None)
+    monkeypatch.setattr(store.database, "_hand_over", lambda *_: None)
     vectors = unit_vectors(50)
     wanted = list(needles(vectors))
     with open_store(folder / "store.db") as database:
