@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from store.database import Connection, Database
 from store.drafts import Drafts
-from store.errors import ModelMismatch, StoreMisuse
+from store.errors import OTHER_MODEL, REEMBED, ModelMismatch, StoreMisuse
 
 if TYPE_CHECKING:
     from store.vectors import FloatArray
@@ -239,20 +239,17 @@ def storable(text: str) -> str:
 
 
 def _collection(connection: Connection, name: str, model_id: str, dimension: int) -> int:
-    """The collection's id; a new or empty one takes this model and dimension."""
+    """The collection's id; one without vectors takes this model and dimension."""
     connection.execute(
         "INSERT INTO collections (name, model_id, dimension) VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
         " SET model_id = excluded.model_id, dimension = excluded.dimension"
-        " WHERE NOT EXISTS (SELECT 1 FROM documents WHERE collection_id = collections.id)",
+        " WHERE NOT EXISTS (SELECT 1 FROM documents WHERE collection_id = collections.id AND chunks > 0)",
         (name, model_id, dimension),
     )
     row = connection.execute("SELECT id, model_id, dimension FROM collections WHERE name = ?", (name,)).fetchone()
     assert row is not None
     if row[1:] != (model_id, dimension):
-        raise ModelMismatch(
-            "the collection was made with another embedding model",
-            hint="use the embedder it was made with, or delete its documents and ingest them again",
-        )
+        raise ModelMismatch(OTHER_MODEL, hint=REEMBED)
     return int(row[0])
 
 

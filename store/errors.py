@@ -21,7 +21,10 @@
 Retrying helps after StoreBusy, and after DiskFull once there is space.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+OTHER_MODEL: Final = "the collection was made with another embedding model"
+REEMBED: Final = "`edge documents reembed` (store.reembedding) makes its vectors anew; or use the embedder of before"
 
 
 class StoreError(Exception):

@@ -24,6 +24,11 @@ _AT_ONCE: Final = 64  # passages, some seconds of work, of which a kill loses no
 _IDS: Final = (
     "SELECT k.id FROM documents d CROSS JOIN chunks k ON k.document_id = d.id WHERE d.collection_id = :collection"
 )
+_REPLACE: Final = (
+    "UPDATE vectors SET value = (SELECT n.value FROM new_vectors n WHERE n.chunk_id = vectors.chunk_id)"  # noqa: S608
+    f" WHERE chunk_id IN ({_IDS})"
+)
+_DROP: Final = f"DELETE FROM new_vectors WHERE chunk_id IN ({_IDS})"  # noqa: S608
 # Documents in the order of their ids, which is that of their passages: nothing is sorted, and none is read twice.
 _MISSING: Final = (
     "SELECT k.id, k.text FROM reembeddings r CROSS JOIN documents d NOT INDEXED ON d.id >= r.document"
@@ -150,7 +155,7 @@ async def outdated(database: Database, model_id: str) -> list[tuple[str, int]]:
     """(name, passages) of the collections whose documents are of another embedder than this."""
     statement = (
         "SELECT c.name, sum(d.chunks) FROM collections c JOIN documents d ON d.collection_id = c.id"
-        " WHERE c.model_id <> ? GROUP BY c.id ORDER BY c.name"
+        " WHERE c.model_id <> ? AND d.chunks > 0 GROUP BY c.id ORDER BY c.name"
     )
 
     def work(connection: Connection) -> list[tuple[str, int]]:
@@ -194,35 +199,20 @@ def _missing(connection: Connection, collection_id: int, count: int) -> list[tup
 
 
 def _replace(connection: Connection, collection_id: int, dimension: int | None, model_id: str) -> None:
-    import numpy as np
+    from store.codes import make_codes
 
-    from store import vectors as coding
-
-    within = "SELECT id FROM documents WHERE collection_id = ?"
-    for (document_id,) in connection.execute(within, (collection_id,)).fetchall():
-        found = connection.execute(
-            "SELECT n.value FROM chunks k JOIN new_vectors n ON n.chunk_id = k.id WHERE k.document_id = ?"
-            " ORDER BY k.id", (document_id,),
-        ).fetchall()
-        if found:
-            rows = np.frombuffer(b"".join(value for (value,) in found), "<f2").reshape(len(found), -1)
-            connection.execute(
-                "UPDATE codes SET code = ? WHERE collection_id = ? AND document_id = ?",
-                (coding.encode_codes(rows.astype(np.float32)), collection_id, document_id),
-            )
-            connection.execute(
-                "UPDATE vectors SET value = (SELECT n.value FROM new_vectors n WHERE n.chunk_id = vectors.chunk_id)"
-                " WHERE chunk_id IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,),
-            )
+    connection.execute(_REPLACE, {"collection": collection_id})
+    connection.execute("DELETE FROM codes WHERE collection_id = ?", (collection_id,))
     # The index in memory of any process goes by model and dimension.
     connection.execute(
         "UPDATE collections SET model_id = ?, dimension = ifnull(?, dimension) WHERE id = ?",
         (model_id, dimension, collection_id),
     )
+    if dimension is not None:
+        make_codes(connection, collection_id, dimension)
     _drop(connection, collection_id)
 
 
 def _drop(connection: Connection, collection_id: int) -> None:
-    staged = "DELETE FROM new_vectors WHERE chunk_id IN (" + _IDS + ")"  # noqa: S608
-    connection.execute(staged, {"collection": collection_id})
+    connection.execute(_DROP, {"collection": collection_id})
     connection.execute("DELETE FROM reembeddings WHERE collection_id = ?", (collection_id,))

@@ -17,7 +17,7 @@ import numpy as np
 from store.answers import KeptAnswers
 from store.codes import CodeIndex, Mask, make_codes
 from store.database import Connection, Database
-from store.errors import ModelMismatch, StoreMisuse
+from store.errors import OTHER_MODEL, REEMBED, ModelMismatch, StoreMisuse
 from store.filters import Filter
 from store.vectors import FloatArray, checked_rows, fetch_rows, mixed
 
@@ -139,10 +139,7 @@ class Search:
                 return []
             id, model, dimension, added, removed, altered, coded = row
             if dimension != len(unit) or (model_id is not None and model_id != model):
-                raise ModelMismatch(
-                    "the collection was made with another embedding model",
-                    hint="use the embedder it was made with, or delete its documents and ingest them again",
-                )
+                raise ModelMismatch(OTHER_MODEL, hint=REEMBED)
             if not coded:
                 return id, dimension
             held = self._held.get(collection)
