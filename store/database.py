@@ -121,6 +121,10 @@ class Database:
         """
         await self._accepted(lambda: asyncio.get_running_loop().run_in_executor(self._executor, self._copy, path))
 
+    def copy_sync(self, path: Path) -> None:
+        """The same for plain threads. Blocks."""
+        self._accepted(lambda: self._executor.submit(self._copy, path)).result()
+
     def close(self, why: Callable[[], StoreError] = _is_closed) -> None:
         """Waits for work begun, folds the log into the database and closes it. Idempotent.
 
