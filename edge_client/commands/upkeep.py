@@ -153,6 +153,31 @@ def restore(
     ended(work, as_json=as_json)
 
 
+def rekey(as_json: Annotated[bool, JSON] = False) -> None:
+    """Encrypt the store anew, under another key. What opens it does so as before; no former key or copy of one does.
+
+    Takes about as long as copying it. A running `edge serve` is without documents meanwhile.
+    """
+
+    def work() -> None:
+        from edge_client.config import Config
+        from edge_client.errors import NoStore
+        from edge_client.passphrase import passphrase
+        from edge_client.upkeep import renew_key
+
+        config = Config.load()
+        if not config.key_path.exists():
+            raise NoStore
+        ways = renew_key(config, passphrase)
+        if as_json:
+            show({"ways": ["keyring" if way == "held" else way for way in ways]})
+        else:
+            print(f"the store has another key, opened by {' or '.join(_WAYS[way] for way in ways)}")
+            note("backups from before open as they did, and need what opened the store then")
+
+    ended(work, as_json=as_json)
+
+
 def wipe(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
     as_json: Annotated[bool, JSON] = False,
@@ -188,7 +213,7 @@ def wipe(
 
 def add_upkeep(group: typer.Typer) -> None:
     """Gives `edge store` these commands."""
-    for command in (check, backup, restore, wipe):
+    for command in (check, backup, restore, rekey, wipe):
         group.command()(command)
 
 
