@@ -1,8 +1,8 @@
-"""What Causeway is compared with: TLS 1.3 of the standard library, and `noiseprotocol`. And what it is attacked with.
+"""What Causeway is compared with: `ssl`, `noiseprotocol`, `sqlite-vec`. And what it is attacked with.
 
-`noiseprotocol` and scikit-learn are no dependencies of the project: they live in `.venv-peers` (benchmarks/peers.lock,
-hashes, no index), installed when first needed, and use the `cryptography` and the `numpy` of the project's own
-environment, so that all call the same primitives.
+`noiseprotocol`, `sqlite-vec` and scikit-learn are no dependencies of the project: they live in `.venv-peers`
+(benchmarks/peers.lock, hashes, no index), installed when first needed, and use the `cryptography`, the `numpy` and the
+SQLCipher of the project's own environment, so that all call the same primitives.
 """
 
 import contextlib
@@ -90,6 +90,19 @@ def scikit_learn() -> str:
             f"scikit-learn of benchmarks/peers.lock cannot be installed ({type(error).__name__})"
         ) from error
     return str(sklearn.__version__)
+
+
+def sqlite_vec() -> tuple[str | None, str]:
+    """(where its loadable extension is, what to call it), or (None, why not). Installs it when it is not there."""
+    name = "sqlite-vec"
+    try:
+        _install()
+        if str(FOLDER) not in sys.path:
+            sys.path.append(str(FOLDER))
+        import sqlite_vec  # type: ignore[import-not-found]
+    except (OSError, subprocess.SubprocessError, ImportError) as error:
+        return None, f"{name} (not measured: {type(error).__name__} while installing benchmarks/peers.lock)"
+    return str(sqlite_vec.loadable_path()), f"{name} {sqlite_vec.__version__}"
 
 
 def _install() -> None:

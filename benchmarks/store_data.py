@@ -2,7 +2,7 @@
 
 Passages are cut as the product cuts them from texts that come with the project (its documentation) and, where
 `../shared/data` is there, from judged abstracts (Cranfield), prompts and examination questions. Questions are texts
-that are among no passages. Embedding 8,000 of them takes some minutes once; `.bench-cache` keeps the vectors by text
+that are among no passages. Embedding 5,000 of them takes some minutes once; `.bench-cache` keeps the vectors by text
 and embedder.
 """
 
@@ -29,9 +29,9 @@ from edge_client.engine.models import embedder_file
 ROOT: Final = Path(__file__).resolve().parent.parent
 SHARED: Final = Path(os.environ.get("CAUSEWAY_SHARED", ROOT.parent / "shared")) / "data"
 CACHE: Final = ROOT / ".bench-cache"
-PASSAGES: Final = 8_000
+PASSAGES: Final = 5_000
 QUESTIONS: Final = 200
-_AT_ONCE: Final = 256  # embedded between two notes
+_AT_ONCE: Final = 128  # embedded between two notes
 BLOCK: Final = 1_000
 _NEAR: Final = 16
 _DRIFT: Final = 0.3
@@ -84,10 +84,10 @@ async def real(
         piece.text for path in documentation()
         for piece in chunks(parse(path.name, path.read_bytes()).blocks, embedder.count, EMBEDDER_TOKENS)
     )
-    parts = {"documentation": list(shipped)}
+    parts = {"documentation": _evenly(list(shipped), passages // 4 if asked else passages + questions)}
     if not asked:
         note(f"{folder} is not there: passages and questions are of the project's own documentation alone")
-        asked = parts["documentation"][::10]
+        asked = _evenly(parts["documentation"], questions)
     for number, (name, whole) in enumerate(found.items()):
         # The rest, in equal shares: a text gives a passage or two.
         share = (passages - sum(map(len, parts.values()))) // (len(found) - number)
@@ -180,11 +180,10 @@ async def _embedded(embedder: Embedder, pieces: Sequence[str]) -> Rows:
     return np.concatenate(rows)
 
 
-def embedder() -> CachedEmbedder:
-    """The one people use, with what it has embedded before."""
+def embedder(threads: int | None = None) -> LlamaEmbedder:
+    """The one people use."""
     file = embedder_file(Config.load())
-    CACHE.mkdir(exist_ok=True)
-    return CachedEmbedder(LlamaEmbedder(file.path, model_id=file.model_id), CACHE / "passages.npz")
+    return LlamaEmbedder(file.path, model_id=file.model_id, threads=threads)
 
 
 def _json_lines(path: Path) -> list[dict[str, str]]:
@@ -199,7 +198,8 @@ def _evenly(items: Sequence[str], count: int) -> list[str]:
 
 def load(*, passages: int = PASSAGES, questions: int = QUESTIONS) -> Real:
     """What `real` gives with people's embedder. Kept, so that the next time takes a second."""
-    cached = embedder()
+    CACHE.mkdir(exist_ok=True)
+    cached = CachedEmbedder(embedder(threads=1), CACHE / "passages.npz")  # a second one waits where others work
     try:
         return asyncio.run(real(cached, passages=passages, questions=questions))
     finally:

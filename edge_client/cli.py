@@ -20,6 +20,7 @@ from edge_client.commands.serve import serve
 from edge_client.commands.setup import setup
 from edge_client.commands.status import status
 from edge_client.commands.store import store
+from edge_client.commands.upkeep import add_upkeep
 
 __all__ = ["app", "main"]
 
@@ -64,11 +65,15 @@ app.add_typer(documents, name="documents")
 app.add_typer(store, name="store")
 app.add_typer(outbox, name="outbox")
 app.add_typer(models, name="models")
+add_upkeep(store)
 add_examples(app)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    from store.memory import keep_private
+
+    keep_private()  # whatever the command is: keys, documents or prompts will be in it
     app(prog_name="edge")
 
 

@@ -4,7 +4,8 @@
     full     8 min  quick, then everything that needs processes, the command line or the local model   (the default)
     ci      22 min  full, then the wheel in an empty environment, the model of exactly once (needs spin), every
                     command of the README, the demo, and the real Bluetooth stack in a virtual machine (needs QEMU)
-    long            Hypothesis with long profiles, a real OPA and a real SPIRE (need Go); prints what belongs to it
+    long            Hypothesis with long profiles, kill -9 at every point, a real OPA and a real SPIRE (need Go); prints
+                    what belongs to it
 
 Every stage is a process of its own with a time limit. A time table ends the output, followed by pytest's closing lines.
 Exit code 0 if every stage passed, 1 otherwise.
@@ -89,17 +90,22 @@ def full() -> list[Stage]:
 
 
 def ci(scratch: Path) -> list[Stage]:
-    python, empty, dist = str(BIN / "python"), scratch / "empty", scratch / "dist"
+    python, dist, empty, alone = str(BIN / "python"), scratch / "dist", scratch / "empty", scratch / "alone"
     install = (  # the wheel with nothing of the repository on the path; hashes come from the lock
         f"set -eu; {python} -m hatchling build -t wheel -d {dist}; {python} -m venv {empty}; "
         f"{empty}/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes"
         f" -r {scratch}/light.lock; "
         f"{empty}/bin/python -m pip install -q --disable-pip-version-check --no-deps {dist}/*.whl; "
-        f"cd {scratch}; {empty}/bin/edge --help; {empty}/bin/relay --help; {empty}/bin/relay hop --help"
+        f"cd {scratch}; {empty}/bin/edge --help; {empty}/bin/relay --help; {empty}/bin/relay hop --help; "
+        f"{python} -m venv {alone}; {alone}/bin/python -m pip install -q --disable-pip-version-check --no-deps"
+        f" --require-hashes -r {scratch}/store.lock; "
+        f"{alone}/bin/python -m pip install -q --disable-pip-version-check --no-deps {dist}/*.whl; "
+        f"for package in edge_client relay transport; do rm -r {alone}/lib/python*/site-packages/$package; done; "
+        f"{alone}/bin/python -W error {ROOT}/examples/encrypted_store.py"
     )
     return [
         *full(),
-        Stage("wheel, empty venv", ["bash", "-c", install], 240),
+        Stage("wheel, empty venvs", ["bash", "-c", install], 300),
         Stage("model of exactly once", [python, "scripts/check_model.py"], 200),  # some 40 s on a machine at rest
         pytest_stage("README and demo", FULL_TESTS, 600, "-m", "demo"),
         Stage("BlueZ in a machine", [python, "-m", "scripts.bluez_vm", "ci"], 1100),  # four minutes at rest
@@ -108,18 +114,20 @@ def ci(scratch: Path) -> list[Stage]:
 
 def long() -> list[Stage]:
     print("The long tier: property and contract suites with the Hypothesis profile `long` (2,000 examples a property),")
-    print("a real OPA beside Cedar, and the whole chain with a real SPIRE, made from their sources where Go is here.")
+    print("a store killed at every call that changes a file, a real OPA beside Cedar, and the whole chain with a real")
+    print("SPIRE, made from their sources where Go is here.")
     return [
         pytest_stage("long properties", LONG_TESTS, 3600, profile="long"),
+        pytest_stage("kill -9 anywhere", ["faults"], 1800, "-k", "test_store_kills", profile="long"),
         Stage("real OPA", [str(BIN / "python"), "scripts/check_opa.py"], 1800),  # three minutes to compile, once
         Stage("real SPIRE", [str(BIN / "python"), "scripts/check_spire.py"], 3000),  # eleven minutes to compile, once
         Stage("BlueZ, every step", [str(BIN / "python"), "-m", "scripts.bluez_vm"], 1100),
     ]
 
 
-def light_lock() -> str:
-    """The lock's entries for what `causeway` without any extra needs, so that the wheel is tried with exactly that."""
-    wanted, ahead = set(), ["causeway"]
+def light_lock(*packages: str) -> str:
+    """The lock's entries for these packages and what they need without any extra: the wheel is tried with these."""
+    wanted, ahead = set(packages), list(packages)
     while ahead:
         for text in requires(ahead.pop()) or []:
             needed = Requirement(text)
@@ -220,7 +228,8 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="causeway-test-") as folder:
         scratch = Path(folder)
-        (scratch / "light.lock").write_text(light_lock(), encoding="utf-8")
+        (scratch / "light.lock").write_text(light_lock("causeway"), encoding="utf-8")
+        (scratch / "store.lock").write_text(light_lock("cryptography", "numpy", "sqlcipher3"), encoding="utf-8")
         stages = {"quick": quick, "full": full, "ci": lambda: ci(scratch), "long": long}[tier]()
         try:
             for stage in stages:

@@ -10,12 +10,13 @@ import concurrent.futures
 import contextlib
 import importlib.resources
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from sqlcipher3 import dbapi2
 
@@ -33,7 +34,7 @@ from store.errors import (
 from store.files import file_errors
 from store.keys import SALT_LEN, DatabaseKey
 
-__all__ = ["STORE_SCHEMA", "Connection", "Cursor", "Database", "SqlValue"]
+__all__ = ["STORE_SCHEMA", "Connection", "Cursor", "Database", "SqlValue", "reencrypt"]
 
 T = TypeVar("T")
 SqlValue = int | float | str | bytes | None
@@ -120,6 +121,10 @@ class Database:
         """
         await self._accepted(lambda: asyncio.get_running_loop().run_in_executor(self._executor, self._copy, path))
 
+    def copy_sync(self, path: Path) -> None:
+        """The same for plain threads. Blocks."""
+        self._accepted(lambda: self._executor.submit(self._copy, path)).result()
+
     def close(self, why: Callable[[], StoreError] = _is_closed) -> None:
         """Waits for work begun, folds the log into the database and closes it. Idempotent.
 
@@ -168,18 +173,8 @@ class Database:
     def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()
         with _database_errors(self._path):
-            _ensure_file(self._path, key)
-            # isolation_level=None: transactions are ours alone; the module would begin and commit by itself.
-            self._connection = dbapi2.connect(str(self._path), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            # First of all: the C library would report a wrong key on stderr by itself.
-            self._connection.execute("PRAGMA cipher_log = off")
-            _apply_key(self._connection, key)
-            try:
-                self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            except dbapi2.DatabaseError as error:
-                if _primary_code(error) == dbapi2.SQLITE_NOTADB:
-                    raise StoreCorrupt("the store is damaged", hint=_RESTORE) from error
-                raise
+            _ensure_file(self._path)
+            self._connection = _connected(self._path, key)
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("PRAGMA secure_delete = ON")
             self._use_wal()
@@ -226,26 +221,86 @@ class Database:
             self._connection = None
 
 
-def _ensure_file(path: Path, key: DatabaseKey) -> None:
-    """Creates the file with private permissions (its -wal and -shm inherit them), or checks whose it is.
+def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[], None]) -> None:
+    """Gives the database that `key` opens another key, by rewriting each page in one transaction.
 
-    SQLCipher keeps the salt as the first 16 bytes in the clear: another one means another key, the same one means that
-    what fails later is damage.
+    `before` is called when nothing else is in the way. The salt in the file's first bytes changes with the key. Blocks
+    for about as long as the file takes to be copied, and needs as much room again. Raises StoreBusy while anybody has
+    the database open, also in this process; WrongKey, StoreCorrupt, StoreMissing, DiskFull, StoreUnwritable, what
+    `before` raises; then it has its old key.
     """
     with file_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        path.stat()
+    with _database_errors(path), contextlib.closing(_connected(path, key)) as connection:
+        # Users of a write-ahead log hold locks as long as they have it open, so that it cannot be switched off under
+        # them; and the lock that switching takes is kept by this locking mode: nobody comes in between.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA synchronous = EXTRA")
+        needed = path.stat().st_size * 257 // 256 + 2**17  # the journal has each page, its number and checksum
+        _check_room(path, needed)
+        before()
         try:
-            start = os.read(descriptor, SALT_LEN)
-        finally:
-            os.close(descriptor)
-    if start and start != key.salt:
-        raise WrongKey("the key does not open this store", hint="key file and database belong to different stores")
+            _hand_over(connection, "rekey", new)
+        except StoreError:  # the library does not tell why
+            _check_room(path, needed)
+            raise StoreUnwritable(
+                "the key of the store could not be changed", hint="it needs as much room as the store has again"
+            ) from None
 
 
-def _apply_key(connection: Any, key: DatabaseKey) -> None:
+def _check_room(path: Path, needed: int) -> None:
+    with file_errors(path):
+        free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DiskFull(
+            "no space left to change the key of the store",
+            hint=f"it takes {-(-needed // 1_000_000)} MB, which are free again afterwards; nothing was changed",
+        )
+
+
+def _ensure_file(path: Path) -> None:
+    """Creates the file with private permissions; its -wal and -shm inherit them.
+
+    One that exists is not opened: closing it again would drop the locks that SQLite holds on it in this process.
+    """
+    with file_errors(path):
+        if not path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if 0 < path.stat().st_size < SALT_LEN:  # SQLite takes a single byte for an empty file
+            raise StoreCorrupt("the store is damaged", hint=_RESTORE)
+
+
+def _connected(path: Path, key: DatabaseKey) -> Any:
+    """Raises WrongKey, StoreCorrupt, and the library's errors."""
+    # isolation_level=None: transactions are ours alone; the module would begin and commit by itself.
+    connection = dbapi2.connect(str(path), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        # First of all: the C library would report a wrong key on stderr by itself.
+        connection.execute("PRAGMA cipher_log = off")
+        _hand_over(connection, "key", key)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, dbapi2.DatabaseError) and _primary_code(error) == dbapi2.SQLITE_NOTADB:
+            raise _unreadable(path, key) from error
+        raise
+    return connection
+
+
+def _unreadable(path: Path, key: DatabaseKey) -> StoreError:
+    """SQLCipher has the salt as the first 16 bytes in the clear: another one means another key, the same one damage."""
+    with file_errors(path), path.open("rb") as file:
+        start = file.read(SALT_LEN)
+    if start == key.salt:
+        return StoreCorrupt("the store is damaged", hint=_RESTORE)
+    return WrongKey("the key does not open this store", hint="key file and database belong to different stores")
+
+
+def _hand_over(connection: Any, pragma: Literal["key", "rekey"], key: DatabaseKey) -> None:
     """The one place where key material meets a statement; nothing may trace statements or chain errors here."""
     try:
-        connection.execute(f"PRAGMA key = \"x'{key.expose().hex()}'\"")
+        connection.execute(f"PRAGMA {pragma} = \"x'{key.expose().hex()}'\"")
     except dbapi2.Error:
         raise StoreError("the key could not be handed to the database") from None
 

@@ -19,6 +19,7 @@ _SELECT: Final = (
     " FROM documents d JOIN collections c ON c.id = d.collection_id"
 )
 _BY_CONTENT: Final = " WHERE c.name = ? AND d.sha256 = ?"
+_BY_SOURCE: Final = " WHERE c.name = ? AND d.source = ?"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ class Documents:
         """The document of that content."""
         return await self._database.run(lambda c: _first(c, _BY_CONTENT, collection, sha256), read_only=True)
 
+    async def named(self, collection: str, source: str) -> Document | None:
+        """The document of that source."""
+        return await self._database.run(
+            lambda c: _first(c, _BY_SOURCE, collection, _storable(source)), read_only=True
+        )
+
     async def list(self, collection: str | None = None) -> list[Document]:
         """All documents, or those of one collection, by collection and source."""
 
@@ -206,7 +213,7 @@ def _replaced(
     Other content of that source is deleted.
     """
     same = _first(connection, _BY_CONTENT, collection, sha256)
-    old = _first(connection, " WHERE c.name = ? AND d.source = ?", collection, source)
+    old = _first(connection, _BY_SOURCE, collection, source)
     tightened = strictest(label, *(d.label for d in (same, old) if d)) or "internal"
     if old is not None and old.sha256 != sha256:
         _delete(connection, old.id)

@@ -1,12 +1,4 @@
-"""The database key: random, and wrapped by a passphrase in a small file beside the database.
-
-Key file, integers big-endian:
-
-    "cwkeys\\0\\1"  8 bytes, magic and format 1
-    store id      16 bytes, random
-    count         1 byte, wrappings that follow, 1..8
-    wrapping      kind (1 byte) || length of the body (2 bytes) || body
-    checksum      32 bytes, SHA-256 of everything before: tells damage from a wrong passphrase, nothing more
+"""The database key: random, and wrapped in a small file beside the database, whose form is that of store.key_file.
 
 Each wrapping holds the same 48 bytes (32-byte SQLCipher key, 16-byte SQLCipher salt), so several ways to unlock can
 live side by side; a reader skips kinds it does not know. Body of kind 1, a passphrase:
@@ -29,11 +21,10 @@ anything is authenticated, cost parameters outside [`KdfCost.MINIMUM`, `KdfCost.
 can neither make guessing cheap nor exhaust the machine.
 """
 
-import hashlib
 import os
 import struct
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, NoReturn, Self, TypeAlias
@@ -42,32 +33,27 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from store import key_file
 from store.errors import PassphraseRefused, StoreCorrupt, StoreMisuse, WrongKey
-from store.files import read_bounded, write_private
+from store.files import read_bounded
+from store.key_file import DAMAGED_HINT, MAX_WRAPPINGS, SALT_LEN, STORE_ID_LEN, Wrapping
 
 __all__ = [
-    "SALT_LEN", "DatabaseKey", "HeldKey", "KdfCost", "Passphrase", "Unlock", "add_held", "add_passphrase", "add_tpm",
-    "create_key", "held_for", "remove_held", "remove_passphrase", "remove_tpm", "stretch", "unlock", "unlock_by_tpm",
-    "unlock_held", "unlock_key", "ways_in",
+    "SALT_LEN", "DatabaseKey", "HeldKey", "KdfCost", "Passphrase", "Unlock", "Way", "add_held", "add_passphrase",
+    "add_tpm", "by_held", "by_passphrase", "by_tpm", "create_key", "held_for", "remove_held", "remove_passphrase",
+    "remove_tpm", "stretch", "unlock", "unlock_by_tpm", "unlock_held", "unlock_key", "ways_in",
 ]
 
-SALT_LEN: Final = 16
 _KEY_LEN: Final = 32
 _NONCE_LEN: Final = 12
-_MAGIC: Final = b"cwkeys\x00\x01"
 _FORMAT: Final = 1
-_STORE_ID_LEN: Final = 16
-_CHECKSUM_LEN: Final = 32
 _KIND_PASSPHRASE: Final = 1
 _KIND_HELD: Final = 2
 _KIND_TPM: Final = 3
 _NAMES: Final = {_KIND_PASSPHRASE: "passphrase", _KIND_HELD: "held", _KIND_TPM: "tpm"}
-_MAX_WRAPPINGS: Final = 8
-_MAX_FILE: Final = 64 * 1024
 _MAX_PASSPHRASE: Final = 1024
 _MAX_SEALED: Final = 1024
 _DOMAIN: Final = b"causeway store key\x00"
-_DAMAGED_HINT: Final = "restore the key file from a backup; without it the store cannot be opened"
 
 
 class _Redacted:
@@ -166,6 +152,9 @@ class DatabaseKey(_Redacted):
         return self._value[_KEY_LEN:]
 
 
+Way: TypeAlias = Callable[[DatabaseKey, bytes], Wrapping]  # from key and store id what opens the key in one way
+
+
 @dataclass(frozen=True)
 class KdfCost:
     """Argon2id parameters (RFC 9106 section 3.1): memory in KiB, passes over it, lanes."""
@@ -192,7 +181,7 @@ class KdfCost:
             and low.passes <= cost.passes <= high.passes
             and low.lanes <= cost.lanes <= high.lanes
         ):
-            raise StoreCorrupt("key derivation parameters are out of bounds", hint=_DAMAGED_HINT)
+            raise StoreCorrupt("key derivation parameters are out of bounds", hint=DAMAGED_HINT)
         return cost
 
 
@@ -215,9 +204,39 @@ def create_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
     Raises StoreExists rather than overwrite, since that would lose a database; StoreMissing, DiskFull, StoreUnwritable.
     """
     key = DatabaseKey.generate()
-    store_id = os.urandom(_STORE_ID_LEN)
-    _write(path, store_id, [(_KIND_PASSPHRASE, _by_passphrase(key, passphrase, store_id))], replace=False)
+    store_id = os.urandom(STORE_ID_LEN)
+    key_file.write(path, store_id, [by_passphrase(passphrase)(key, store_id)], replace=False)
     return key
+
+
+def by_passphrase(passphrase: Passphrase) -> Way:
+    """Opened by this passphrase. Made in about 0.2 s."""
+
+    def way(key: DatabaseKey, store_id: bytes) -> Wrapping:
+        cost, salt = KdfCost.DEFAULT, os.urandom(SALT_LEN)
+        kek = stretch(passphrase, cost, salt)
+        return _KIND_PASSPHRASE, _wrap(key, kek, cost.encode() + salt, store_id, _KIND_PASSPHRASE)
+
+    return way
+
+
+def by_held(held: HeldKey) -> Way:
+    """Opened by this held key."""
+    return lambda key, store_id: (_KIND_HELD, _wrap(key, held.expose(), b"", store_id, _KIND_HELD))
+
+
+def by_tpm(seal: Callable[[bytes], bytes]) -> Way:
+    """Opened by the TPM that `seal` has seal a new held key. Raises what `seal` raises when it is made."""
+
+    def way(key: DatabaseKey, store_id: bytes) -> Wrapping:
+        held = HeldKey.generate()
+        sealed = seal(held.expose())
+        if len(sealed) > _MAX_SEALED:
+            raise StoreMisuse("what the TPM has sealed is too long")
+        settings = len(sealed).to_bytes(2, "big") + sealed
+        return _KIND_TPM, _wrap(key, held.expose(), settings, store_id, _KIND_TPM)
+
+    return way
 
 
 def unlock_key(path: Path, passphrase: Passphrase) -> DatabaseKey:
@@ -263,12 +282,13 @@ def add_held(path: Path, key: DatabaseKey, keep: Callable[[bytes, HeldKey], None
     `keep` is given the store id and the key, and has it when it returns: only then is the file written. Raises what
     `keep` raises, StoreMissing, StoreCorrupt, StoreMisuse for a ninth way, DiskFull, StoreUnwritable.
     """
-    def body(store_id: bytes) -> bytes:
+
+    def way(key: DatabaseKey, store_id: bytes) -> Wrapping:
         held = HeldKey.generate()
         keep(store_id, held)
-        return _wrap(key, held.expose(), b"", store_id, _KIND_HELD)
+        return by_held(held)(key, store_id)
 
-    _add(path, _KIND_HELD, body)
+    _add(path, key, _KIND_HELD, way)
 
 
 def remove_held(path: Path) -> bytes:
@@ -279,7 +299,7 @@ def remove_held(path: Path) -> bytes:
 
 def ways_in(path: Path) -> list[str]:
     """What opens this key file: of "passphrase", "held" and "tpm". Raises StoreMissing, StoreCorrupt."""
-    kinds = {kind for kind, _ in _parse(read_bounded(path, _MAX_FILE))[1]}
+    kinds = {kind for kind, _ in key_file.read(path)[1]}
     return [name for kind, name in _NAMES.items() if kind in kinds]
 
 
@@ -297,16 +317,7 @@ def unlock_by_tpm(path: Path, unseal: Callable[[bytes], bytes]) -> DatabaseKey:
 
 def add_tpm(path: Path, key: DatabaseKey, seal: Callable[[bytes], bytes]) -> None:
     """Lets the TPM open the file, in place of one before; every other way stays. Atomic. Raises as `add_held`."""
-
-    def body(store_id: bytes) -> bytes:
-        held = HeldKey.generate()
-        sealed = seal(held.expose())
-        if len(sealed) > _MAX_SEALED:
-            raise StoreMisuse("what the TPM has sealed is too long")
-        settings = len(sealed).to_bytes(2, "big") + sealed
-        return _wrap(key, held.expose(), settings, store_id, _KIND_TPM)
-
-    _add(path, _KIND_TPM, body)
+    _add(path, key, _KIND_TPM, by_tpm(seal))
 
 
 def remove_tpm(path: Path) -> None:
@@ -316,7 +327,7 @@ def remove_tpm(path: Path) -> None:
 
 def add_passphrase(path: Path, key: DatabaseKey, passphrase: Passphrase) -> None:
     """Lets this passphrase open the file, in place of one before. Takes about 0.2 s. Raises as `add_held`."""
-    _add(path, _KIND_PASSPHRASE, lambda store_id: _by_passphrase(key, passphrase, store_id))
+    _add(path, key, _KIND_PASSPHRASE, by_passphrase(passphrase))
 
 
 def remove_passphrase(path: Path) -> None:
@@ -324,32 +335,24 @@ def remove_passphrase(path: Path) -> None:
     _remove(path, _KIND_PASSPHRASE)
 
 
-def _add(path: Path, kind: int, body: Callable[[bytes], bytes]) -> None:
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
-    if len(others) >= _MAX_WRAPPINGS:
-        raise StoreMisuse("a key file holds at most eight ways to unlock")
-    _write(path, store_id, [*others, (kind, body(store_id))], replace=True)
+def _add(path: Path, key: DatabaseKey, kind: int, way: Way) -> None:
+    def add(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
+        if len(others) >= MAX_WRAPPINGS:
+            raise StoreMisuse("a key file holds at most eight ways to unlock")
+        return [*others, way(key, store_id)]
+
+    key_file.update(path, key.salt, add)
 
 
 def _remove(path: Path, kind: int) -> bytes:
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
-    if not others:
-        raise StoreMisuse("this is the only way to unlock the store")
-    _write(path, store_id, others, replace=True)
-    return store_id
+    def remove(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
+        if not others:
+            raise StoreMisuse("this is the only way to unlock the store")
+        return others
 
-
-def _write(path: Path, store_id: bytes, wrappings: Sequence[tuple[int, bytes]], *, replace: bool) -> None:
-    parts = [struct.pack(">BH", kind, len(body)) + body for kind, body in wrappings]
-    content = _MAGIC + store_id + bytes([len(wrappings)]) + b"".join(parts)
-    write_private(path, [content, hashlib.sha256(content).digest()], replace=replace)
-
-
-def _by_passphrase(key: DatabaseKey, passphrase: Passphrase, store_id: bytes) -> bytes:
-    cost, salt = KdfCost.DEFAULT, os.urandom(SALT_LEN)
-    return _wrap(key, stretch(passphrase, cost, salt), cost.encode() + salt, store_id, _KIND_PASSPHRASE)
+    return key_file.update(path, None, remove)
 
 
 def _wrap(key: DatabaseKey, kek: bytes, settings: bytes, store_id: bytes, kind: int) -> bytes:
@@ -363,7 +366,7 @@ def _unwrap(
     """The key in a wrapping that begins with `length` bytes of settings, of which `kek` makes what opens it."""
     settings, rest = body[:length], body[length:]
     if len(body) != length + _NONCE_LEN + _KEY_LEN + SALT_LEN + 16:
-        raise StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
+        raise StoreCorrupt("the key file is damaged", hint=DAMAGED_HINT)
     aead = AESGCM(kek(settings))
     try:
         return DatabaseKey(aead.decrypt(rest[:_NONCE_LEN], rest[_NONCE_LEN:], _associated(store_id, settings, kind)))
@@ -377,31 +380,5 @@ def _associated(store_id: bytes, settings: bytes, kind: int) -> bytes:
 
 def _bodies(path: Path, kind: int) -> tuple[bytes, list[bytes]]:
     """The store id, and the wrappings of that kind."""
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+    store_id, wrappings = key_file.read(path)
     return store_id, [body for one, body in wrappings if one == kind]
-
-
-def _parse(data: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
-    if not data.startswith(_MAGIC[:6]):
-        raise StoreCorrupt("this is not a key file", hint=_DAMAGED_HINT)
-    if not data.startswith(_MAGIC):
-        raise StoreCorrupt("the key file has an unknown format", hint="it may come from a later version")
-    content, checksum = data[:-_CHECKSUM_LEN], data[-_CHECKSUM_LEN:]
-    at = len(_MAGIC) + _STORE_ID_LEN + 1
-    damaged = StoreCorrupt("the key file is damaged", hint=_DAMAGED_HINT)
-    if len(content) < at or hashlib.sha256(content).digest() != checksum:
-        raise damaged
-    count = content[at - 1]
-    if not 1 <= count <= _MAX_WRAPPINGS:
-        raise damaged
-    wrappings = []
-    for _ in range(count):
-        if len(content) < at + 3:
-            raise damaged
-        kind, length = struct.unpack_from(">BH", content, at)
-        body = content[at + 3 : at + 3 + length]
-        at += 3 + length
-        wrappings.append((kind, body))
-    if at != len(content):
-        raise damaged
-    return content[len(_MAGIC) : len(_MAGIC) + _STORE_ID_LEN], wrappings

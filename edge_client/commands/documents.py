@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from edge_client.commands.terminal import JSON, Exit, note, run, show
+from edge_client.commands.terminal import JSON, Exit, note, progress, run, show
 
 if TYPE_CHECKING:
     from edge_client.app import App
@@ -117,7 +117,7 @@ async def take_in(
         note(f"{source}: {error}" + (f" ({error.hint})" if error.hint else ""))
         taken.failed.append({"source": source, "error": error.code, "message": str(error)})
 
-    with _progress() as tell:
+    with progress() as tell:
         ingester = Ingest(app.documents, app.embedder(lambda n, of: tell("preparing the embedder", n, of)))
         if jsonl:
             for path in paths or [Path("-")]:
@@ -362,21 +362,3 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise BadUse(f"cannot read {path}: {error.strerror}", hint=hint) from None
     with stream:
         yield stream
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """tell(what, done, of) as a bar on a terminal, and as nothing elsewhere; `of` 0 means unknown."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda what, done, total: progress.update(
-            task, description=escape(what), completed=done, total=total or None
-        )

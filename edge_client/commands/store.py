@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _WORDS: Final = {"passphrase": "the passphrase", "held": "the login keyring", "tpm": "the TPM"}
 
-store = typer.Typer(help="How the store is unlocked.", no_args_is_help=True, rich_markup_mode=None)
+store = typer.Typer(help="What unlocks the store, and looking after it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 class Switch(StrEnum):
@@ -24,7 +24,7 @@ class Switch(StrEnum):
 
 @store.callback()
 def _group() -> None:
-    """How the store is unlocked."""
+    """What unlocks the store, and looking after it."""
 
 
 @store.command()

@@ -1,15 +1,17 @@
 """What all commands share: running to an exit code, errors in one form, results as text or JSON."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 import typer
 
 __all__ = [
-    "EXIT_CODES", "JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "run", "show", "tell",
+    "EXIT_CODES", "JSON", "LOCAL", "RELAYED", "Exit", "coloured", "ended", "exit_code", "note", "progress", "run",
+    "show", "tell",
 ]
 
 # By fault; typer's own usage errors are 2. docs/COMMANDS.md has them, with the codes of all errors.
@@ -94,3 +96,21 @@ def coloured(text: str, colour: str) -> str:
 def show(result: object) -> None:
     """A result as one line of JSON on stdout."""
     print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """tell(what, done, of) as a bar on a terminal, and as nothing elsewhere; `of` 0 means unknown."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=escape(what), completed=done, total=total or None
+        )

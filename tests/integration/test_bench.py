@@ -54,6 +54,25 @@ def test_every_row_of_the_policy_benchmark_has_its_numbers() -> None:
     assert len(by_text) == 2 and all(row["ratio"] > 1 for row in by_text), "parsing all of it costs more than anything"
 
 
+def test_every_row_of_the_store_benchmark_has_its_numbers() -> None:
+    done = subprocess.run(
+        [BENCH, "store", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert all(row["what"] and math.isfinite(row["ours"]) and row["ours"] >= 0 for row in rows)
+    found = {row["what"]: row for row in rows}
+    for what, wanted in (
+        ("by meaning, p50", 150), ("by meaning, CPU", 1 / 1.05), ("adding", 1 / 1.15), ("reading a passage", 1 / 1.1),
+        ("recall", 1), ("unlock", 1), ("memory for 3,000", 1), ("ingest of text", 0.9),
+    ):
+        row = next(row for name, row in found.items() if what in name)
+        assert row["wanted"] == pytest.approx(wanted) and row["peer_name"]
+        if "not measured" not in row["peer_name"]:
+            assert row["peer"] > 0 and row["ratio"] > 0
+    assert next(row for name, row in found.items() if "recall" in name)["ours"] > 50
+
+
 def test_every_row_of_the_identity_benchmark_has_its_numbers() -> None:
     done = subprocess.run(
         [BENCH, "identity", "--smoke", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200

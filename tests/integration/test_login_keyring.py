@@ -14,8 +14,8 @@ from keyring.backends.fail import Keyring as NoneThere
 from keyring.errors import KeyringLocked, PasswordSetError
 from typer.testing import CliRunner
 
-import store.keys
 from edge_client.cli import app
+from store import key_file
 from store.database import STORE_SCHEMA, Database
 from store.errors import StoreMisuse, WrongKey
 from store.keys import HeldKey, Passphrase, add_held, create_key, held_for, remove_held, unlock_held, unlock_key
@@ -140,8 +140,8 @@ def test_held_keys_in_the_key_file(home: Path) -> None:
     assert held_for(path) == remove_held(path) and held_for(path) is None
     # Of a file that a held key alone opens, that way is not taken.
     add_held(path, key, lambda store_id, held: None)
-    store_id, wrappings = store.keys._parse(path.read_bytes())
-    store.keys._write(path, store_id, wrappings[1:], replace=True)
+    store_id, wrappings = key_file.read(path)
+    key_file.write(path, store_id, wrappings[1:], replace=True)
     with pytest.raises(StoreMisuse):
         remove_held(path)
 

@@ -220,7 +220,7 @@ def test_what_the_key_file_says_is_checked(home: Path, machine: SoftwareTpm) -> 
     other = home / "other.key"
     create_key(other, Passphrase(WORDS))
     for content in (b"", b"\xff\xff", b"\0\1s" + bytes(75)):
-        store.keys._add(other, 3, lambda store_id, content=content: content)
+        store.keys._add(other, key, 3, lambda key, store_id, content=content: (3, content))
         with pytest.raises(StoreCorrupt):
             unlock_by_tpm(other, lambda sealed: bytes(32))
     assert isinstance(key, DatabaseKey)
@@ -232,3 +232,21 @@ def test_setup_can_switch_it_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert json.loads(out)["unlock"] == "tpm" and "the TPM unlocks the store" in told
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
     opens()
+
+
+def test_a_new_key_of_the_database_is_sealed_anew(
+    home: Path, machine: SoftwareTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge("store", "tpm", "on")
+    before = unlock_key(home / "store.key", Passphrase(WORDS))
+    assert json.loads(edge("store", "rekey", "--json")[0]) == {"ways": ["passphrase", "tpm"]}
+    opens()
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
+    opens()
+    told = json.loads(edge("store", "check", "--json")[0])
+    assert told["ok"] and told["ways"] == {"passphrase": None, "tpm": True}
+    with pytest.raises(WrongKey):
+        Database.open(home / "store.db", before, schema=STORE_SCHEMA)
+    monkeypatch.setenv("CAUSEWAY_TPM", "device:/dev/no-tpm")
+    told = json.loads(edge("store", "check", "--json", code=8)[0])
+    assert told["error"]["code"] == "no_tpm"

@@ -118,6 +118,20 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [fresh.seen(text) is None for text in "abcd"] == [False, True, False, False]
 
 
+def test_what_is_kept_of_tokens_is_bounded_and_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does it change one which texts came before, nor how much of one is looked at together."""
+    whole, little = shipped(), shipped()
+    texts = [[1 + (start + step * at) % 20_000 for at in range(size)]
+             for start, step, size in ((7, 1, 40), (300, 3, 700), (9, 11, 31), (2, 1, 63), (5, 7, 1_300), (3, 3, 543))]
+    expected = [whole.worst(text) for text in texts]
+    monkeypatch.setattr("relay.gateway.inspection.model._KEPT", 100)
+    monkeypatch.setattr("relay.gateway.inspection.model._PIECE", 64)
+    little._given = little._given[:100]
+    for _ in range(3):
+        assert [little.worst(text) for text in texts] == expected
+        assert little._kept <= 100 < whole._kept
+
+
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty", "other"])
 def test_a_damaged_file_is_not_used(damage: str, tmp_path: Path) -> None:
     data = bytearray(PLACE.read_bytes())

@@ -80,7 +80,7 @@ async def test_no_canary_on_disk(folder: Path) -> None:
 
 
 async def test_the_search_for_canaries_can_find(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.database, "_apply_key", lambda *_: None)
+    monkeypatch.setattr(store.database, "_hand_over", lambda *_: None)
     vectors = unit_vectors(50)
     wanted = list(needles(vectors))
     with open_store(folder / "store.db") as database:

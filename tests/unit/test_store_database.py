@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -114,11 +115,12 @@ class _Refusing:
         raise store.database.dbapi2.OperationalError(f"near: {sql}")
 
 
-def test_M19_no_error_shows_the_raw_key() -> None:
+@pytest.mark.parametrize("pragma", ["key", "rekey"])
+def test_M19_no_error_shows_the_raw_key(pragma: Literal["key", "rekey"]) -> None:
     """The one statement that holds key material fails without a word of it, however the error is printed."""
     key = DatabaseKey(bytes(range(48)))
     with pytest.raises(StoreError) as caught:
-        store.database._apply_key(_Refusing(), key)
+        store.database._hand_over(_Refusing(), pragma, key)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert key.expose().hex()[:16] not in shown.lower()
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
@@ -127,7 +129,8 @@ def test_M19_no_error_shows_the_raw_key() -> None:
 def test_M19_key_material_meets_a_statement_in_one_place_and_nothing_traces_it() -> None:
     sources = [path for name in ("store", "relay", "edge_client") for path in (ROOT / name).rglob("*.py")]
     text = "".join(path.read_text() for path in sources)
-    assert text.count("PRAGMA key") == 1
+    assert "PRAGMA key" not in text and "PRAGMA rekey" not in text
+    assert text.count("PRAGMA {pragma}") == text.count("key.expose().hex()") == 1
     assert text.count("PRAGMA cipher_log") == text.count("PRAGMA cipher_log = off") == 1
     assert "trace_callback" not in text and "cipher_profile" not in text
 

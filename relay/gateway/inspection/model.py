@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +29,8 @@ Floats = NDArray[np.float32]
 FILE: Final = "injection.model"
 MAGIC: Final = b"causeway injection 1\n"
 _HASH: Final = 32
+_KEPT: Final = 4_096  # tokens whose gifts to the filters are kept
+_PIECE: Final = 16 * STRIDE  # tokens that are looked at together: more would only take more memory
 _PADDING: Final = (PAD,) * 4  # so many tokens see the widest filter and the farthest pair behind the last one
 
 
@@ -84,18 +87,17 @@ class Model:
         self._slope, self._offset = float(settings["slope"]), float(settings["offset"])
         widths = [(int(width), int(filters)) for width, filters in settings["widths"]]
         count = sum(filters for _, filters in widths)
-        # What a token gives to a filter does not depend on its neighbours, so it is reckoned here, for all tokens.
+        # What a token gives to a filter does not depend on its neighbours, so it is reckoned once, when it first comes.
         parts = _by_step(found["filters"], widths)
         self._steps = [count - part.shape[1] for part in parts[1:]]
-        every = np.concatenate([*parts, found["hidden"][count:]], 1) * found["table_scale"][:, None]
+        self._every = np.concatenate([*parts, found["hidden"][count:]], 1) * found["table_scale"][:, None]
         chunks = np.array_split(found["table"], 128)  # piece by piece: what is given back stays with the process
-        most = np.max([np.abs(chunk @ every).max(0) for chunk in chunks], 0) / 127
+        most = np.max([np.abs(chunk @ self._every).max(0) for chunk in chunks], 0) / 127
         *ones, self._mean_unit = np.split(most, np.cumsum([part.shape[1] for part in parts]))
         self._unit = np.max([np.pad(one, (count - len(one), 0)) for one in ones], 0)
-        units = np.concatenate([*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit])
-        self._given = np.empty((len(found["table"]), len(units)), np.int8)
-        for chunk, given in zip(chunks, np.array_split(self._given, 128), strict=True):
-            np.rint(chunk @ every / units, given, casting="unsafe")
+        self._units = np.concatenate([*(self._unit[count - part.shape[1] :] for part in parts), self._mean_unit])
+        self._given, self._table, self._kept = np.zeros((_KEPT, len(self._units)), np.int8), found["table"], 0
+        self._places, self._lock = np.full(len(self._table), -1), threading.Lock()
         self._bias, self._hidden, self._hidden_bias = found["bias"], found["hidden"][:count], found["hidden_bias"]
         self._out, self._out_bias = found["out"], float(found["out_bias"][0])
         scale = found["linear_scale"].astype(np.float32)  # of single weights, their squares, pairs' weights, squares
@@ -107,32 +109,46 @@ class Model:
         """Of the windows over these tokens."""
         if not numbers:
             return Window(0.0, 0)
-        tokens = np.array([*numbers, *_PADDING])
-        logits = self._linear_share * self._linear(tokens) + self._filtered(tokens)
+        tokens, n = np.array([*numbers, *_PADDING]), len(numbers)
+        pieces = [self._folded(tokens[at : at + _PIECE + len(_PADDING)], n > WINDOW) for at in range(0, n, _PIECE)]
+        weights, answers, shares = map(_over_windows, (np.add, np.maximum, np.add), zip(*pieces, strict=True))
+        linear = weights[:, 0] / np.sqrt(weights[:, 1] + 1e-9) + self._linear_bias
+        means = shares * self._mean_unit / _lengths(n)
+        hidden = np.maximum(answers * self._unit + self._bias, 0) @ self._hidden + means + self._hidden_bias
+        logits = self._linear_share * linear + (np.maximum(hidden, 0) @ self._out + self._out_bias)
         at = int(logits.argmax())
         logit = self._slope * float(logits[at]) + self._offset
         return Window(1 / (1 + math.exp(-max(-60.0, min(60.0, logit)))), at * STRIDE)
 
-    def _linear(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
-        n = len(tokens) - len(_PADDING)
-        first, second, third = self._pair.take(pairs(tokens[: n + REACH]), 0).astype(np.int16)
-        sums = _over_windows(np.add, self._single.take(tokens[:n], 0) + (first + second + third) * self._pair_scale)
-        linear: NDArray[Any] = sums[:, 0] / np.sqrt(sums[:, 1] + 1e-9) + self._linear_bias
-        return linear
-
-    def _filtered(self, tokens: NDArray[np.int64]) -> Floats:
+    def _folded(self, tokens: NDArray[np.int64], halves: bool) -> tuple[NDArray[Any], ...]:
+        """Of all, or of each half of a window: weights and squares, each filter's strongest answer, sums of shares."""
         n, count = len(tokens) - len(_PADDING), len(self._unit)
-        given = self._given.take(tokens, 0).astype(np.int16)
-        answers, at = given[:n, :count], count
+        cuts = np.arange(0, n, STRIDE) if halves else None
+        first, second, third = self._pair.take(pairs(tokens[: n + REACH]), 0).astype(np.int16)
+        weights = self._single.take(tokens[:n], 0) + (first + second + third) * self._pair_scale
+        given = self._given_by(tokens)
+        answers, at = given[:n, :count].astype(np.int16), count
         for step, first in enumerate(self._steps, 1):
             end = at + count - first
             answers[:, first:] += given[step : n + step, at:end]
             at = end
-        strongest = _over_windows(np.maximum, answers) * self._unit + self._bias
-        means = _over_windows(np.add, given[:n, at:]) * self._mean_unit / _lengths(n)
-        hidden = np.maximum(strongest, 0) @ self._hidden + means + self._hidden_bias
-        filtered: Floats = np.maximum(hidden, 0) @ self._out + self._out_bias
-        return filtered
+        shares = given[:n, at:].astype(np.int16)
+        return _fold(np.add, weights, cuts), _fold(np.maximum, answers, cuts), _fold(np.add, shares, cuts)
+
+    def _given_by(self, tokens: NDArray[np.int64]) -> NDArray[np.int8]:
+        """What each gives to each filter, to those that see it first, second and so on, and to the mean."""
+        with self._lock:  # a thread judges, too
+            while np.minimum.reduce(places := self._places.take(tokens)) < 0:
+                new = np.unique(tokens[places < 0])
+                if (end := self._kept + len(new)) > _KEPT:
+                    self._places.fill(-1)
+                    self._kept = 0
+                else:
+                    rows = self._table[np.resize(new, max(32, len(new)))]  # fewer are reckoned otherwise
+                    self._given[self._kept : end] = np.rint(rows @ self._every / self._units)[: len(new)]
+                    self._places[new] = np.arange(self._kept, end)
+                    self._kept = end
+            return self._given.take(places, 0)
 
 
 def _by_step(filters: Floats, widths: Sequence[tuple[int, int]]) -> list[Floats]:
@@ -146,22 +162,19 @@ def _by_step(filters: Floats, widths: Sequence[tuple[int, int]]) -> list[Floats]
     return [np.concatenate(part, 1) for part in columns]
 
 
-def _over_windows(fold: "np.ufunc", rows: NDArray[Any]) -> NDArray[Any]:
-    """(n, f) by token to (windows, f): two halves make a window. Sums of bytes over one fit into two bytes."""
-    n = len(rows)
-    if n <= WINDOW:
-        one: NDArray[Any] = fold.reduce(rows, 0, rows.dtype, keepdims=True)
-        return one
-    halves = fold.reduceat(rows, np.arange(0, n, STRIDE), 0, rows.dtype)
-    both: NDArray[Any] = fold(halves[:-1], halves[1:])
-    return both
+def _fold(fold: "np.ufunc", rows: NDArray[Any], cuts: NDArray[Any] | None) -> Any:
+    """(n, f) by token to (cuts or 1, f). Sums of bytes over a window fit into two bytes."""
+    return fold.reduce(rows, 0, rows.dtype, keepdims=True) if cuts is None else fold.reduceat(rows, cuts, 0, rows.dtype)
+
+
+def _over_windows(fold: "np.ufunc", parts: Sequence[NDArray[Any]]) -> Any:
+    """Two halves make a window, but where all is one."""
+    halves = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return halves if len(halves) == 1 else fold(halves[:-1], halves[1:])
 
 
 def _lengths(n: int) -> Floats:
-    if n <= WINDOW:
-        return np.array([[n]], np.float32)
-    starts = np.arange(0, n - STRIDE, STRIDE)
-    return np.minimum(WINDOW, n - starts).astype(np.float32)[:, None]
+    return np.minimum(WINDOW, n - np.arange(0, max(1, n - STRIDE), STRIDE)).astype(np.float32)[:, None]
 
 
 def shipped(path: Path | None = None) -> Model:
