@@ -344,7 +344,7 @@ class Pipeline:
                 "enrolment": context.enrolment, "via": context.via, "link": context.link_id, "route": context.route,
                 "model": context.model, **({"token": context.token} if context.token else {}),
             })
-        return self._audit.append(event, shared=context.about, **fields)
+        return self._audit.append(event, context.about, **fields)
 
 
 def _decided(context: RequestContext) -> dict[str, str]:

@@ -65,7 +65,7 @@ class AuditLog:
                 hint="move it away for examination; the gateway then begins a new one",
             ) from None
 
-    async def append(self, event: str, *, shared: bytes = b"", **fields: Value) -> None:
+    async def append(self, event: str, shared: bytes = b"", /, **fields: Value) -> None:
         """Writes one record; returns when it is kept as promised. Raises AuditUnavailable: then do not go on.
 
         `shared`: more of its fields, as `members` gives them, where several records have the same.
