@@ -4,6 +4,7 @@ A scan over float rows goes through the page cipher and is twelve times slower t
 bytes for 384 dimensions and stays here. Codes only pick candidates: the order comes from the float16 rows.
 """
 
+import itertools
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK: Final = 32_768  # passages whose words and distances fit the second-level cache
+_READ_AT_ONCE: Final = 1000  # documents, so that reading takes no more memory than what is kept
 _SHORTLIST: Final = 20  # passages by Hamming distance for each one wanted
 
 
@@ -63,22 +65,25 @@ class CodeIndex:
         self._added = added
 
     def _read(self, connection: Connection) -> None:
-        last = int(self.documents[-1]) if len(self.documents) else 0
-        documents, first, codes = [], [], []
-        for document, chunk, code in connection.execute(
+        since = (self._collection_id, int(self.documents[-1]) if len(self.documents) else 0)
+        expected = connection.execute(
+            "SELECT ifnull(sum(chunks), 0) FROM documents WHERE collection_id = ? AND id > ?", since
+        ).fetchone()
+        assert expected is not None
+        self._reserve(len(self) + expected[0])
+        rows = iter(connection.execute(
             "SELECT document_id, first_chunk, code FROM codes WHERE collection_id = ? AND document_id > ?"
-            " ORDER BY document_id", (self._collection_id, last),
-        ):
-            documents.append(document)
-            first.append(chunk)
-            codes.append(code)
-        start, words = len(self), self._as_words(b"".join(codes))
-        lengths = np.fromiter(map(len, codes), np.int64, len(codes)) // (PLANES * self._plane_len)
-        self._reserve(start + len(words))
-        self._columns[:, start : start + len(words)] = words.T
-        self.documents = np.concatenate([self.documents, np.array(documents, np.int64)])
-        self._first = np.concatenate([self._first, np.array(first, np.int64)])
-        self._ends = np.concatenate([self._ends, start + np.cumsum(lengths)])
+            " ORDER BY document_id", since,
+        ))
+        while part := list(itertools.islice(rows, _READ_AT_ONCE)):
+            documents, first, codes = zip(*part, strict=True)
+            start, words = len(self), self._as_words(b"".join(codes))
+            ends = np.cumsum(np.fromiter(map(len, codes), np.int64, len(codes))) // (PLANES * self._plane_len)
+            self._reserve(start + len(words))
+            self._columns[:, start : start + len(words)] = words.T
+            self.documents = np.concatenate([self.documents, np.array(documents, np.int64)])
+            self._first = np.concatenate([self._first, np.array(first, np.int64)])
+            self._ends = np.concatenate([self._ends, start + ends])
 
     def _reserve(self, size: int) -> None:
         """Makes room, and more than is needed where it grows, or each new document would copy all codes."""
@@ -90,8 +95,6 @@ class CodeIndex:
 
     def _drop(self, documents: Ints) -> None:
         stays = ~np.isin(self.documents, documents)
-        if stays.all():
-            return
         count, kept, lengths = len(self), self.of_documents(stays), self._lengths()[stays]
         self.documents, self._first, self._ends = self.documents[stays], self._first[stays], np.cumsum(lengths)
         for column in self._columns:
@@ -130,7 +133,8 @@ class CodeIndex:
         whole = np.rint(vector * (2.0 ** (24 - PLANES) / np.abs(vector).sum()))
         worth = np.zeros((PLANES, self._words * 64), np.float32)
         worth[:, : self.dimension] = np.outer(2.0 ** np.arange(PLANES)[::-1], whole)
-        products = np.unpackbits(codes, axis=1).astype(np.float32) @ worth.ravel()
+        bits = np.unpackbits(codes, axis=1).astype(np.float32)
+        products = np.einsum("ij,j->i", bits, worth.ravel())  # BLAS would start threads, for longer than this takes
         chosen = places[np.lexsort((places, -products))[:count]]
         holders = np.searchsorted(self._ends, chosen, "right")
         ids: list[int] = (self._first[holders] + chosen - (self._ends - self._lengths())[holders]).tolist()
@@ -167,6 +171,6 @@ def make_codes(connection: Connection, collection_id: int, dimension: int) -> No
     ).fetchall()
     for document, first, count in missing:
         rows = fetch_rows(connection, range(first, first + count), dimension)
-        made = (collection_id, document, first, encode_codes(rows))
+        made = (document, collection_id, first, encode_codes(rows))
         connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", made)
     connection.execute("UPDATE collections SET coded = 1 WHERE id = ?", (collection_id,))

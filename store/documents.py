@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from store.database import Connection, Database
 from store.drafts import Drafts
-from store.errors import OTHER_MODEL, REEMBED, ModelMismatch, StoreMisuse
+from store.errors import ModelMismatch, StoreMisuse
 
 if TYPE_CHECKING:
     from store.vectors import FloatArray
 
-__all__ = ["LABELS", "Chunk", "Document", "Documents", "storable", "strictest"]
+__all__ = ["LABELS", "Chunk", "Document", "Documents", "other_model", "storable", "strictest"]
 
 LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
 _SELECT: Final = (
@@ -94,7 +94,7 @@ class Documents:
                 ((id, document_id, text, c.page, c.line) for id, text, c in zip(ids, texts, chunks, strict=True)),
             )
             if codes:
-                row = (collection_id, document_id, first, codes)
+                row = (document_id, collection_id, first, codes)
                 connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", row)
             connection.executemany("INSERT INTO vectors VALUES (?, ?)", zip(ids, values, strict=True))
             connection.executemany(
@@ -233,6 +233,13 @@ def _replaced(
     return _known(connection, same.id), tightened
 
 
+def other_model() -> ModelMismatch:
+    return ModelMismatch(
+        "the collection was made with another embedding model",
+        hint="`edge documents reembed` (store.reembedding) makes its vectors anew; or use the embedder of before",
+    )
+
+
 def storable(text: str) -> str:
     """Text with lone surrogates (odd file names, broken PDFs) spelled out, since they have no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -249,7 +256,7 @@ def _collection(connection: Connection, name: str, model_id: str, dimension: int
     row = connection.execute("SELECT id, model_id, dimension FROM collections WHERE name = ?", (name,)).fetchone()
     assert row is not None
     if row[1:] != (model_id, dimension):
-        raise ModelMismatch(OTHER_MODEL, hint=REEMBED)
+        raise other_model()
     return int(row[0])
 
 
@@ -268,5 +275,5 @@ def _delete(connection: Connection, document_id: int) -> bool:
     connection.execute(
         "DELETE FROM words WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
     )
-    # passages and vectors follow by their foreign keys, codes by a trigger
+    # passages, vectors and codes follow by their foreign keys
     return connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount > 0

@@ -21,10 +21,7 @@
 Retrying helps after StoreBusy, and after DiskFull once there is space.
 """
 
-from typing import ClassVar, Final
-
-OTHER_MODEL: Final = "the collection was made with another embedding model"
-REEMBED: Final = "`edge documents reembed` (store.reembedding) makes its vectors anew; or use the embedder of before"
+from typing import ClassVar
 
 
 class StoreError(Exception):

@@ -1,5 +1,6 @@
 """Which documents a search looks at."""
 
+import json
 from dataclasses import dataclass
 
 from store.documents import LABELS, storable
@@ -31,29 +32,18 @@ class Filter:
 
     def condition(self) -> tuple[str, list[str | int]]:
         """SQL over a row of `documents`, with parameters."""
-        parts: list[str] = []
-        values: list[str | int] = []
-        if self.labels is not None:
-            parts.append(f"label IN ({', '.join('?' * len(self.labels))})")
-            values += sorted(self.labels)
-        if self.source is not None:
-            parts.append("source = ?")
-            values.append(storable(self.source))
-        if self.folder is not None:
-            start = storable(self.folder)
-            start = start if start.endswith(("/", "\\")) else start + "/"
-            parts.append("source >= ? AND source < ?")  # the slash and what comes after it, which an index finds
-            values += [start, start[:-1] + chr(ord(start[-1]) + 1)]
-        if self.glob is not None:
-            parts.append("source GLOB ?")
-            values.append(storable(self.glob))
-        if self.since is not None:
-            parts.append("dated_at >= ?")
-            values.append(self.since)
-        if self.until is not None:
-            parts.append("dated_at < ?")
-            values.append(self.until)
-        return " AND ".join(parts) or "1", values
+        folder = self.folder if self.folder is None or self.folder.endswith(("/", "\\")) else self.folder + "/"
+        labels = None if self.labels is None else json.dumps(sorted(self.labels))
+        parts: list[tuple[str, str | int | None]] = [
+            ("label IN (SELECT value FROM json_each(?))", labels),
+            ("source = ?", self.source),
+            # The slash, and what comes after it: an index finds what is between.
+            ("source >= ?", folder), ("source < ?", folder and folder[:-1] + chr(ord(folder[-1]) + 1)),
+            ("source GLOB ?", self.glob), ("dated_at >= ?", self.since), ("dated_at < ?", self.until),
+        ]
+        given = [(sql, value) for sql, value in parts if value is not None]
+        values = [storable(value) if isinstance(value, str) else value for _, value in given]
+        return " AND ".join(sql for sql, _ in given) or "1", values
 
 
 def at_most(label: str) -> frozenset[str]:

@@ -16,12 +16,11 @@ ALTER TABLE collections ADD COLUMN coded INTEGER NOT NULL DEFAULT 1;
 UPDATE collections SET coded = 0;
 DROP TABLE codes;
 CREATE TABLE codes (
+  document_id   INTEGER PRIMARY KEY REFERENCES documents (id) ON DELETE CASCADE,
   collection_id INTEGER NOT NULL REFERENCES collections (id),
-  document_id   INTEGER NOT NULL,
   first_chunk   INTEGER NOT NULL,
-  code          BLOB NOT NULL,
-  PRIMARY KEY (collection_id, document_id)
-) STRICT, WITHOUT ROWID;
+  code          BLOB NOT NULL
+) STRICT;
 
 -- Whoever changes a document: nothing has to remember to count.
 CREATE TRIGGER document_added AFTER INSERT ON documents BEGIN
@@ -32,7 +31,6 @@ WHEN OLD.label IS NOT NEW.label OR OLD.source IS NOT NEW.source OR OLD.dated_at 
   UPDATE collections SET altered = altered + 1 WHERE id = NEW.collection_id;
 END;
 CREATE TRIGGER document_removed AFTER DELETE ON documents BEGIN
-  DELETE FROM codes WHERE collection_id = OLD.collection_id AND document_id = OLD.id;
   UPDATE collections SET removed = removed + 1 WHERE id = OLD.collection_id;
   INSERT INTO removals SELECT id, removed, OLD.id FROM collections WHERE id = OLD.collection_id;
   DELETE FROM removals WHERE collection_id = OLD.collection_id

@@ -28,7 +28,10 @@ def index_of(rows: np.ndarray, ids: list[int]) -> CodeIndex:
     index = CodeIndex(1, rows.shape[1])
     connection = mock.Mock()
     codes = [encode_codes(row[None]) for row in rows]
-    connection.execute.return_value = [(id // 10, id, code) for id, code in zip(ids, codes, strict=True)]
+    read = mock.MagicMock()
+    read.fetchone.return_value = (0,)  # what is expected is only for making room
+    read.__iter__.side_effect = lambda: iter([(id // 10, id, code) for id, code in zip(ids, codes, strict=True)])
+    connection.execute.return_value = read
     index.refresh(connection, added=1, removed=0)
     return index
 
