@@ -37,6 +37,7 @@ _DATABASE: Final = "store.db"
 _KEY_MAX: Final = 64 * 1024
 _PIECE: Final = 1024 * 1024
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_ENDINGS: Final = ("-wal", "-shm", "-journal")  # what SQLite would take for the new database's
 _FORMER: Final = "former"
 # Whoever has a database open holds one of these bytes of it (sqlite3, os.h: SHARED_FIRST, SHARED_SIZE).
 _SHARED: Final = (510, 0x40000002)
@@ -110,7 +111,7 @@ def finish(path: Path, key_file: Path) -> Path | None:
         if (new / _KEY).exists():
             former.mkdir(exist_ok=True, mode=0o700)
             if (new / _DATABASE).exists():
-                for old in (key_file, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"), path):
+                for old in (key_file, *(path.with_name(path.name + end) for end in _ENDINGS), path):
                     _move(old, former / old.name)
                 _move(new / _DATABASE, path)
             _move(new / _KEY, key_file)

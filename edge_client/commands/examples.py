@@ -32,6 +32,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "store check": ("edge store check", "edge store check --json"),
     "store backup": ("edge store backup /media/stick", "edge store backup store.backup --passphrase"),
     "store restore": ("edge store restore store.backup", "edge store restore /media/stick/store.backup --replace"),
+    "store rekey": ("edge store rekey",),
     "store wipe": ("edge store wipe", "edge store wipe --yes"),
     "store lock": ("edge store lock",),
     "store unlock": ("edge store unlock",),

@@ -90,6 +90,7 @@ def backup(
         secret = passphrase(new=True, what="the backup") if own else None
         target = path / time.strftime("store-%Y-%m-%d.backup") if path.is_dir() else path
         with progress() as tell:
+            tell("copying the store", 0, 0)
             size = back_up(
                 config.store_path, config.key_path, key, target, passphrase=secret,
                 prepare=partial(without_what_acts, identity=identity), tell=partial(tell, "writing the backup"),
@@ -146,9 +147,34 @@ def restore(
                 "former": former and str(former),
             })
         else:
-            print(f"restored {found.documents} documents, {found.chunks} passages")
+            print(f"restored {found.documents} documents, {found.chunks} passages; `edge status` says what is next")
             if former is not None:
                 print(f"the former store is in {former}, as long as you keep that")
+
+    ended(work, as_json=as_json)
+
+
+def rekey(as_json: Annotated[bool, JSON] = False) -> None:
+    """Encrypt the store anew, under another key. What opens it does so as before; no former key or copy of one does.
+
+    Takes about as long as copying it. A running `edge serve` is without documents meanwhile.
+    """
+
+    def work() -> None:
+        from edge_client.config import Config
+        from edge_client.errors import NoStore
+        from edge_client.passphrase import passphrase
+        from edge_client.upkeep import renew_key
+
+        config = Config.load()
+        if not config.key_path.exists():
+            raise NoStore
+        ways = renew_key(config, passphrase)
+        if as_json:
+            show({"ways": ["keyring" if way == "held" else way for way in ways]})
+        else:
+            print(f"the store has another key, opened by {' or '.join(_WAYS[way] for way in ways)}")
+            note("backups from before open as they did, and need what opened the store then")
 
     ended(work, as_json=as_json)
 
@@ -176,7 +202,10 @@ def wipe(
         if as_json:
             show(told._asdict() | {"not_dropped": told.not_dropped and str(told.not_dropped)})
             return
-        print(f"destroyed {told.keys} key files, removed {told.files} other files of the store in {home}")
+        if told.keys or told.files:
+            print(f"destroyed {told.keys} key files, removed {told.files} other files of the store in {home}")
+        else:
+            print(f"nothing of a store is in {home}")
         if told.serve != "none":
             print("the running `edge serve` " + _SERVE[told.serve])
         if told.not_dropped is not None:
@@ -188,7 +217,7 @@ def wipe(
 
 def add_upkeep(group: typer.Typer) -> None:
     """Gives `edge store` these commands."""
-    for command in (check, backup, restore, wipe):
+    for command in (check, backup, restore, rekey, wipe):
         group.command()(command)
 
 

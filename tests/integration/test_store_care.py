@@ -20,6 +20,7 @@ from edge_client.cli import app
 from edge_client.identity import NAMESPACE as IDENTITY
 from edge_client.promises import PROMISES
 from store.database import Connection
+from store.errors import WrongKey
 from store.keys import Passphrase, unlock_key, ways_in
 from tests.support.fake_engine import FakeChat, FakeEmbedder
 from tests.support.fake_keyring import FakeSecretService
@@ -362,3 +363,78 @@ def test_what_the_login_keyring_holds_is_dropped_at_last(
     again = edge("store", "wipe", "--yes", "--json")
     assert again.object["not_dropped"] is None and not ring.kept
     assert not [name for name in files(home) if "store" in name]
+
+
+def test_no_change_of_what_unlocks_it_writes_the_database(
+    edge: Edge, manual: Path, home: Path, secret: Path, tmp_path: Path, ring: FakeSecretService
+) -> None:
+    database, key, seen = (home / "store.db").read_bytes(), home / "store.key", set[bytes]()
+    other = tmp_path / "other"
+    other.write_text("battery staple")
+    other.chmod(0o600)
+    for change, by in (
+        (("keyring", "on"), secret), (("passphrase", "off"), None), (("passphrase", "on"), other),
+        (("keyring", "off"), other),
+    ):
+        assert edge("store", *change, secret=by).code == 0
+        assert (home / "store.db").read_bytes() == database and sources(edge, secret=by) == ["manual.md"]
+        seen.add(key.read_bytes())
+    assert len(seen) == 4, "the control: the key file was, each time"
+
+
+def test_check_names_a_way_that_is_lost(
+    edge: Edge, manual: Path, home: Path, secret: Path, ring: FakeSecretService
+) -> None:
+    assert edge("store", "keyring", "on", secret=secret).code == 0
+    assert edge("store", "check", "--json", secret=secret).object["ways"] == {"passphrase": None, "keyring": True}
+    (name,) = ring.kept
+    for lost in ("00" * 32, "nonsense", None):
+        if lost is None:
+            ring.kept.clear()
+        else:
+            ring.kept[name] = lost
+        told = edge("store", "check", "--json", secret=secret)
+        (problem,) = told.object["problems"]
+        assert told.code == 8 and problem["code"] == "way" and "`edge store keyring off`" in problem["hint"]
+        assert told.object["ways"]["keyring"] is False
+
+
+# --- rekey
+
+
+def test_rekey_keeps_every_way_and_ends_the_former_key(
+    edge: Edge, manual: Path, home: Path, secret: Path, ring: FakeSecretService
+) -> None:
+    assert edge("store", "keyring", "on", secret=secret).code == 0
+    before = unlock_key(home / "store.key", Passphrase(PASSPHRASE))
+    assert edge("store", "rekey").code == 8, "the passphrase is needed, to wrap the new key by it"
+    done = edge("store", "rekey", "--json", secret=secret)
+    assert done.code == 0 and done.object == {"ways": ["passphrase", "keyring"]}
+    assert sources(edge) == sources(edge, secret=secret) == ["manual.md"], "by the keyring, by the passphrase"
+    assert edge("store", "check", secret=secret).code == 0
+    with pytest.raises(WrongKey):
+        open_store(home / "store.db", before)
+    ring.kept.clear()
+    refused = edge("store", "rekey", "--json", secret=secret)
+    assert refused.code == 3 and "`edge store keyring off`" in refused.object["error"]["hint"]
+
+
+def test_rekey_beside_a_running_serve(edge: Edge, manual: Path, home: Path, secret: Path) -> None:
+    with ServeProcess(home, passphrase_file=secret).ready() as serve:
+        assert edge("store", "rekey", secret=secret).code == 0
+        assert serve.call("/causeway/status")[1]["store"] == "open"
+        assert sources(edge) == ["manual.md"], "it gives the new key"
+        assert edge("store", "lock").code == edge("store", "rekey", secret=secret).code == 0
+        assert serve.call("/causeway/status")[1]["store"] == "locked", "as it was"
+
+
+def test_a_restore_after_a_killed_rekey_takes_no_journal_along(
+    edge: Edge, manual: Path, home: Path, secret: Path, tmp_path: Path
+) -> None:
+    assert edge("store", "backup", str(tmp_path / "b"), secret=secret).code == 0
+    for ending in ("-journal", "-wal", "-shm"):
+        (home / f"store.db{ending}").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" * 64)
+    assert edge("store", "restore", str(tmp_path / "b"), "--replace", secret=secret).code == 0
+    assert edge("store", "check", secret=secret).code == 0
+    (former,) = home.glob("store.before-*")
+    assert len(list(former.iterdir())) == 5
