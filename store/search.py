@@ -7,6 +7,7 @@ orders are total; what is equal goes by id. A question without a text asks by it
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -248,20 +249,12 @@ def _telling(connection: Connection, words: list[str]) -> list[str]:
     Scoring a row costs 8 us, and a word that is everywhere (whatever the language) adds rows but hardly any order.
     """
     statement = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-    counted = []
-    for word in words:
-        row = connection.execute(statement, (word, _SCORED_ROWS)).fetchone()
-        assert row is not None
-        if row[0]:
-            counted.append((row[0], word))
-    kept: list[str] = []
-    total = 0
-    for rows, word in sorted(counted):
-        total += rows
-        if kept and total > _SCORED_ROWS:
-            break
-        kept.append(word)
-    return kept
+    counted = sorted(
+        (rows, word) for word in words for (rows,) in connection.execute(statement, (word, _SCORED_ROWS)) if rows
+    )
+    totals = itertools.accumulate(rows for rows, _ in counted)
+    within = [word for (_, word), total in zip(counted, totals, strict=True) if total <= _SCORED_ROWS]
+    return within or [word for _, word in counted[:1]]
 
 
 def _hit(connection: Connection, chunk_id: int, score: float, similarity: float) -> Hit:

@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from store.backups import finish
 from store.database import STORE_SCHEMA, Connection, Database
 from store.documents import Chunk, Document, Documents
 from store.errors import StoreExists, StoreMisuse
@@ -134,6 +135,7 @@ class VectorStore:
 
 def _key(home: Path, by: Unlock) -> DatabaseKey:
     path = home / _KEY
+    finish(home / _DATABASE, path)  # a restore that was cut short
     if isinstance(by, Passphrase) and not path.exists() and not (home / _DATABASE).exists():
         with contextlib.suppress(StoreExists):  # another process was first
             return create_key(path, by)
