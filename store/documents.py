@@ -9,6 +9,7 @@ from store.drafts import Drafts
 from store.errors import ModelMismatch, StoreMisuse
 
 if TYPE_CHECKING:
+    from store.filters import Filter
     from store.vectors import FloatArray
 
 __all__ = ["LABELS", "Chunk", "Document", "Documents", "other_model", "storable", "strictest"]
@@ -130,6 +131,15 @@ class Documents:
         """The document of that source."""
         return await self._database.run(
             lambda c: _first(c, _BY_SOURCE, collection, storable(source)), read_only=True
+        )
+
+    async def has(self, collection: str, filter: "Filter") -> bool:
+        """Whether the filter leaves any document of the collection."""
+        condition, values = filter.condition()
+        within = "SELECT 1 FROM documents WHERE collection_id = (SELECT id FROM collections WHERE name = ?)"
+        return await self._database.run(
+            lambda c: c.execute(f"{within} AND {condition} LIMIT 1", (collection, *values)).fetchone() is not None,
+            read_only=True,
         )
 
     async def list(self, collection: str | None = None) -> list[Document]:

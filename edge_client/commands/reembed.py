@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_client.commands.terminal import note, progress, run, show
+from edge_client.commands.within import COLLECTION
 
 if TYPE_CHECKING:
     from edge_client.config import Config
@@ -14,7 +15,7 @@ _EACH_S = 1.0  # between two lines of JSON
 
 
 def reembed(
-    collection: Annotated[str | None, typer.Option(help="This collection alone; without it, all.")] = None,
+    collection: Annotated[str | None, COLLECTION] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON objects, a line each: how far it is, and the result.")
     ] = False,
