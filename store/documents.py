@@ -95,8 +95,7 @@ class Documents:
                 ((id, document_id, text, c.page, c.line) for id, text, c in zip(ids, texts, chunks, strict=True)),
             )
             if codes:
-                row = (document_id, collection_id, first, codes)
-                connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", row)
+                connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", (document_id, collection_id, first, codes))
             connection.executemany("INSERT INTO vectors VALUES (?, ?)", zip(ids, values, strict=True))
             connection.executemany(
                 "INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)",

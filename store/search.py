@@ -27,6 +27,7 @@ __all__ = ["STOP_WORDS", "Filter", "Hit", "Search", "fts_words", "fuse"]
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+_Ranked = list[tuple[int, float, float]]  # id of a passage, score, cosine to the question itself; best first
 
 _CANDIDATES: Final = 64  # by a vector alone, which finds 99 of 100 of the ten nearest of 100,000 ...
 _CANDIDATE_SHARE: Final = 8000  # ... and so many of a million
@@ -64,14 +65,6 @@ class Hit:
     similarity: float  # cosine to the question itself, -1 .. 1
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """(chunk id, score), best first, and the cosine of each to the question itself."""
-
-    ranked: list[tuple[int, float]]
-    similarity: dict[int, float]
-
-
 @dataclass
 class _Held:
     """What is in memory of one collection: for which vectors, and the documents that the last filter left."""
@@ -104,8 +97,12 @@ class Search:
         not of length 1.
         """
 
-        def work(connection: Connection, index: CodeIndex, found: _Candidates) -> list[Hit]:
-            return [_hit(connection, id, score, found.similarity[id]) for id, score in found.ranked[:top]]
+        def work(connection: Connection, index: CodeIndex, ranked: _Ranked) -> list[Hit]:
+            statement = (
+                "SELECT k.id, d.id, d.source, d.title, k.text, k.page, k.line, d.label, ?2, ?3"
+                " FROM chunks k JOIN documents d ON d.id = k.document_id WHERE k.id = ?1"
+            )
+            return [Hit(*row) for found in ranked[:top] for row in connection.execute(statement, found)]
 
         return await self._with_candidates(text, vector, collection, model_id, filter, top, work)
 
@@ -115,10 +112,10 @@ class Search:
     ) -> list[tuple[str, float]]:
         """(source, score) of the `top` best documents, each with the score of its best chunk. Raises as `query`."""
 
-        def work(connection: Connection, index: CodeIndex, found: _Candidates) -> list[tuple[str, float]]:
-            holders = index.holders(np.array([id for id, _ in found.ranked], np.int64))
+        def work(connection: Connection, index: CodeIndex, ranked: _Ranked) -> list[tuple[str, float]]:
+            holders = index.holders(np.array([id for id, _, _ in ranked], np.int64))
             best: dict[int, float] = {}
-            for place, (_, score) in zip(holders.tolist(), found.ranked, strict=True):
+            for place, (_, score, _) in zip(holders.tolist(), ranked, strict=True):
                 best.setdefault(place, score)
             first = [(int(index.documents[place]), score) for place, score in list(best.items())[:top]]
             sources = "SELECT source FROM documents WHERE id = ?"
@@ -128,7 +125,7 @@ class Search:
 
     async def _with_candidates(
         self, text: str, vector: FloatArray, collection: str, model_id: str | None, filter: Filter, top: int,
-        work: Callable[[Connection, CodeIndex, _Candidates], list[T]],
+        work: Callable[[Connection, CodeIndex, _Ranked], list[T]],
     ) -> list[T]:
         if vector.ndim != 1:
             raise StoreMisuse("a question has one vector")
@@ -164,7 +161,7 @@ class Search:
             if text:
                 asked = mixed(unit, rows[[ids.index(id) for id, _ in ranked[:_FEEDBACK]]], _FEEDBACK_WEIGHT)
                 ranked = fuse(_cosines(ids, rows, asked), by_words)
-            return work(connection, index, _Candidates(ranked, similarity))
+            return work(connection, index, [(id, score, similarity[id]) for id, score in ranked])
 
         while isinstance(found := await self._database.run(transaction, read_only=True), tuple):
             await self._database.run(functools.partial(make_codes, collection_id=found[0], dimension=found[1]))
@@ -255,13 +252,3 @@ def _telling(connection: Connection, words: list[str]) -> list[str]:
     totals = itertools.accumulate(rows for rows, _ in counted)
     within = [word for (_, word), total in zip(counted, totals, strict=True) if total <= _SCORED_ROWS]
     return within or [word for _, word in counted[:1]]
-
-
-def _hit(connection: Connection, chunk_id: int, score: float, similarity: float) -> Hit:
-    row = connection.execute(
-        "SELECT k.id, d.id, d.source, d.title, k.text, k.page, k.line, d.label, ?, ?"
-        " FROM chunks k JOIN documents d ON d.id = k.document_id WHERE k.id = ?",
-        (score, similarity, chunk_id),
-    ).fetchone()
-    assert row is not None
-    return Hit(*row)

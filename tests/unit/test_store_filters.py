@@ -18,10 +18,10 @@ from tests.support.stores import KEY, add_document, open_store, unit_vectors
 
 DAY = 86_400
 HELD = [  # source, label, date
-    ("/home/a/notes.md", "public", 1 * DAY),
-    ("/home/a/deep/er/plan.txt", "internal", 2 * DAY),
-    ("/home/a.md", "local-only", 3 * DAY),
-    ("/home/ab/notes.md", "internal", None),
+    ("/files/a/notes.md", "public", 1 * DAY),
+    ("/files/a/deep/er/plan.txt", "internal", 2 * DAY),
+    ("/files/a.md", "local-only", 3 * DAY),
+    ("/files/ab/notes.md", "internal", None),
     ("C:\\docs\\one.txt", "public", -DAY),
 ]
 
@@ -48,19 +48,19 @@ async def filled(database: Database) -> None:
         (Filter(labels=at_most("internal")), [0, 1, 3, 4]),
         (Filter(labels=frozenset({"local-only"})), [2]),
         (Filter(labels=frozenset()), []),
-        (Filter(source="/home/a.md"), [2]),
-        (Filter(source="/home/a"), []),
-        (Filter(folder="/home/a"), [0, 1]),
-        (Filter(folder="/home/a/"), [0, 1]),
+        (Filter(source="/files/a.md"), [2]),
+        (Filter(source="/files/a"), []),
+        (Filter(folder="/files/a"), [0, 1]),
+        (Filter(folder="/files/a/"), [0, 1]),
         (Filter(folder="C:\\docs\\"), [4]),
-        (Filter(folder="/home/b"), []),
+        (Filter(folder="/files/b"), []),
         (Filter(glob="*/notes.md"), [0, 3]),
-        (Filter(glob="/home/?/*"), [0, 1]),
+        (Filter(glob="/files/?/*"), [0, 1]),
         (Filter(glob="*.MD"), []),
         (Filter(since=2 * DAY), [1, 2]),
         (Filter(until=2 * DAY), [0, 4]),
         (Filter(since=-DAY, until=-DAY + 1), [4]),
-        (Filter(folder="/home", labels=at_most("internal"), since=0, until=10 * DAY), [0, 1]),
+        (Filter(folder="/files", labels=at_most("internal"), since=0, until=10 * DAY), [0, 1]),
         (Filter(source="\ud800", glob="\ud800' OR 1 --"), []),
     ],
 )
