@@ -37,11 +37,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from edge_client.errors import BadUse
+from store.backups import finish
 from store.tpm import SYSTEM_TPM
 from transport.messages import Padding
 
@@ -49,6 +50,10 @@ __all__ = [
     "BluetoothSettings", "Config", "EmbedderSettings", "IdentitySettings", "ModelSettings", "RelaySettings",
     "RouterSettings", "StoreSettings", "TpmSettings", "home_path",
 ]
+
+
+_STORE: Final = "store.db"
+_KEY: Final = "store.key"
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,11 +151,11 @@ class Config:
 
     @property
     def store_path(self) -> Path:
-        return self.home / "store.db"
+        return self.home / _STORE
 
     @property
     def key_path(self) -> Path:
-        return self.home / "store.key"
+        return self.home / _KEY
 
     @property
     def token_path(self) -> Path:
@@ -166,6 +171,7 @@ class Config:
         field.
         """
         home = home_path(environ)
+        finish(home / _STORE, home / _KEY)  # a restore of the store that was cut short
         tpm = _tpm(environ)
         path = home / "config.toml"
         try:

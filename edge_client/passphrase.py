@@ -21,8 +21,8 @@ def given(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(environ.get("CAUSEWAY_PASSPHRASE_FILE") or environ.get("CAUSEWAY_PASSPHRASE"))
 
 
-def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphrase:
-    """For an existing store, or (asked twice) for a new one.
+def passphrase(*, new: bool, what: str = "a new store", environ: Mapping[str, str] = os.environ) -> Passphrase:
+    """For an existing store, or (asked twice) for `what`.
 
     Raises NoPassphrase where nobody can be asked, BadUse if the two do not match, PassphraseRefused, StoreMissing.
     """
@@ -36,7 +36,7 @@ def passphrase(*, new: bool, environ: Mapping[str, str] = os.environ) -> Passphr
             "the store needs a passphrase and there is no terminal to ask on", hint="set CAUSEWAY_PASSPHRASE_FILE"
         )
     try:
-        first = hidden("Passphrase for a new store: " if new else "Passphrase: ")
+        first = hidden(f"Passphrase for {what}: " if new else "Passphrase: ")
         if new and hidden("Once more: ") != first:
             raise BadUse("the two passphrases differ", hint="nothing was created; try again")
     except EOFError:

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -22,6 +23,7 @@ _GROUPS: Final = {
     "doctor": ("relay.gateway.doctor_cli", "Test the whole chain of a gateway: source to provider."),
     "sim": ("relay.sim.cli", "Simulate links: a whole system in any weather, or a radio without a radio."),
 }
+_OF_SERVE: Final = {"--config", "--passphrase-file", "--insecure-loopback"}  # each is a path
 
 
 class _LazyGroups(TyperGroup):
@@ -43,18 +45,12 @@ class _LazyGroups(TyperGroup):
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.listing = True
-        try:
-            super().format_help(ctx, formatter)
-        finally:
-            self.listing = False
+        self.listing = True  # for the rest of this run
+        super().format_help(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         self.listing = True
-        try:
-            return super().shell_complete(ctx, incomplete)
-        finally:
-            self.listing = False
+        return super().shell_complete(ctx, incomplete)
 
 
 app = typer.Typer(
@@ -83,9 +79,23 @@ def _root(
 def main() -> None:
     """Runs a command; a failure is one line and perhaps a hint on stderr, and an exit code by whose fault it was."""
     try:
-        app()
+        given = _of_serve(sys.argv[1:])
+        app() if given is None else importlib.import_module("relay.gateway.cli").serve(**given)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         sys.exit(_print_error(error, as_json="--json" in sys.argv[1:]))
+
+
+def _of_serve(arguments: list[str]) -> dict[str, Path] | None:
+    """The options of a plain `gateway serve`, which is not left to typer: what that loads to read them, 9 MiB, would
+    stay with the gateway for good. None for all else, and where there is something to explain.
+    """
+    default = os.environ.get("CAUSEWAY_GATEWAY") or "gateway.toml"
+    given = {"--config": default, **dict(zip(arguments[2::2], arguments[3::2], strict=False))}
+    if arguments[:2] != ["gateway", "serve"] or len(arguments) % 2 or not given.keys() <= _OF_SERVE:
+        return None
+    return {name[2:].replace("-", "_"): Path(value) for name, value in given.items()}
 
 
 def _print_error(error: Any, *, as_json: bool = False) -> int:
@@ -103,9 +113,7 @@ def _print_error(error: Any, *, as_json: bool = False) -> int:
             hint = "look after this machine; if that is not it, CAUSEWAY_DEBUG=1 shows where it happened"
     else:
         code, message, hint = error.code, str(error), error.hint
-    typer.echo(f"relay: {message}", err=True)
-    if hint:
-        typer.echo(f"hint: {hint}", err=True)
+    typer.echo(f"relay: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     if as_json:
         typer.echo(json.dumps({"error": {"code": code, "fault": fault, "message": message, "hint": hint}}))
     return EXIT_CODES.get(fault, 1)

@@ -4,7 +4,8 @@
     full     8 min  quick, then everything that needs processes, the command line or the local model   (the default)
     ci      22 min  full, then the wheel in an empty environment, the model of exactly once (needs spin), every
                     command of the README, the demo, and the real Bluetooth stack in a virtual machine (needs QEMU)
-    long            Hypothesis with long profiles, a real OPA and a real SPIRE (need Go); prints what belongs to it
+    long            Hypothesis with long profiles, kill -9 at every point, a real OPA and a real SPIRE (need Go); prints
+                    what belongs to it
 
 Every stage is a process of its own with a time limit. A time table ends the output, followed by pytest's closing lines.
 Exit code 0 if every stage passed, 1 otherwise.
@@ -113,9 +114,11 @@ def ci(scratch: Path) -> list[Stage]:
 
 def long() -> list[Stage]:
     print("The long tier: property and contract suites with the Hypothesis profile `long` (2,000 examples a property),")
-    print("a real OPA beside Cedar, and the whole chain with a real SPIRE, made from their sources where Go is here.")
+    print("a store killed at every call that changes a file, a real OPA beside Cedar, and the whole chain with a real")
+    print("SPIRE, made from their sources where Go is here.")
     return [
         pytest_stage("long properties", LONG_TESTS, 3600, profile="long"),
+        pytest_stage("kill -9 anywhere", ["faults"], 1800, "-k", "test_store_kills", profile="long"),
         Stage("real OPA", [str(BIN / "python"), "scripts/check_opa.py"], 1800),  # three minutes to compile, once
         Stage("real SPIRE", [str(BIN / "python"), "scripts/check_spire.py"], 3000),  # eleven minutes to compile, once
         Stage("BlueZ, every step", [str(BIN / "python"), "-m", "scripts.bluez_vm"], 1100),

@@ -42,6 +42,7 @@ Parameters = Sequence[SqlValue] | Mapping[str, SqlValue]
 
 STORE_SCHEMA: Final[Traversable] = importlib.resources.files("store") / "schema"
 _BUSY_TIMEOUT_S: Final = 5
+_NO_ROOM: Final = 64 * 1024  # bytes, in which not even the index of a write-ahead log has its place
 _RESTORE: Final = "restore the store from a backup, or move it away and start anew"
 
 
@@ -121,6 +122,10 @@ class Database:
         """
         await self._accepted(lambda: asyncio.get_running_loop().run_in_executor(self._executor, self._copy, path))
 
+    def copy_sync(self, path: Path) -> None:
+        """The same for plain threads. Blocks."""
+        self._accepted(lambda: self._executor.submit(self._copy, path)).result()
+
     def close(self, why: Callable[[], StoreError] = _is_closed) -> None:
         """Waits for work begun, folds the log into the database and closes it. Idempotent.
 
@@ -163,8 +168,14 @@ class Database:
     def _copy(self, path: Path) -> None:
         with file_errors(path):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # SQLite takes an empty file as it is
-        with _database_errors(path):
-            self._connection.execute("VACUUM INTO ?", (str(path),))
+            was_empty = path.stat().st_size == 0
+        try:
+            with _database_errors(path):
+                self._connection.execute("VACUUM INTO ?", (str(path),))
+        except BaseException:
+            if was_empty:
+                path.unlink(missing_ok=True)
+            raise
 
     def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()
@@ -246,13 +257,16 @@ def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[
 
 
 def _check_room(path: Path, needed: int) -> None:
-    with file_errors(path):
-        free = shutil.disk_usage(path.parent).free
-    if free < needed:
+    if _free(path) < needed:
         raise DiskFull(
             "no space left to change the key of the store",
             hint=f"it takes {-(-needed // 1_000_000)} MB, which are free again afterwards; nothing was changed",
         )
+
+
+def _free(path: Path) -> int:
+    with file_errors(path):
+        return shutil.disk_usage(path.parent).free
 
 
 def _ensure_file(path: Path) -> None:
@@ -335,7 +349,8 @@ def _database_errors(path: Path) -> Iterator[None]:
             raise StoreCorrupt("the store is damaged", hint=_RESTORE) from error
         if code in (dbapi2.SQLITE_BUSY, dbapi2.SQLITE_LOCKED):
             raise StoreBusy("another process is writing to the store", hint="try again when it is done") from error
-        if code == dbapi2.SQLITE_FULL:
+        # What SQLite maps into memory, and what a disk finds out late, fails as any other write does.
+        if code == dbapi2.SQLITE_FULL or (code == dbapi2.SQLITE_IOERR and _free(path) < _NO_ROOM):
             raise DiskFull("no space left for the store", hint="free some space; what was stored is intact") from error
         if code in (dbapi2.SQLITE_IOERR, dbapi2.SQLITE_READONLY, dbapi2.SQLITE_CANTOPEN, dbapi2.SQLITE_PERM):
             raise StoreUnwritable(f"cannot use {path}", hint="check the disk, the owner and the permissions") from error

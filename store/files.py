@@ -52,10 +52,11 @@ def write_private(path: Path, parts: Iterable[bytes], *, replace: bool) -> None:
                 os.link(temporary, path)  # fails if the name is taken, in one step; rename would overwrite
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Names in it are on stable storage afterwards. Raises OSError."""
     if os.name == "nt":
         return  # folders cannot be opened there; the rename itself is durable
     descriptor = os.open(folder, os.O_RDONLY)

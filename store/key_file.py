@@ -16,25 +16,30 @@ the file holds the wrappings of both: those of the new one have 128 added to the
 Two files cannot be exchanged at once, but the database alone changes its key in one step, and shows which one it has:
 by its first 16 bytes, which are the key's salt, unless a rollback journal lies beside it that is still to be played
 back: then it has the old one. Whoever changes the key holds a lock on the key file, which the kernel drops with the
-process. Who reads the file once nobody holds it takes the wrappings that fit, and drops the others.
+process. Who reads the file once nobody holds it takes the wrappings that fit, and drops the others. Kind 65, which is
+there from then on, is the salt of the key (16): a wrapping of the one before is not added any more.
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from store.errors import StoreBusy, StoreCorrupt, StoreMissing, StoreMisuse, StoreUnwritable
+from store.errors import StoreBusy, StoreCorrupt, StoreMissing, StoreMisuse, StoreUnwritable, WrongKey
 from store.files import file_errors, read_bounded, write_private
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["DAMAGED_HINT", "MAX_WRAPPINGS", "SALT_LEN", "STORE_ID_LEN", "Wrapping", "changing", "read", "write"]
+__all__ = [
+    "DAMAGED_HINT", "MAX_WRAPPINGS", "SALT_LEN", "STORE_ID_LEN", "Wrapping", "changing", "leftovers", "read", "update",
+    "write",
+]
 
 Wrapping = tuple[int, bytes]  # kind and body
 
@@ -46,6 +51,7 @@ _MAGIC: Final = b"cwkeys\x00\x01"
 _CHECKSUM_LEN: Final = 32
 _MAX_FILE: Final = 64 * 1024
 _KIND_CHANGE: Final = 64
+_KIND_SALT: Final = 65
 _COMING: Final = 128  # added to the kind
 _COMING_KINDS: Final = range(_COMING + 1, _COMING + _KIND_CHANGE)
 _BUSY_HINT: Final = "try again when it is done"
@@ -57,10 +63,33 @@ def read(path: Path) -> tuple[bytes, list[Wrapping]]:
     Raises StoreMissing, StoreCorrupt; StoreBusy while the key is being changed.
     """
     store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    if _change(wrappings) is None:
-        return store_id, wrappings
+    if _record(wrappings, _KIND_CHANGE) is not None:
+        with _locked(path):
+            store_id, wrappings = _settled(path)
+    return store_id, _ways(wrappings)
+
+
+def update(
+    path: Path, salt: bytes | None, change: Callable[[bytes, list[Wrapping]], list[Wrapping]]
+) -> bytes:
+    """Writes what `change` makes of what `read` would return; nobody else writes the file meanwhile. The store id.
+
+    `salt` is that of the key that `change` wraps, if it does. Raises WrongKey if the database has another one by now,
+    as `read` and `write`, what `change` raises.
+    """
     with _locked(path):
-        return _settled(path)
+        store_id, wrappings = _settled(path)
+        known = _record(wrappings, _KIND_SALT)
+        if known is not None and salt not in (None, known):
+            raise WrongKey("the key of the store was changed meanwhile", hint="try again")
+        records = [] if known is None else [(_KIND_SALT, known)]
+        _replace(path, store_id, [*records, *change(store_id, _ways(wrappings))])
+    return store_id
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote the key file left of it: with wrappings, as it has them."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 def write(path: Path, store_id: bytes, wrappings: Sequence[Wrapping], *, replace: bool) -> None:
@@ -79,13 +108,13 @@ def changing(path: Path, old: bytes, new: bytes, database: str, coming: Sequence
     The caller has the database for itself, but has closed it when this ends. Raises StoreBusy if another one reads the
     file at this moment, and as `write`.
     """
-    store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    if _change(wrappings) is not None:
-        raise StoreBusy("the key of the store is being changed", hint=_BUSY_HINT)
     marked = [(kind + _COMING, body) for kind, body in coming]
-    write(path, store_id, [(_KIND_CHANGE, old + new + os.fsencode(database)), *wrappings, *marked], replace=True)
     with _locked(path):
-        if _change(_parse(read_bounded(path, _MAX_FILE))[1]) is None:  # somebody took it for one that was given up
+        store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
+        record = (_KIND_CHANGE, old + new + os.fsencode(database))
+        _replace(path, store_id, [record, *_ways(wrappings), *marked])
+    with _locked(path):
+        if _record(_parse(read_bounded(path, _MAX_FILE))[1], _KIND_CHANGE) is None:  # somebody took it for given up
             raise StoreBusy("somebody is opening the store", hint="try again")
         try:
             yield
@@ -94,22 +123,35 @@ def changing(path: Path, old: bytes, new: bytes, database: str, coming: Sequence
 
 
 def _settled(path: Path) -> tuple[bytes, list[Wrapping]]:
-    """What `read` returns. Whoever calls this holds the lock; nobody is changing the key."""
+    """The file without a change. Whoever calls this holds the lock; nobody is changing the key."""
     store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
-    change = _change(wrappings)
+    change = _record(wrappings, _KIND_CHANGE)
     if change is None:
         return store_id, wrappings
     if _has_come(path, change):
         kept = [(kind - _COMING, body) for kind, body in wrappings if kind in _COMING_KINDS]
+        salt = change[SALT_LEN : 2 * SALT_LEN]
     else:
-        kept = [(kind, body) for kind, body in wrappings if kind not in _COMING_KINDS and kind != _KIND_CHANGE]
+        kept = [(kind, body) for kind, body in _ways(wrappings) if kind not in _COMING_KINDS]
+        salt = change[:SALT_LEN]
+    kept.insert(0, (_KIND_SALT, salt))
     with contextlib.suppress(StoreUnwritable):  # a full disk: the next reader does it
-        write(path, store_id, kept, replace=True)
+        _replace(path, store_id, kept)
     return store_id, kept
 
 
-def _change(wrappings: Sequence[Wrapping]) -> bytes | None:
-    return next((body for kind, body in wrappings if kind == _KIND_CHANGE), None)
+def _replace(path: Path, store_id: bytes, wrappings: Sequence[Wrapping]) -> None:
+    for stale in leftovers(path):  # whoever wrote them is dead, or would hold the lock
+        stale.unlink(missing_ok=True)
+    write(path, store_id, wrappings, replace=True)
+
+
+def _record(wrappings: Sequence[Wrapping], kind: int) -> bytes | None:
+    return next((body for one, body in wrappings if one == kind), None)
+
+
+def _ways(wrappings: Sequence[Wrapping]) -> list[Wrapping]:
+    return [wrapping for wrapping in wrappings if wrapping[0] not in (_KIND_CHANGE, _KIND_SALT)]
 
 
 def _has_come(path: Path, change: bytes) -> bool:

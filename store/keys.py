@@ -336,20 +336,23 @@ def remove_passphrase(path: Path) -> None:
 
 
 def _add(path: Path, key: DatabaseKey, kind: int, way: Way) -> None:
-    store_id, wrappings = key_file.read(path)
-    others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
-    if len(others) >= MAX_WRAPPINGS:
-        raise StoreMisuse("a key file holds at most eight ways to unlock")
-    key_file.write(path, store_id, [*others, way(key, store_id)], replace=True)
+    def add(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
+        if len(others) >= MAX_WRAPPINGS:
+            raise StoreMisuse("a key file holds at most eight ways to unlock")
+        return [*others, way(key, store_id)]
+
+    key_file.update(path, key.salt, add)
 
 
 def _remove(path: Path, kind: int) -> bytes:
-    store_id, wrappings = key_file.read(path)
-    others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
-    if not others:
-        raise StoreMisuse("this is the only way to unlock the store")
-    key_file.write(path, store_id, others, replace=True)
-    return store_id
+    def remove(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        others = [wrapping for wrapping in wrappings if wrapping[0] != kind]
+        if not others:
+            raise StoreMisuse("this is the only way to unlock the store")
+        return others
+
+    return key_file.update(path, None, remove)
 
 
 def _wrap(key: DatabaseKey, kek: bytes, settings: bytes, store_id: bytes, kind: int) -> bytes:

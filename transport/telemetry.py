@@ -351,10 +351,10 @@ class Telemetry:
         attributes: Mapping[str, str | int | float] | None = None,
     ) -> Span:
         """The same, current nowhere, for the caller to `end`. `parent` may be a W3C traceparent, as `context_from`."""
-        if isinstance(parent, Recorded):
-            above = parent.trace_id, parent.span_id
-        elif isinstance(parent, str):
+        if isinstance(parent, str):
             above = _ids_in(parent)
+        elif isinstance(parent, Recorded):
+            above = parent.trace_id, parent.span_id
         else:
             above = _ids_in(traceparent_of(parent)) if parent.get_span_context().is_valid else ("", "")
         if self._disabled:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import resource
 import signal
 import sys
 import time
@@ -232,22 +231,20 @@ def serve(
     from relay.gateway.config import load
     from relay.gateway.identity.loopback import token_from_file
     from relay.gateway.reload import set_log_level
+    from store.memory import keep_private
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold prompts and keys
+    keep_private()  # prompts and keys will be in it
     settings = load(config)
     token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
     stop, hurry, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
     set_log_level(settings.log_level)
 
-    def end() -> None:
-        (hurry if stop.is_set() else stop).set()
-
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end)
+            loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         await run(settings, passphrase, ready=_say_ready, stop=stop, hurry=hurry, loopback_token=token, reload=reload)
 
@@ -299,8 +296,7 @@ def _name(span: dict[str, Any]) -> str:
 
 def _where(span: dict[str, Any]) -> str:
     attributes = span["attributes"]
-    place = attributes.get("causeway.node") or attributes.get("server.address") or ""
-    return str(place).removeprefix("spiffe://")
+    return str(attributes.get("causeway.node") or attributes.get("server.address") or "").removeprefix("spiffe://")
 
 
 def _number(span: dict[str, Any], name: str) -> str:
@@ -376,9 +372,8 @@ def _table(columns: list[str], rows: list[list[str]], *, right: Collection[int] 
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    if not sys.stdout.isatty() or console.measure(table, options=console.options.update(max_width=_WIDE)).maximum <= (
-        console.width
-    ):
+    widest = console.measure(table, options=console.options.update(max_width=_WIDE)).maximum
+    if not sys.stdout.isatty() or widest <= console.width:
         console.print(table)
         return
     wide = max(map(len, columns)) + 2

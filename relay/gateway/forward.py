@@ -8,28 +8,23 @@ Once an answer has begun, or where nobody can know, there is no other attempt (g
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import msgspec
-from opentelemetry.trace import SpanKind
 
 from relay.gateway.audit.log import AuditLog
 from relay.gateway.errors import ProviderFailure
 from relay.gateway.pipeline import Answer, RequestContext
 from relay.gateway.routes import ROUTES
+from relay.gateway.upstream.attempt import Attempt
 from relay.gateway.upstream.base import Upstream
 from relay.gateway.upstream.keys import ProviderKey
 from relay.gateway.upstream.providers import Provided
-from relay.gateway.upstream.rename import renamed
-from relay.gateway.upstream.routing import Routing, Target
-from transport import telemetry as names
+from relay.gateway.upstream.routing import Routing
 from transport.primitives import Secret
 from transport.telemetry import Telemetry
-
-_UNREACHED: Final = ("provider_unreachable", "provider_timeout")  # if it may be asked again
-_NOT_WELL: Final = frozenset(("provider_unreachable", "provider_timeout", "provider_error", "provider_garbled"))
 
 
 class Forward:
@@ -54,7 +49,7 @@ class Forward:
         assert context.model
         return _Asking(self, context)
 
-    async def first(self, context: RequestContext) -> tuple[AbstractAsyncContextManager[Answer], Answer]:
+    async def first(self, context: RequestContext) -> tuple[Attempt, Answer]:
         """An attempt that has been entered, and its answer."""
         assert context.target is not None
         ways = deque(self.routing.targets(context.target.operation, context.model))
@@ -67,8 +62,8 @@ class Forward:
             way = ways.popleft()
             provided, context.provider = self._providers[way.provider], way.provider
             key = None if provided.key is None else provided.key.current()
-            attempt = self._attempt(context, way, provided, key)
             try:
+                attempt = Attempt(provided, way, key, context, self._telemetry, self._ticking)
                 return attempt, await attempt.__aenter__()
             except ProviderFailure as failure:
                 if not (failure.again or failure.kind == "provider_auth"):
@@ -85,67 +80,6 @@ class Forward:
                     there=way.model, code=failure.kind,
                 )
 
-    @asynccontextmanager
-    async def _attempt(
-        self, context: RequestContext, way: Target, provided: Provided, key: Secret | None
-    ) -> AsyncIterator[Answer]:
-        target, upstream, breaker = context.target, provided.upstream, provided.breaker
-        assert target is not None
-        body = context.body if target.model or way.model == context.model else renamed(context.body, way.model)
-        turn = breaker.ask(self._ticking())  # whoever has asked reports; nothing may fail in between
-        if turn is None:
-            raise ProviderFailure(
-                "the provider has failed several times and is not asked for now; try again later",
-                kind="provider_unavailable", status=503, again=True,
-            )
-        attributes: dict[str, str | int | float] = {
-            names.ROLE: "provider", names.GEN_AI_OPERATION: target.operation,
-            names.GEN_AI_PROVIDER: upstream.name, names.GEN_AI_REQUEST_MODEL: way.model,
-            names.SERVER_ADDRESS: upstream.host, names.BYTES_OUT: len(body),
-        }
-        received = 0
-        with self._telemetry.span(
-            f"{target.operation} call", parent=context.span, kind=SpanKind.CLIENT, attributes=attributes
-        ) as span:
-
-            async def watched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-                nonlocal received
-                async for chunk in chunks:
-                    if key is not None and key.expose() in chunk:  # who quotes the key is not passed on
-                        raise ProviderFailure(
-                            "the provider's answer held what it must not", kind="provider_garbled", status=502
-                        )
-                    received += len(chunk)
-                    yield chunk
-
-            context.attempts += 1
-            try:
-                async with upstream.call(
-                    context.route, body, form=target.format, model=way.model, stream=context.stream, key=key
-                ) as answer:
-                    breaker.began(turn)
-                    span.set_attribute(names.HTTP_STATUS, answer.status)
-                    yield Answer(answer.status, answer.content_type, answer.streamed, watched(answer.chunks))
-                breaker.ended(turn)
-            except ProviderFailure as failure:
-                span.set_attribute(names.ERROR_TYPE, failure.kind)
-                context.attempts -= failure.again and failure.kind in _UNREACHED
-                if failure.kind in _NOT_WELL and not failure.well:
-                    breaker.failed(turn, self._ticking())
-                else:
-                    breaker.began(turn)  # it answers, if only to refuse
-                raise
-            finally:
-                breaker.gone(turn)
-                usage = context.usage
-                span.set_attribute(names.BYTES_IN, received)
-                if usage.model:
-                    span.set_attribute(names.GEN_AI_RESPONSE_MODEL, usage.model)
-                if usage.input_tokens is not None:
-                    span.set_attribute(names.GEN_AI_INPUT_TOKENS, usage.input_tokens)
-                if usage.output_tokens is not None:
-                    span.set_attribute(names.GEN_AI_OUTPUT_TOKENS, usage.output_tokens)
-
 
 class _Asking:
     """The answer of the first provider that gives one. Once it is entered nobody else is asked, whatever happens."""
@@ -161,8 +95,8 @@ class _Asking:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._attempt.__aexit__(kind, error, trace)
+    ) -> None:
+        await self._attempt.__aexit__(kind, error, trace)
 
 
 class ModelList:

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import msgspec
 from opentelemetry.trace import Span, SpanKind
 
-from relay.gateway.audit.log import AuditLog
+from relay.gateway.audit.log import AuditLog, members
 from relay.gateway.errors import AuditUnavailable, JournalFull, ProviderFailure
 from relay.gateway.routes import Route, find
 from transport import telemetry as names
@@ -96,6 +96,8 @@ class RequestContext:
     link_id: str
     token: str = ""  # the access token that it came with, by its `jti`
 
+    target: Route | None = field(init=False)
+    about: bytes = field(default=b"", repr=False)  # what each of its records says of it, once there is one
     trace_id: str = ""
     span: str = ""  # traceparent of the gateway's own span
     policy: str = ""  # version of the policy that decided, and in what words
@@ -120,9 +122,8 @@ class RequestContext:
     answer_type: str = ""  # media type of the answer, once it has begun
     filtered: dict[str, int] = field(default_factory=dict)  # how many secrets were cut out of it, by kind
 
-    @property
-    def target(self) -> Route | None:
-        return find(self.method, self.route)
+    def __post_init__(self) -> None:
+        self.target = find(self.method, self.route)
 
 
 class Check(Protocol):
@@ -216,13 +217,17 @@ class Pipeline:
 
         Raises only LinkLost and the like from `sink`; everything else ends in a refusal.
         """
-        span = self._telemetry.begin(
-            "request", parent=context.traceparent, kind=SpanKind.SERVER, attributes=self._identity(context)
-        )
+        span = self._telemetry.begin("request", parent=context.traceparent, kind=SpanKind.SERVER, attributes={
+            names.NODE: self._node, names.DEVICE: str(context.peer.id), names.VIA: context.via,
+            names.LINK_ID: context.link_id, names.REQUEST_ID: context.request_id.hex(),
+            names.ROUTE: context.route, names.BYTES_IN: len(context.body),
+        })
         context.trace_id, context.span = trace_id_of(span), traceparent_of(span)
         try:
             try:
                 refusal = await self._admit(context) or await self._answer(context, sink)
+            except AuditUnavailable:
+                refusal = _UNRECORDED  # asking again would call the provider again
             finally:
                 if context.hold is not None:
                     context.hold.settle("")  # where nobody was called; else it has been done
@@ -257,12 +262,6 @@ class Pipeline:
 
     async def _answer(self, context: RequestContext, sink: Sink) -> Refusal | None:
         """None once the answer has been delivered whole and that is on record, else why not."""
-        try:
-            return await self._attempt(context, sink)
-        except AuditUnavailable:
-            return _UNRECORDED  # asking again would call the provider again
-
-    async def _attempt(self, context: RequestContext, sink: Sink) -> Refusal | None:
         target = context.target
         assert target is not None  # authorise refuses unknown routes
         await sink.calling()
@@ -306,18 +305,20 @@ class Pipeline:
             async for chunk in answer.chunks:
                 if self._still is not None and await self._still(context) is not None:
                     raise _Withdrawn
-                await self._pass(context, taps, chunk, sink)
+                for tap in taps:
+                    chunk = tap.feed(chunk)
+                await self._send(context, chunk, sink)
                 if context.cut:
                     break
-            for index, tap in enumerate(taps):
-                await self._pass(context, taps[index + 1:], tap.finish(), sink)
+            rest = b""
+            for tap in taps:
+                rest = tap.feed(rest) + tap.finish()
+            await self._send(context, rest, sink)
         await self._outcome(context, "cut" if context.cut else "answered", context.cut)
         await sink.end()
 
     @staticmethod
-    async def _pass(context: RequestContext, taps: Sequence[Tap], data: bytes, sink: Sink) -> None:
-        for tap in taps:
-            data = tap.feed(data)
+    async def _send(context: RequestContext, data: bytes, sink: Sink) -> None:
         if data:
             context.bytes_out += len(data)
             await sink.write(data)  # waits for the device's credit, and with it the reading from the provider
@@ -325,36 +326,32 @@ class Pipeline:
     async def _outcome(
         self, context: RequestContext, result: str, code: str, failure: ProviderFailure | None = None
     ) -> None:
-        charged = {} if context.hold is None else context.hold.settle(result, failure)
+        more: dict[str, str | int] = {} if context.hold is None else {**context.hold.settle(result, failure)}
         for observer in self._observers:
             observer.finished(context, result, code)
-        found = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
+        if context.filtered:
+            more["filtered"] = " ".join(f"{kind}={count}" for kind, count in sorted(context.filtered.items()))
         await self._record(
             "request.outcome", context, result=result, code=code, bytes_out=context.bytes_out,
             input_tokens=context.usage.input_tokens, output_tokens=context.usage.output_tokens,
-            provider=context.provider, **({"filtered": found} if found else {}), **charged,
+            provider=context.provider, **more,
         )
 
-    async def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> None:
-        if context.token:
-            fields["token"] = context.token
-        await self._audit.append(
-            event, request=context.request_id.hex(), trace=context.trace_id, id=str(context.peer.id),
-            enrolment=context.enrolment, via=context.via, link=context.link_id, route=context.route,
-            model=context.model, **fields,
-        )
-
-    def _identity(self, context: RequestContext) -> dict[str, str | int | float]:
-        return {
-            names.NODE: self._node, names.DEVICE: str(context.peer.id), names.VIA: context.via,
-            names.LINK_ID: context.link_id, names.REQUEST_ID: context.request_id.hex(),
-            names.ROUTE: context.route, names.BYTES_IN: len(context.body),
-        }
+    def _record(self, event: str, context: RequestContext, **fields: str | int | None) -> Awaitable[None]:
+        if not context.about:
+            context.about = members({
+                "request": context.request_id.hex(), "trace": context.trace_id, "id": str(context.peer.id),
+                "enrolment": context.enrolment, "via": context.via, "link": context.link_id, "route": context.route,
+                "model": context.model, **({"token": context.token} if context.token else {}),
+            })
+        return self._audit.append(event, context.about, **fields)
 
 
 def _decided(context: RequestContext) -> dict[str, str]:
     decided = {"policy": context.policy, "decision": context.decision[:DECISION_MAX]}
-    return decided | {"inspected": context.inspected} if context.inspected else decided
+    if context.inspected:
+        decided["inspected"] = context.inspected
+    return decided
 
 
 def _describe(span: Span, context: RequestContext) -> None:

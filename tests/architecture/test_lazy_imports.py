@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+import relay.cli
+from relay.gateway.cli import app as gateway
 from tests.support.gateway_lab import PASSPHRASE, make_folder
 from tests.support.relay_process import CONFIG, secret_file
 
@@ -68,6 +71,33 @@ def test_a_gateways_command_loads_no_http(tmp_path: Path) -> None:
     modules, text = loaded_after("relay.cli", ["relay", "gateway", "devices", "--json", *config])
     assert json.loads(text) == {"devices": []}
     assert "relay.gateway.config" in modules and modules & {"aiohttp", "relay.gateway.app", "llama_cpp"} == set()
+
+
+def test_a_serving_gateway_keeps_nothing_of_what_only_reads_a_command_line(tmp_path: Path) -> None:
+    """It would be 9 MiB for good."""
+    serve = ["relay", "gateway", "serve", "--config", str(tmp_path / "none.toml")]
+    modules, _ = loaded_after("relay.cli", serve)
+    assert "relay.gateway.app" in modules and modules & {"pydantic", "rich", "pygments"} == set()
+    assert "pydantic" in loaded_after("relay.cli", [*serve, "--port", "1"])[0], "typer is to say what is wrong"
+
+
+def test_a_plain_serve_is_read_as_typer_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Path | None]] = []
+    monkeypatch.setattr("relay.gateway.cli.serve", lambda **given: told.append(given))
+    monkeypatch.delenv("CAUSEWAY_GATEWAY", raising=False)
+    options = {"--config": "c", "--passphrase-file": "p", "--insecure-loopback": "i"}
+    known = get_command(gateway).commands["serve"].params  # type: ignore[attr-defined]
+    assert {one.opts[0] for one in known if one.name != "help"} == set(options)
+    for arguments in ([], ["--config", "c"], [part for pair in options.items() for part in pair]):
+        monkeypatch.setattr("sys.argv", ["relay", "gateway", "serve", *arguments])
+        relay.cli.main()
+    monkeypatch.setenv("CAUSEWAY_GATEWAY", "e")
+    monkeypatch.setattr("sys.argv", ["relay", "gateway", "serve"])
+    relay.cli.main()
+    assert told == [
+        {"config": Path("gateway.toml")}, {"config": Path("c")},
+        {"config": Path("c"), "passphrase_file": Path("p"), "insecure_loopback": Path("i")}, {"config": Path("e")},
+    ]
 
 
 @pytest.mark.parametrize("command", [["relay", "hop", "--help"], ["relay", "hop", "serve", "--help"]])

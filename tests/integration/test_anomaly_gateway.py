@@ -260,7 +260,7 @@ async def test_what_could_not_be_done_is_done_later(lab: Lab, clock: Clock, monk
     await Edge.joined(lab)
     append = AuditLog.append
 
-    async def fail(log: AuditLog, event: str, **fields: Any) -> None:
+    async def fail(log: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
         raise AuditUnavailable("the audit log cannot be written")
 
     await up_to(lab, clock, Level.THROTTLED)

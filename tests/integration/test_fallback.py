@@ -150,10 +150,10 @@ async def test_the_last_one_s_failure_is_the_answer(lab: Lab) -> None:
 async def test_without_a_record_of_the_first_nobody_else_is_asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     real = AuditLog.append
 
-    async def broken(self: AuditLog, event: str, **fields: Any) -> None:
+    async def broken(self: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
         if event == "request.attempt":
             raise AuditUnavailable("the audit log cannot be written")
-        await real(self, event, **fields)
+        await real(self, event, *shared, **fields)
 
     monkeypatch.setattr(AuditLog, "append", broken)
     lab.first.mode = "503"

@@ -257,10 +257,10 @@ async def test_intent_is_on_disk_before_the_provider_hears_of_it(lab: Lab, monke
 async def test_no_answer_is_whole_without_its_record(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     real = lab.audit.append
 
-    async def broken_later(event: str, **fields: Any) -> None:
+    async def broken_later(event: str, *shared: bytes, **fields: Any) -> None:
         if event == "request.outcome":
             raise AuditUnavailable("the audit log cannot be written")
-        await real(event, **fields)
+        await real(event, *shared, **fields)
 
     monkeypatch.setattr(lab.audit, "append", broken_later)
     for lab.provider.mode in ("ok", "500", "503"):  # delivered, failed, and failed where the provider says: again

@@ -152,8 +152,8 @@ def test_the_last_frame_is_accepted_less_than_a_second_after_the_command(
         accepted.append((asyncio.get_running_loop().time(), connection.peer.id.name))
         handle(connection, message, now)
 
-    async def appending(log: AuditLog, event: str, **fields: Any) -> None:
-        await append(log, event, **fields)
+    async def appending(log: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
+        await append(log, event, *shared, **fields)
         if event == "device.revoked":
             await asyncio.sleep(slow_disk_s)
 
@@ -207,8 +207,8 @@ async def test_a_session_that_opens_while_its_device_is_revoked_is_refused(
     """Between the look at the registration and `welcome` the audit is written, which takes its time."""
     svid, append = await lab.device("lap-1"), AuditLog.append
 
-    async def revoking(log: AuditLog, event: str, **fields: Any) -> None:
-        await append(log, event, **fields)
+    async def revoking(log: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
+        await append(log, event, *shared, **fields)
         if event == "session.opened":
             await lab.revocation.revoke("edge/lap-1", "just now")
 
@@ -221,8 +221,8 @@ async def test_no_certificate_is_issued_to_who_is_revoked_meanwhile(lab: Lab, mo
     await lab.device("lap-1")
     device, append = lab.enrolment.registrations()[0], AuditLog.append
 
-    async def revoking(log: AuditLog, event: str, **fields: Any) -> None:
-        await append(log, event, **fields)
+    async def revoking(log: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
+        await append(log, event, *shared, **fields)
         if event == "renew.issued":
             await lab.revocation.revoke("edge/lap-1", "just now")
 
@@ -292,7 +292,7 @@ async def test_a_reason_is_a_line_of_text(lab: Lab, reason: str) -> None:
 async def test_without_audit_nobody_is_revoked_and_that_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     svid = await lab.device("lap-1")
 
-    async def failing(log: AuditLog, event: str, **fields: Any) -> None:
+    async def failing(log: AuditLog, event: str, *shared: bytes, **fields: Any) -> None:
         raise AuditUnavailable("no")
 
     with monkeypatch.context() as patch:

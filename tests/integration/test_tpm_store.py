@@ -232,3 +232,21 @@ def test_setup_can_switch_it_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert json.loads(out)["unlock"] == "tpm" and "the TPM unlocks the store" in told
     monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
     opens()
+
+
+def test_a_new_key_of_the_database_is_sealed_anew(
+    home: Path, machine: SoftwareTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge("store", "tpm", "on")
+    before = unlock_key(home / "store.key", Passphrase(WORDS))
+    assert json.loads(edge("store", "rekey", "--json")[0]) == {"ways": ["passphrase", "tpm"]}
+    opens()
+    monkeypatch.delenv("CAUSEWAY_PASSPHRASE_FILE")
+    opens()
+    told = json.loads(edge("store", "check", "--json")[0])
+    assert told["ok"] and told["ways"] == {"passphrase": None, "tpm": True}
+    with pytest.raises(WrongKey):
+        Database.open(home / "store.db", before, schema=STORE_SCHEMA)
+    monkeypatch.setenv("CAUSEWAY_TPM", "device:/dev/no-tpm")
+    told = json.loads(edge("store", "check", "--json", code=8)[0])
+    assert told["error"]["code"] == "no_tpm"

@@ -242,7 +242,7 @@ async def test_what_another_check_refuses_reserves_nothing(lab: Lab) -> None:
 
 
 async def test_nothing_stays_reserved_where_the_audit_fails(lab: Lab) -> None:
-    async def fails(event: str, **_: object) -> None:
+    async def fails(event: str, *_: object, **__: object) -> None:
         raise AuditUnavailable("full")
 
     lab.pipeline._audit.append = fails  # type: ignore[method-assign,assignment]

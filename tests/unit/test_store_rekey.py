@@ -275,7 +275,7 @@ def test_who_reads_the_key_file_next_settles_it(
     key = cut(home, monkeypatch, rewritten=rewritten)[rewritten]
     read(home / "store.key")
     kinds = [kind for kind, _ in key_file._parse((home / "store.key").read_bytes())[1]]
-    assert kinds == [1, 2][: len(kinds)]
+    assert kinds == [65, 1, 2][: len(kinds)]
     assert unlock_key(home / "store.key", WORDS).expose() == key.expose()
     assert held_rows(home, key) == KEPT
     assert held_rows(home, change(home, key)) == KEPT
@@ -360,3 +360,39 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
         change(tmp_path, key)
     assert [path.name for path in tmp_path.iterdir()] == ["store.key"]
     assert held_rows(tmp_path, unlock_key(tmp_path / "store.key", WORDS)) == []
+
+
+def test_a_key_of_before_is_not_added_to_the_file_of_its_successor(home: Path) -> None:
+    """Somebody unlocked, then thought about a passphrase while somebody else changed the key."""
+    old = unlock_held(home / "store.key", HELD)
+    new, before = change(home, old), contents(home)
+    with pytest.raises(WrongKey, match="changed meanwhile"):
+        add_passphrase(home / "store.key", old, Passphrase("another"))
+    assert contents(home) == before
+    add_passphrase(home / "store.key", new, Passphrase("another"))
+    assert unlock_key(home / "store.key", Passphrase("another")).expose() == new.expose()
+
+
+def test_ways_are_changed_by_one_at_a_time(home: Path) -> None:
+    key = unlock_held(home / "store.key", HELD)
+
+    def keep(store_id: bytes, held: HeldKey) -> None:
+        for attempt in (lambda: change(home, key), lambda: add_passphrase(home / "store.key", key, WORDS)):
+            with pytest.raises(StoreBusy):
+                attempt()
+        assert ways_in(home / "store.key") == ["passphrase", "held"]  # who only reads does not wait
+
+    add_held(home / "store.key", key, keep)
+    assert held_rows(home, unlock_key(home / "store.key", WORDS)) == KEPT
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(home: Path) -> None:
+    key = unlock_held(home / "store.key", HELD)
+    left = home / ".store.key.0123456789ab.tmp"
+    (home / ".other.key.0123456789ab.tmp").write_bytes(b"not ours")
+    for write in (lambda: add_passphrase(home / "store.key", key, WORDS), lambda: change(home, key)):
+        left.write_bytes((home / "store.key").read_bytes())
+        assert key_file.leftovers(home / "store.key") == [left]
+        write()
+        assert not left.exists()
+    assert (home / ".other.key.0123456789ab.tmp").exists()

@@ -6,9 +6,8 @@ keys.
 """
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine
+from typing import Final, Self
 
 import msgspec
 
@@ -47,21 +46,26 @@ class HttpUpstream:
         self.host = self._client.host
         self._stream_max = stream_max
 
-    @asynccontextmanager
-    async def call(
+    def call(
         self, route: str, body: bytes, *, form: AnswerFormat, model: str, stream: bool, key: Secret | None
-    ) -> AsyncIterator[Answer]:
+    ) -> "_Call":
+        return _Call(self._asked(self._dialect.path(route, model), body, form, stream, key))
+
+    async def _asked(
+        self, path: str, body: bytes, form: AnswerFormat, stream: bool, key: Secret | None
+    ) -> tuple[Response, Answer]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
         }
-        response = await self._send("POST", self._dialect.path(route, model), headers, key, body)
+        response = await self._send("POST", path, headers, key, body)
         try:
             if response.status != 200:
                 raise await self._failure(response)
-            yield await self._answer(response, form, stream)
-        finally:
-            response.close()  # an answer read to its end has given its connection back already
+            return response, await self._answer(response, form, stream)
+        except BaseException:
+            response.close()
+            raise
 
     async def ping(self, *, key: Secret | None) -> tuple[int, bool]:
         response = await self._send("GET", self._dialect.ping, {"Accept": "application/json"}, key)
@@ -85,10 +89,10 @@ class HttpUpstream:
             if response.content_type != "text/event-stream":
                 raise garbled()
             lines = whole_lines(response, self._stream_max, form.ends)
-            return Answer(200, "text/event-stream", True, _chained(await anext(lines), lines))
+            return Answer(200, "text/event-stream", True, _Chunks(await anext(lines), lines))
         whole = await response.read(ANSWER_MAX)
         form.check(whole)
-        return Answer(200, "application/json", False, _chained(whole, None))
+        return Answer(200, "application/json", False, _Chunks(whole, None))
 
     async def _failure(self, response: Response) -> ProviderFailure:
         status = response.status
@@ -124,8 +128,37 @@ class HttpUpstream:
         return ""
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
-    yield first
-    if rest is not None:
-        async for chunk in rest:
-            yield chunk
+class _Call:
+    """The answer that `asked` waits for, until it is left."""
+
+    __slots__ = ("_asked", "_response")
+
+    def __init__(self, asked: Coroutine[None, None, tuple[Response, Answer]]) -> None:
+        self._asked = asked
+
+    async def __aenter__(self) -> Answer:
+        self._response, answer = await self._asked
+        return answer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._response.close()  # an answer read to its end has given its connection back already
+
+
+class _Chunks:
+    """What has been waited for, then the rest."""
+
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes] | None) -> None:
+        self._first, self._rest = first, rest
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        if self._rest is None:
+            raise StopAsyncIteration
+        return await self._rest.__anext__()
