@@ -134,7 +134,7 @@ class _Ours(_Side):
         self._key = DatabaseKey(_KEY + bytes(16))
         if plain:
             self._key = DatabaseKey(_KEY + b"SQLite format 3\0")  # where SQLCipher's files have their salt
-            store.database._apply_key = lambda *_: None
+            store.database._hand_over = lambda *_: None
         self._path = folder / f"{name}.db"
         self._loop = asyncio.new_event_loop()
         self._database: Database | None = None

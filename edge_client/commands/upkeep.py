@@ -90,6 +90,7 @@ def backup(
         secret = passphrase(new=True, what="the backup") if own else None
         target = path / time.strftime("store-%Y-%m-%d.backup") if path.is_dir() else path
         with progress() as tell:
+            tell("copying the store", 0, 0)
             size = back_up(
                 config.store_path, config.key_path, key, target, passphrase=secret,
                 prepare=partial(without_what_acts, identity=identity), tell=partial(tell, "writing the backup"),
@@ -146,7 +147,7 @@ def restore(
                 "former": former and str(former),
             })
         else:
-            print(f"restored {found.documents} documents, {found.chunks} passages")
+            print(f"restored {found.documents} documents, {found.chunks} passages; `edge status` says what is next")
             if former is not None:
                 print(f"the former store is in {former}, as long as you keep that")
 
@@ -201,7 +202,10 @@ def wipe(
         if as_json:
             show(told._asdict() | {"not_dropped": told.not_dropped and str(told.not_dropped)})
             return
-        print(f"destroyed {told.keys} key files, removed {told.files} other files of the store in {home}")
+        if told.keys or told.files:
+            print(f"destroyed {told.keys} key files, removed {told.files} other files of the store in {home}")
+        else:
+            print(f"nothing of a store is in {home}")
         if told.serve != "none":
             print("the running `edge serve` " + _SERVE[told.serve])
         if told.not_dropped is not None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import resource
 import signal
 import sys
 import time
@@ -232,9 +231,10 @@ def serve(
     from relay.gateway.config import load
     from relay.gateway.identity.loopback import token_from_file
     from relay.gateway.reload import set_log_level
+    from store.memory import keep_private
 
     logging.basicConfig(level=logging.WARNING, format="relay: %(message)s", stream=sys.stderr)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold prompts and keys
+    keep_private()  # prompts and keys will be in it
     settings = load(config)
     token = None if insecure_loopback is None else token_from_file(insecure_loopback)
     passphrase = unlock(settings, passphrase_file, "Gateway passphrase")
