@@ -111,8 +111,12 @@ def finish(path: Path, key_file: Path) -> Path | None:
         if (new / _KEY).exists():
             former.mkdir(exist_ok=True, mode=0o700)
             if (new / _DATABASE).exists():
+                done = (former / path.name).exists()  # then who opened it at that very moment has made what is there
                 for old in (key_file, *(path.with_name(path.name + end) for end in _ENDINGS), path):
-                    _move(old, former / old.name)
+                    if done:
+                        old.unlink(missing_ok=True)
+                    else:
+                        _move(old, former / old.name)
                 _move(new / _DATABASE, path)
             _move(new / _KEY, key_file)
         kept = None
