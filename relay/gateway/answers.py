@@ -4,8 +4,8 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar, cast
 
 import msgspec
 from aiohttp import web
@@ -16,8 +16,11 @@ from store.errors import StoreError
 BODY_MAX: Final = 16_384
 _JOINING: Final = ("/v1/join", "/hop/join")
 NOWHERE: Final[web.AppKey[Callable[[web.Request, web.HTTPException], web.Response]]] = web.AppKey("NOWHERE")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+STRAIGHT: Final[web.AppKey[Mapping[tuple[str, str], Handler]]] = web.AppKey("STRAIGHT")  # by method and path
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Server = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Refused(Exception):
@@ -29,9 +32,7 @@ class Refused(Exception):
 
 
 @web.middleware
-async def neutral(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def neutral(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every failure becomes a short JSON error that tells a stranger nothing."""
     try:
         return await handler(request)
@@ -57,6 +58,19 @@ async def neutral(
     except Exception as error:  # no traceback: its values could be an invitation's
         _log.error("%s failed with %s", request.path, type(error).__name__)
         return error_answer(500, "unavailable", "not possible")
+
+
+def straight(app: web.Application, handle: _Server) -> _Server:
+    """As `handle`, which is `app`'s, but for what is in STRAIGHT: no router is asked for that, only `neutral`."""
+    routes = app.get(STRAIGHT, {})
+
+    async def first(request: web.BaseRequest) -> web.StreamResponse:
+        handler = routes.get((request.method, request.raw_path))
+        if handler is None or "Expect" in request.headers:
+            return await handle(request)
+        return await neutral(cast(web.Request, request), handler)
+
+    return first
 
 
 def tcp_peer(request: web.Request) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from relay.gateway.answers import NOWHERE
+from relay.gateway.answers import NOWHERE, STRAIGHT
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.checks.fields import BODY_MAX
 from relay.gateway.errors import AuditUnavailable
@@ -36,6 +36,7 @@ from transport.primitives import random_bytes
 from transport.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_POSTED: Final = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _NOT_ADMITTED: Final = Refusal(403, "identity_refused", "the device is not admitted by this gateway")
 _NOT_GOOD: Final = Refusal(401, "invalid_token", "the token is not good; ask for a new one")
@@ -110,8 +111,9 @@ class Api:
 
     def offer(self, app: web.Application) -> None:
         """Adds the routes."""
-        for name in ("chat/completions", "responses", "embeddings", "messages"):
-            app.router.add_post(f"/v1/{name}", self._serve)
+        app[STRAIGHT] = {("POST", path): self._serve for path in _POSTED}
+        for path in _POSTED:
+            app.router.add_post(path, self._serve)
         app.router.add_get("/v1/models", self._serve, allow_head=False)
         app.router.add_post("/v2/models/{name}/infer", self._serve)
         app[NOWHERE] = _nowhere

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from aiohttp import web
 
-from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, tcp_peer, unpack
+from relay.gateway.answers import BODY_MAX, Refused, body_of, json_answer, neutral, pack, straight, tcp_peer, unpack
 from relay.gateway.audit.refusals import Refusals
 from relay.gateway.identity.ca import Authority
 from relay.gateway.identity.callers import ROLES as CLIENT_ROLES
@@ -231,6 +231,7 @@ async def listen_https(
     await runner.setup()
     make = runner.server
     assert make is not None
+    make.request_handler = straight(app, make.request_handler)
     stack.push_async_callback(runner.cleanup)
     if isinstance(address, socket.socket):
         listening, shown = address, _written(str(address.getsockname()[0]), address.getsockname()[1])

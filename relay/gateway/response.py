@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 
 from relay.gateway.checks.problems import body, media_type
 from relay.gateway.pipeline import Refusal, RequestContext
@@ -30,6 +33,33 @@ def refused(
             **refusal.headers,
         },
     )
+
+
+class _Whole(web.Response):
+    """What nearly every answer is, a 200 by HTTP/1.1 that leaves its connection open: written at once, head and all."""
+
+    def __init__(self, *, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__(status=status)
+        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        self._wire = (
+            f"HTTP/1.1 200 OK\r\n{fields}Content-Length: {len(body)}\r\nDate: {rfc822_formatted_time()}\r\n"
+            f"Server: {SERVER_SOFTWARE}\r\n\r\n"
+        ).encode("ascii") + body
+
+    @property
+    def keep_alive(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        transport.write(self._wire)
+        await request.writer.drain()
+        return request.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing: all is written."""
 
 
 class HttpSink:
@@ -67,7 +97,11 @@ class HttpSink:
             await self._sent(b"", last=True)
             return
         status, content_type, _ = self._head
-        self.response = web.Response(status=status, body=self._held, headers=self._headers(content_type))
+        request, headers = self._request, self._headers(content_type)
+        said = "".join(headers.values())
+        usual = status == 200 and request.version == HttpVersion11 and request.keep_alive
+        usual = usual and said.isascii() and said.isprintable()
+        self.response = (_Whole if usual else web.Response)(status=status, body=self._held, headers=headers)
 
     async def refuse(self, refusal: Refusal) -> None:
         """Also ends a begun answer: by an event that says why, if it has events; it is not whole in any case."""

@@ -265,3 +265,47 @@ async def test_a_refusal_is_read_by_everybody(gateway: Gateway) -> None:
             async with asking.post(CHAT, data=b"{", headers=headers) as response:
                 assert response.content_type == kind and response.headers["X-Should-Retry"] == "false"
                 assert (await response.json(content_type=None))["error"]["code"] == "malformed_json"
+
+
+async def raw(gateway: Gateway, *requests: bytes) -> list[tuple[bytes, dict[bytes, bytes], bytes]]:
+    """Sends `requests` at once by one connection: status line, fields and body of each answer, up to its end."""
+    reader, writer = await asyncio.open_connection(*gateway.ready.insecure.split(":"))
+    writer.write(b"".join(requests))
+    answers = []
+    async with asyncio.timeout(20):
+        for request in requests:
+            if b"Expect" in request:
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            line, *rest = (await reader.readuntil(b"\r\n\r\n")).rstrip().split(b"\r\n")
+            fields = {name: value for name, _, value in (field.partition(b": ") for field in rest)}
+            assert len(fields) == len(rest)
+            answers.append((line, fields, await reader.readexactly(int(fields[b"Content-Length"]))))
+        if answers[-1][1].get(b"Connection") == b"close":
+            assert not await reader.read()
+    writer.close()
+    return answers
+
+
+def by_hand(fields: str = "", *, version: str = "1.1", path: str = CHAT) -> bytes:
+    body = chat()
+    return (
+        f"POST {path} HTTP/{version}\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\n{fields}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def test_whole_answers_have_one_head_however_they_are_asked_for(gateway: Gateway) -> None:
+    """The usual way is a short one, past the router and the server's own writing of a head."""
+    answers = await raw(gateway, by_hand(), by_hand(), by_hand("Connection: close\r\n"))
+    (line, usual, body), again, (_, last, _) = answers
+    assert line == again[0] == b"HTTP/1.1 200 OK" and json.loads(body)["object"] == "chat.completion"
+    own = {b"Date", b"X-Request-Id", b"Traceparent", b"RateLimit"}
+    assert usual.keys() == again[1].keys() and own - {b"RateLimit"} < usual.keys()
+    for other in (
+        last, (await raw(gateway, by_hand(path=f"{CHAT}?a=b")))[0][1],
+        (await raw(gateway, by_hand("Expect: 100-continue\r\n")))[0][1],
+        (await raw(gateway, by_hand("Connection: keep-alive\r\n", version="1.0")))[0][1],
+    ):
+        assert {name: value for name, value in other.items() if name not in own | {b"Connection"}} == {
+            name: value for name, value in usual.items() if name not in own}
+    assert gateway.provider.calls == 6
