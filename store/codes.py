@@ -20,7 +20,8 @@ Mask = npt.NDArray[np.bool_]
 
 _BLOCK: Final = 32_768  # passages whose words and distances fit the second-level cache
 _READ_AT_ONCE: Final = 1000  # documents, so that reading takes no more memory than what is kept
-_SHORTLIST: Final = 20  # passages by Hamming distance for each one wanted
+_SHORTLIST: Final = 15  # passages by Hamming distance for each one wanted ...
+_SHORTLIST_SHARE: Final = 250  # ... and one in so many: where more are alike, signs tell them apart less well
 
 
 class CodeIndex:
@@ -66,11 +67,9 @@ class CodeIndex:
 
     def _read(self, connection: Connection) -> None:
         since = (self._collection_id, int(self.documents[-1]) if len(self.documents) else 0)
-        expected = connection.execute(
-            "SELECT ifnull(sum(chunks), 0) FROM documents WHERE collection_id = ? AND id > ?", since
-        ).fetchone()
-        assert expected is not None
-        self._reserve(len(self) + expected[0])
+        expected = "SELECT ifnull(sum(chunks), 0) FROM documents WHERE collection_id = ? AND id > ?"
+        for (chunks,) in connection.execute(expected, since):
+            self._reserve(len(self) + chunks)
         rows = iter(connection.execute(
             "SELECT document_id, first_chunk, code FROM codes WHERE collection_id = ? AND document_id > ?"
             " ORDER BY document_id", since,
@@ -124,8 +123,9 @@ class CodeIndex:
         if among is not None:
             distances[~among] = self.dimension + 1
         # All up to the bound, so that which of several equals get in depends on nothing else.
+        shortlist = max(_SHORTLIST * count, len(self) // _SHORTLIST_SHARE)
         reached = np.cumsum(np.bincount(distances, minlength=self.dimension + 1))[: self.dimension + 1]
-        bound = int(np.searchsorted(reached, min(count * _SHORTLIST, int(reached[-1]))))
+        bound = int(np.searchsorted(reached, min(shortlist, int(reached[-1]))))
         places = np.flatnonzero(distances <= bound)
         codes = np.ascontiguousarray(self._columns[:, places].T).view(np.uint8)
         # Levels have equal steps, so a bit adds its worth times the component. Whole numbers, as float32 holds them
@@ -133,8 +133,8 @@ class CodeIndex:
         whole = np.rint(vector * (2.0 ** (24 - PLANES) / np.abs(vector).sum()))
         worth = np.zeros((PLANES, self._words * 64), np.float32)
         worth[:, : self.dimension] = np.outer(2.0 ** np.arange(PLANES)[::-1], whole)
-        bits = np.unpackbits(codes, axis=1).astype(np.float32)
-        products = np.einsum("ij,j->i", bits, worth.ravel())  # BLAS would start threads, for longer than this takes
+        # BLAS would want floats, and start threads for longer than this takes.
+        products = np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
         chosen = places[np.lexsort((places, -products))[:count]]
         holders = np.searchsorted(self._ends, chosen, "right")
         ids: list[int] = (self._first[holders] + chosen - (self._ends - self._lengths())[holders]).tolist()

@@ -26,12 +26,10 @@ from tests.support.stores import open_store
 def index_of(rows: np.ndarray, ids: list[int]) -> CodeIndex:
     """Each row a document of one passage, whose number is ten times less."""
     index = CodeIndex(1, rows.shape[1])
-    connection = mock.Mock()
+    connection, count = mock.Mock(), len(ids) // 2  # what is expected only makes room
     codes = [encode_codes(row[None]) for row in rows]
-    read = mock.MagicMock()
-    read.fetchone.return_value = (0,)  # what is expected is only for making room
-    read.__iter__.side_effect = lambda: iter([(id // 10, id, code) for id, code in zip(ids, codes, strict=True)])
-    connection.execute.return_value = read
+    found = [(id // 10, id, code) for id, code in zip(ids, codes, strict=True)]
+    connection.execute.side_effect = lambda sql, _: found if "FROM codes" in sql else [(count,)]
     index.refresh(connection, added=1, removed=0)
     return index
 
