@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 
 from store.database import STORE_SCHEMA, Connection, Database
 from store.errors import StoreBusy, StoreCorrupt, StoreExists
-from store.files import file_errors, read_bounded, sync_folder
+from store.files import file_errors, sync_folder
 from store.keys import DatabaseKey, Passphrase, add_passphrase
 
 if sys.platform != "win32":
@@ -34,7 +34,6 @@ Tell = Callable[[int, int], None]
 
 _KEY: Final = "store.key"
 _DATABASE: Final = "store.db"
-_KEY_MAX: Final = 64 * 1024
 _PIECE: Final = 1024 * 1024
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _ENDINGS: Final = ("-wal", "-shm", "-journal")  # what SQLite would take for the new database's
@@ -61,7 +60,7 @@ def back_up(
     with _folder(path, ".backup") as work:
         with Database.open(path, key, schema=STORE_SCHEMA) as database:
             database.copy_sync(work / _DATABASE)
-            _copied(key_file, work / _KEY)  # nobody changes the key while the database is open
+            shutil.copyfile(key_file, work / _KEY)  # nobody changes the key while the database is open
         with Database.open(work / _DATABASE, key, schema=STORE_SCHEMA) as copy:
             copy.run_sync(prepare)
         if passphrase is not None:
@@ -91,8 +90,6 @@ def put_in_place(work: Path, path: Path, key_file: Path, *, replace: bool) -> Pa
     if not replace and (path.exists() or key_file.exists()):
         raise StoreExists("there is a store already", hint="`--replace` keeps it aside; nothing was changed")
     with _nobody_else(path), file_errors(path):
-        for name in (_KEY, _DATABASE):
-            _sync_file(work / name)
         sync_folder(work)
         work.rename(_new(path))
         sync_folder(path.parent)
@@ -111,8 +108,12 @@ def finish(path: Path, key_file: Path) -> Path | None:
         if (new / _KEY).exists():
             former.mkdir(exist_ok=True, mode=0o700)
             if (new / _DATABASE).exists():
+                done = (former / path.name).exists()  # then who opened it at that very moment has made what is there
                 for old in (key_file, *(path.with_name(path.name + end) for end in _ENDINGS), path):
-                    _move(old, former / old.name)
+                    if done:
+                        old.unlink(missing_ok=True)
+                    else:
+                        _move(old, former / old.name)
                 _move(new / _DATABASE, path)
             _move(new / _KEY, key_file)
         kept = None
@@ -178,19 +179,8 @@ def _folder(path: Path, suffix: str) -> Iterator[Path]:
         yield work
 
 
-def _copied(source: Path, target: Path) -> None:
-    data = read_bounded(source, _KEY_MAX)
-    with file_errors(target), _private(target) as file:
-        file.write(data)
-
-
 def _private(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _silent(done: int, total: int) -> None:
@@ -258,12 +248,12 @@ def _unpack(backup: Path, work: Path, tell: Tell) -> None:
 
 def _take(tar: Any, member: Any, target: Path, tell: Tell) -> None:
     content, done = tar.extractfile(member), 0
-    if target.name == _KEY and member.size > _KEY_MAX:
-        raise StoreCorrupt("this is not a backup of a store", hint="which file is meant?")
     with file_errors(target), _private(target) as out:
         while piece := content.read(_PIECE):
             out.write(piece)
             done += len(piece)
             tell(done, member.size)
+        out.flush()
+        os.fsync(out.fileno())
     if done != member.size:
         raise StoreCorrupt("the backup is cut short", hint="take another one")

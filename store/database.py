@@ -181,11 +181,16 @@ class Database:
         self._owner = threading.get_ident()
         with _database_errors(self._path):
             _ensure_file(self._path)
+            with file_errors(self._path):
+                meant = self._path.stat()
             self._connection = _connected(self._path, key)
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("PRAGMA secure_delete = ON")
             with _told_apart(self._path, key):  # until the log is in use somebody may change the key
                 self._use_wal()
+            with file_errors(self._path):
+                if not os.path.samestat(meant, self._path.stat()):  # moved while it was waited for: its log is not ours
+                    raise StoreBusy("another store was put in its place", hint="try again")
             self._connection.execute("PRAGMA synchronous = FULL")  # committed means on stable storage
             self._connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(schema)

@@ -11,11 +11,11 @@ from store.errors import ModelMismatch, StoreMisuse
 if TYPE_CHECKING:
     from store.vectors import FloatArray
 
-__all__ = ["LABELS", "Chunk", "Document", "Documents", "strictest"]
+__all__ = ["LABELS", "Chunk", "Document", "Documents", "other_model", "storable", "strictest"]
 
 LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
 _SELECT: Final = (
-    "SELECT d.id, c.name, d.source, d.title, d.sha256, d.label, d.chunks"
+    "SELECT d.id, c.name, d.source, d.title, d.sha256, d.label, d.chunks, d.dated_at"
     " FROM documents d JOIN collections c ON c.id = d.collection_id"
 )
 _BY_CONTENT: Final = " WHERE c.name = ? AND d.sha256 = ?"
@@ -40,6 +40,7 @@ class Document:
     sha256: bytes
     label: str
     chunks: int
+    dated_at: int | None  # unix seconds
 
 
 class Documents:
@@ -54,13 +55,14 @@ class Documents:
 
     async def add(
         self, *, collection: str, source: str, title: str, sha256: bytes, label: str | None = None,
-        chunks: Sequence[Chunk], vectors: "FloatArray", model_id: str,
+        chunks: Sequence[Chunk], vectors: "FloatArray", model_id: str, dated_at: int | None = None,
     ) -> Document:
         """Stores a document with one vector a chunk (float32, (n, dimension), length 1), all or nothing.
 
-        The same content again (collection and sha256) changes nothing but, possibly, the label; new content of a known
-        source replaces the old. Either way a label only becomes stricter: looser takes `relabel`. Without a label it
-        keeps its own, and what is new is internal. Raises ModelMismatch if the collection holds vectors of another
+        The same content again (collection and sha256) changes nothing but, possibly, label and date; new content of a
+        known source replaces the old. Either way a label only becomes stricter: looser takes `relabel`. Without a label
+        it keeps its own, and what is new is internal. `dated_at` (unix seconds) is what filters by date ask about, such
+        as when a file was last changed. Raises ModelMismatch if the collection holds vectors of another
         model or dimension, StoreMisuse for what does not fit together.
         """
         from store import vectors as coding  # numpy takes 0.1 s to load, and listing documents does not need it
@@ -68,48 +70,54 @@ class Documents:
         _check_label(label)
         if len(sha256) != 32 or not collection or not source:
             raise StoreMisuse("a document needs a collection, a source and a SHA-256")
-        source, title, texts = _storable(source), _storable(title), [_storable(chunk.text) for chunk in chunks]
+        source, title, texts = storable(source), storable(title), [storable(chunk.text) for chunk in chunks]
         rows = coding.checked_rows(vectors, len(chunks))
         codes, values = coding.encode_codes(rows), coding.encode_rows(rows)
 
         def work(connection: Connection) -> Document:
             collection_id = _collection(connection, collection, model_id, rows.shape[1])
-            same, tightened = _replaced(connection, collection, source, sha256, label)
+            same, tightened = _replaced(connection, collection, source, sha256, label, dated_at)
             connection.execute("DELETE FROM drafts WHERE document = ?", (sha256,))
             if same is not None:
                 return same
             document_id = connection.execute(
-                "INSERT INTO documents (collection_id, source, title, sha256, label, chunks) VALUES (?, ?, ?, ?, ?, ?)",
-                (collection_id, source, title, sha256, tightened, len(chunks)),
+                "INSERT INTO documents (collection_id, source, title, sha256, label, chunks, dated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (collection_id, source, title, sha256, tightened, len(chunks), dated_at),
             ).lastrowid
             assert document_id is not None
-            for chunk, text, code, value in zip(chunks, texts, codes, values, strict=True):
-                chunk_id = connection.execute(
-                    "INSERT INTO chunks (document_id, text, page, line) VALUES (?, ?, ?, ?)",
-                    (document_id, text, chunk.page, chunk.line),
-                ).lastrowid
-                connection.execute("INSERT INTO codes VALUES (?, ?, ?)", (collection_id, chunk_id, code))
-                connection.execute("INSERT INTO vectors VALUES (?, ?)", (chunk_id, value))
-                connection.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (chunk_id, title, text))
-            connection.execute("UPDATE collections SET added = added + 1 WHERE id = ?", (collection_id,))
+            last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'").fetchone()
+            first = 1 + (last[0] if last else 0)
+            ids = range(first, first + len(chunks))
+            connection.executemany(
+                "INSERT INTO chunks (id, document_id, text, page, line) VALUES (?, ?, ?, ?, ?)",
+                ((id, document_id, text, c.page, c.line) for id, text, c in zip(ids, texts, chunks, strict=True)),
+            )
+            if codes:
+                connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", (document_id, collection_id, first, codes))
+            connection.executemany("INSERT INTO vectors VALUES (?, ?)", zip(ids, values, strict=True))
+            connection.executemany(
+                "INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)",
+                ((id, title, text) for id, text in zip(ids, texts, strict=True)),
+            )
             return _known(connection, document_id)
 
         return await self._database.run(work)
 
     async def again(
-        self, *, collection: str, source: str, sha256: bytes, label: str | None = None
+        self, *, collection: str, source: str, sha256: bytes, label: str | None = None, dated_at: int | None = None
     ) -> Document | None:
         """What `add` does where the content is stored already, without the work of embedding it; None where it is not.
 
         Then nothing is changed.
         """
         _check_label(label)
-        source = _storable(source)
+        source = storable(source)
 
         def work(connection: Connection) -> Document | None:
             if _first(connection, _BY_CONTENT, collection, sha256) is None:
                 return None
-            return _replaced(connection, collection, source, sha256, label)[0]
+            return _replaced(connection, collection, source, sha256, label, dated_at)[0]
 
         return await self._database.run(work)
 
@@ -120,7 +128,7 @@ class Documents:
     async def named(self, collection: str, source: str) -> Document | None:
         """The document of that source."""
         return await self._database.run(
-            lambda c: _first(c, _BY_SOURCE, collection, _storable(source)), read_only=True
+            lambda c: _first(c, _BY_SOURCE, collection, storable(source)), read_only=True
         )
 
     async def list(self, collection: str | None = None) -> list[Document]:
@@ -145,7 +153,7 @@ class Documents:
     async def rename(self, document_id: int, source: str, title: str) -> None:
         """Says where a document is now; nothing happens where another one of its collection has that source."""
         statement = "UPDATE OR IGNORE documents SET source = ?, title = ? WHERE id = ?"
-        row = _storable(source), _storable(title), document_id
+        row = storable(source), storable(title), document_id
         await self._database.run(lambda c: c.execute(statement, row).rowcount)
 
     async def label_folder(self, folder: str, label: str | None) -> None:
@@ -156,9 +164,9 @@ class Documents:
         _check_label(label)
 
         def work(connection: Connection) -> None:
-            connection.execute("DELETE FROM folder_labels WHERE folder = ?", (_storable(folder),))
+            connection.execute("DELETE FROM folder_labels WHERE folder = ?", (storable(folder),))
             if label is not None:
-                connection.execute("INSERT INTO folder_labels VALUES (?, ?)", (_storable(folder), label))
+                connection.execute("INSERT INTO folder_labels VALUES (?, ?)", (storable(folder), label))
 
         await self._database.run(work)
 
@@ -206,9 +214,9 @@ def _check_label(label: str | None) -> None:
 
 
 def _replaced(
-    connection: Connection, collection: str, source: str, sha256: bytes, label: str | None
+    connection: Connection, collection: str, source: str, sha256: bytes, label: str | None, dated_at: int | None
 ) -> tuple[Document | None, str]:
-    """(the document of that content with its label tightened, if there is one; the strictest label that applies).
+    """(the document of that content, labelled and dated, if there is one; the strictest label that applies).
 
     Other content of that source is deleted.
     """
@@ -219,11 +227,19 @@ def _replaced(
         _delete(connection, old.id)
     if same is None:
         return None, tightened
-    connection.execute("UPDATE documents SET label = ? WHERE id = ?", (tightened, same.id))
+    statement = "UPDATE documents SET label = ?, dated_at = ifnull(?, dated_at) WHERE id = ?"
+    connection.execute(statement, (tightened, dated_at, same.id))
     return _known(connection, same.id), tightened
 
 
-def _storable(text: str) -> str:
+def other_model() -> ModelMismatch:
+    return ModelMismatch(
+        "the collection was made with another embedding model",
+        hint="use the embedder it was made with, or delete its documents and ingest them again",
+    )
+
+
+def storable(text: str) -> str:
     """Text with lone surrogates (odd file names, broken PDFs) spelled out, since they have no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -239,10 +255,7 @@ def _collection(connection: Connection, name: str, model_id: str, dimension: int
     row = connection.execute("SELECT id, model_id, dimension FROM collections WHERE name = ?", (name,)).fetchone()
     assert row is not None
     if row[1:] != (model_id, dimension):
-        raise ModelMismatch(
-            "the collection was made with another embedding model",
-            hint="use the embedder it was made with, or delete its documents and ingest them again",
-        )
+        raise other_model()
     return int(row[0])
 
 
@@ -261,9 +274,5 @@ def _delete(connection: Connection, document_id: int) -> bool:
     connection.execute(
         "DELETE FROM words WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
     )
-    connection.execute(
-        "UPDATE collections SET removed = removed + 1 WHERE id ="
-        " (SELECT collection_id FROM documents WHERE id = ?)", (document_id,)
-    )
-    # chunks, codes and vectors follow by their foreign keys
+    # passages, vectors and codes follow by their foreign keys
     return connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount > 0

@@ -3,26 +3,35 @@
 A chunk's score is a convex combination of its cosine and its BM25, each over the best one's (Bruch, Gai, Ingber 2023:
 such a sum keeps how far apart two hits are, which a fusion of ranks throws away). Then the question is asked once more
 with the meaning of the best few chunks mixed in (Rocchio 1971), which finds what says the same in other words. All
-orders are total; what is equal goes by id.
+orders are total; what is equal goes by id. A question without a text asks by its vector alone.
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from store.answers import KeptAnswers
-from store.database import Connection, Database
-from store.errors import ModelMismatch, StoreMisuse
-from store.vectors import CodeIndex, FloatArray, checked_rows, fetch_rows, mixed
+import numpy as np
 
-__all__ = ["STOP_WORDS", "Hit", "Search", "fts_words", "fuse"]
+from store.answers import KeptAnswers
+from store.codes import CodeIndex, Mask, make_codes
+from store.database import Connection, Database
+from store.documents import other_model
+from store.errors import StoreMisuse
+from store.filters import Filter
+from store.vectors import FloatArray, checked_rows, fetch_rows, mixed
+
+__all__ = ["STOP_WORDS", "Filter", "Hit", "Search", "fts_words", "fuse"]
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+_Ranked = list[tuple[int, float, float]]  # id of a passage, score, cosine to the question itself; best first
 
-_CANDIDATES: Final = 200  # of each ranking; recall@10 was 1.0 for 200 of 100,000 ...
-_CANDIDATE_SHARE: Final = 1000  # ... and for 1 in 1,000 beyond
+_CANDIDATES: Final = 64  # by a vector alone: recall@10 is 0.995 for 64 of 100,000 ...
+_CANDIDATE_SHARE: Final = 10_000  # ... and 0.99 for 100 of a million
+_CANDIDATES_FUSED: Final = 100  # of each ranking; twice as many raise nDCG@10 by 0.001
 _MEANING: Final = 0.7  # of a score; the rest is words. From 0.6 to 0.75 the outcome is nearly the same
 _FEEDBACK: Final = 3  # best chunks that join the question ...
 _FEEDBACK_WEIGHT: Final = 0.7  # ... with so much of its own weight
@@ -39,6 +48,7 @@ _STOPPED: Final = (
     " with would you your"
 )
 STOP_WORDS: Final = frozenset(_STOPPED.split())
+_ALL: Final = Filter()
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,13 @@ class Hit:
     similarity: float  # cosine to the question itself, -1 .. 1
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """(chunk id, score), best first, and the cosine of each to the question itself."""
+@dataclass
+class _Held:
+    """What is in memory of one collection: for which vectors, and the documents that the last filter left."""
 
-    ranked: list[tuple[int, float]]
-    similarity: dict[int, float]
+    made_with: tuple[int, str, int]
+    index: CodeIndex
+    filtered: tuple[object, Mask | None] = (None, None)
 
 
 class Search:
@@ -68,7 +79,7 @@ class Search:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._indexes: dict[str, tuple[tuple[int, str, int], CodeIndex]] = {}  # touched on the owner thread only
+        self._held: dict[str, _Held] = {}  # by collection, touched on the owner thread only
 
     @property
     def kept_answers(self) -> KeptAnswers:
@@ -76,74 +87,103 @@ class Search:
         return KeptAnswers(self._database)
 
     async def query(
-        self, *, text: str, vector: FloatArray, collection: str, top: int = 5, model_id: str | None = None
+        self, *, text: str, vector: FloatArray, collection: str, top: int = 5, model_id: str | None = None,
+        filter: Filter = _ALL,
     ) -> list[Hit]:
         """The `top` best passages for a question and its vector (float32, length 1); none if there is no collection.
 
-        Sees all documents committed before, by any process. Raises ModelMismatch if the vector's dimension, or
-        `model_id` where given, is not the collection's; StoreMisuse for a vector that is not of length 1.
+        Sees all documents committed before, by any process, and none that the filter leaves out. Raises ModelMismatch
+        if the vector's dimension, or `model_id` where given, is not the collection's; StoreMisuse for a vector that is
+        not of length 1.
         """
 
-        def work(connection: Connection, found: _Candidates) -> list[Hit]:
-            return [_hit(connection, id, score, found.similarity[id]) for id, score in found.ranked[:top]]
+        def work(connection: Connection, index: CodeIndex, ranked: _Ranked) -> list[Hit]:
+            statement = (
+                "SELECT k.id, d.id, d.source, d.title, k.text, k.page, k.line, d.label, ?2, ?3"
+                " FROM chunks k JOIN documents d ON d.id = k.document_id WHERE k.id = ?1"
+            )
+            return [Hit(*row) for found in ranked[:top] for row in connection.execute(statement, found)]
 
-        return await self._with_candidates(text, vector, collection, model_id, work)
+        return await self._with_candidates(text, vector, collection, model_id, filter, top, work)
 
     async def documents(
-        self, *, text: str, vector: FloatArray, collection: str, top: int = 10, model_id: str | None = None
+        self, *, text: str, vector: FloatArray, collection: str, top: int = 10, model_id: str | None = None,
+        filter: Filter = _ALL,
     ) -> list[tuple[str, float]]:
         """(source, score) of the `top` best documents, each with the score of its best chunk. Raises as `query`."""
 
-        def work(connection: Connection, found: _Candidates) -> list[tuple[str, float]]:
-            best: dict[str, float] = {}
-            for id, score in found.ranked:
-                if len(best) == top:
-                    break
-                best.setdefault(_source(connection, id), score)
-            return list(best.items())
+        def work(connection: Connection, index: CodeIndex, ranked: _Ranked) -> list[tuple[str, float]]:
+            holders = index.holders(np.array([id for id, _, _ in ranked], np.int64))
+            best: dict[int, float] = {}
+            for place, (_, score, _) in zip(holders.tolist(), ranked, strict=True):
+                best.setdefault(place, score)
+            first = [(int(index.documents[place]), score) for place, score in list(best.items())[:top]]
+            sources = "SELECT source FROM documents WHERE id = ?"
+            return [(str(row[0]), score) for id, score in first for row in connection.execute(sources, (id,))]
 
-        return await self._with_candidates(text, vector, collection, model_id, work)
+        return await self._with_candidates(text, vector, collection, model_id, filter, top, work)
 
     async def _with_candidates(
-        self, text: str, vector: FloatArray, collection: str, model_id: str | None,
-        work: Callable[[Connection, _Candidates], list[T]],
+        self, text: str, vector: FloatArray, collection: str, model_id: str | None, filter: Filter, top: int,
+        work: Callable[[Connection, CodeIndex, _Ranked], list[T]],
     ) -> list[T]:
         if vector.ndim != 1:
             raise StoreMisuse("a question has one vector")
         unit = checked_rows(vector[None, :], 1)[0]
 
-        def transaction(connection: Connection) -> list[T]:
+        def transaction(connection: Connection) -> list[T] | tuple[int, int]:
             row = connection.execute(
-                "SELECT id, model_id, dimension, added, removed FROM collections WHERE name = ?", (collection,)
+                "SELECT id, model_id, dimension, added, removed, altered, coded FROM collections WHERE name = ?",
+                (collection,),
             ).fetchone()
             if row is None:
                 return []
-            id, model, dimension, added, removed = row
+            id, model, dimension, added, removed, altered, coded = row
             if dimension != len(unit) or (model_id is not None and model_id != model):
-                raise ModelMismatch(
-                    "the collection was made with another embedding model",
-                    hint="use the embedder it was made with, or delete its documents and ingest them again",
-                )
-            index = self._index(collection, (id, model, dimension))
+                raise other_model()
+            if not coded:
+                return id, dimension
+            held = self._held.get(collection)
+            if held is None or held.made_with != (id, model, dimension):
+                held = self._held[collection] = _Held((id, model, dimension), CodeIndex(id, dimension))
+            index = held.index
             index.refresh(connection, added=added, removed=removed)
-            count = max(_CANDIDATES, len(index) // _CANDIDATE_SHARE)
-            by_words = _by_words(connection, id, text, count=count, size=len(index))
-            ids = sorted({*index.nearest(unit, count), *by_words})
+            if filter != _ALL and held.filtered[0] != (filter, added, removed, altered):
+                held.filtered = (filter, added, removed, altered), _left(connection, id, filter, index)
+            left = None if filter == _ALL else held.filtered[1]
+            count = _candidates(len(index), top, fused=bool(text))
+            by_words = _by_words(connection, index, left, text, count=count)
+            among = None if left is None else index.of_documents(left)
+            ids = sorted({*index.nearest(unit, count, among), *by_words})
             rows = fetch_rows(connection, ids, dimension)
-            similarity = dict(zip(ids, (rows @ unit).tolist(), strict=True))
-            best = [id for id, _ in fuse(similarity, by_words)[:_FEEDBACK]]
-            asked = mixed(unit, rows[[ids.index(id) for id in best]], _FEEDBACK_WEIGHT)
-            again = dict(zip(ids, (rows @ asked).tolist(), strict=True))
-            return work(connection, _Candidates(fuse(again, by_words), similarity))
+            similarity = _cosines(ids, rows, unit)
+            ranked = fuse(similarity, by_words)
+            if text:
+                asked = mixed(unit, rows[[ids.index(id) for id, _ in ranked[:_FEEDBACK]]], _FEEDBACK_WEIGHT)
+                ranked = fuse(_cosines(ids, rows, asked), by_words)
+            hits = [(id, score, similarity[id]) for id, score in ranked]
+            return work(connection, index, sorted(hits, key=lambda hit: (-hit[1], -hit[2], hit[0])))
 
-        return await self._database.run(transaction, read_only=True)
+        while isinstance(found := await self._database.run(transaction, read_only=True), tuple):
+            await self._database.run(functools.partial(make_codes, collection_id=found[0], dimension=found[1]))
+        return found
 
-    def _index(self, collection: str, made_with: tuple[int, str, int]) -> CodeIndex:
-        known, index = self._indexes.get(collection, (None, None))
-        if index is None or known != made_with:
-            index = CodeIndex(made_with[0], made_with[2])
-            self._indexes[collection] = (made_with, index)
-        return index
+
+def _candidates(size: int, top: int, *, fused: bool) -> int:
+    return max(_CANDIDATES_FUSED if fused else _CANDIDATES, 4 * top, size // _CANDIDATE_SHARE)
+
+
+def _cosines(ids: list[int], rows: FloatArray, vector: FloatArray) -> dict[int, float]:
+    """Rounded, as the last bits of equal ones depend on where in the array they stand."""
+    return dict(zip(ids, np.round(np.einsum("ij,j->i", rows, vector).astype(float), 6).tolist(), strict=True))
+
+
+def _left(connection: Connection, collection_id: int, filter: Filter, index: CodeIndex) -> Mask:
+    """Which of the index's documents the filter leaves."""
+    condition, values = filter.condition()
+    statement = f"SELECT id FROM documents WHERE collection_id = ? AND {condition}"  # noqa: S608
+    found = connection.execute(statement, (collection_id, *values)).fetchall()
+    return np.isin(index.documents, np.array(found, np.int64).ravel())
 
 
 def fuse(meaning: Mapping[K, float], words: Mapping[K, float]) -> list[tuple[K, float]]:
@@ -151,17 +191,17 @@ def fuse(meaning: Mapping[K, float], words: Mapping[K, float]) -> list[tuple[K, 
 
     What is negative counts as nothing, and so does what is missing.
     """
-    best_meaning, best_words = max([0.0, *meaning.values()]), max([0.0, *words.values()])
+    by_meaning, by_words = _shares(meaning), _shares(words)
     scores = {
-        item: _MEANING * _share(meaning.get(item, 0.0), best_meaning)
-        + (1 - _MEANING) * _share(words.get(item, 0.0), best_words)
-        for item in meaning.keys() | words.keys()
+        item: _MEANING * by_meaning.get(item, 0.0) + (1 - _MEANING) * by_words.get(item, 0.0)
+        for item in by_meaning.keys() | by_words.keys()
     }
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _share(score: float, best: float) -> float:
-    return max(0.0, score) / best if best > 0 else 0.0
+def _shares(scores: Mapping[K, float]) -> dict[K, float]:
+    best = max([0.0, *scores.values()]) or 1.0
+    return {item: max(0.0, score) / best for item, score in scores.items()}
 
 
 def fts_words(text: str) -> list[str]:
@@ -178,20 +218,27 @@ def fts_words(text: str) -> list[str]:
     return [f'"{word}"' for word in dict.fromkeys(telling or words) if word][:_MAX_WORDS]
 
 
-def _by_words(connection: Connection, collection_id: int, text: str, *, count: int, size: int) -> dict[int, float]:
-    """BM25 of the `count` best chunks that hold any of the words, best first."""
+def _by_words(
+    connection: Connection, index: CodeIndex, left: Mask | None, text: str, *, count: int
+) -> dict[int, float]:
+    """BM25 of the `count` best passages that hold any of the words, best first."""
     words = fts_words(text)
-    if size > _SCORED_ROWS:
+    if len(index) > _SCORED_ROWS:
         words = _telling(connection, words)
     if not words:
         return {}
-    rows = connection.execute(
-        "SELECT w.rowid, -bm25(words, ?, 1.0) AS score"
-        " FROM words w JOIN codes k ON k.chunk_id = w.rowid AND k.collection_id = ?"
-        " WHERE words MATCH ? ORDER BY score DESC, w.rowid LIMIT ?",
-        (_TITLE_WEIGHT, collection_id, " OR ".join(words), count),
-    )
-    return {row[0]: row[1] for row in rows}
+    # Whose passages these are is known in memory; the tables would have to be read for each.
+    found = connection.execute(
+        "SELECT rowid, -bm25(words, ?, 1.0) FROM words WHERE words MATCH ?", (_TITLE_WEIGHT, " OR ".join(words))
+    ).fetchall()
+    ids, scores = np.array([row[0] for row in found], np.int64), np.array([row[1] for row in found])
+    places = index.holders(ids)
+    ours = places >= 0
+    if left is not None and len(left):
+        ours &= left[places]
+    ids, scores = ids[ours], scores[ours]
+    best = np.lexsort((ids, -scores))[:count]
+    return dict(zip(ids[best].tolist(), scores[best].tolist(), strict=True))
 
 
 def _telling(connection: Connection, words: list[str]) -> list[str]:
@@ -200,36 +247,9 @@ def _telling(connection: Connection, words: list[str]) -> list[str]:
     Scoring a row costs 8 us, and a word that is everywhere (whatever the language) adds rows but hardly any order.
     """
     statement = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-    counted = []
-    for word in words:
-        row = connection.execute(statement, (word, _SCORED_ROWS)).fetchone()
-        assert row is not None
-        if row[0]:
-            counted.append((row[0], word))
-    kept: list[str] = []
-    total = 0
-    for rows, word in sorted(counted):
-        total += rows
-        if kept and total > _SCORED_ROWS:
-            break
-        kept.append(word)
-    return kept
-
-
-def _source(connection: Connection, chunk_id: int) -> str:
-    """A collection has each source once, so it names the document."""
-    row = connection.execute(
-        "SELECT d.source FROM chunks k JOIN documents d ON d.id = k.document_id WHERE k.id = ?", (chunk_id,)
-    ).fetchone()
-    assert row is not None
-    return str(row[0])
-
-
-def _hit(connection: Connection, chunk_id: int, score: float, similarity: float) -> Hit:
-    row = connection.execute(
-        "SELECT k.id, d.id, d.source, d.title, k.text, k.page, k.line, d.label, ?, ?"
-        " FROM chunks k JOIN documents d ON d.id = k.document_id WHERE k.id = ?",
-        (score, similarity, chunk_id),
-    ).fetchone()
-    assert row is not None
-    return Hit(*row)
+    counted = sorted(
+        (rows, word) for word in words for (rows,) in connection.execute(statement, (word, _SCORED_ROWS)) if rows
+    )
+    totals = itertools.accumulate(rows for rows, _ in counted)
+    within = [word for (_, word), total in zip(counted, totals, strict=True) if total <= _SCORED_ROWS]
+    return within or [word for _, word in counted[:1]]

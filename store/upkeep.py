@@ -32,9 +32,11 @@ _PROMISES: Final = (
     ),
     (
         "codes", "a document has passages that the search by meaning cannot find",
-        "FROM documents d JOIN collections k ON k.id = d.collection_id JOIN chunks c ON c.document_id = d.id"
-        " LEFT JOIN codes e ON e.chunk_id = c.id AND e.collection_id = k.id"
-        " WHERE length(e.code) IS NOT (k.dimension + 7) / 8",
+        "FROM documents d JOIN collections k ON k.id = d.collection_id"
+        " LEFT JOIN codes e ON e.collection_id = k.id AND e.document_id = d.id"  # three bits a component
+        " JOIN (SELECT document_id, min(id) AS first, count(*) AS held FROM chunks GROUP BY document_id) c"
+        " ON c.document_id = d.id WHERE (k.coded OR e.code IS NOT NULL)"
+        " AND (e.first_chunk IS NOT c.first OR length(e.code) IS NOT c.held * 3 * ((k.dimension + 7) / 8))",
     ),
     (
         "words", "a document has passages that the search by words cannot find",

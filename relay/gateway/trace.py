@@ -30,6 +30,7 @@ SPANS_MAX: Final = 200_000  # rows; the oldest go first
 PER_TRACE_MAX: Final = 64  # spans that one sender may add to one trace
 WAITING_MAX: Final = 1_024  # requests whose spans wait to be written
 _EVERY_S: Final = 0.25  # they are written so often,
+_BUSY_S: Final = 1.0  # or so often where most give way in any case, as all that runs waits for some milliseconds
 _AT_ONCE: Final = 25  # so many at a time
 _PRUNE_EVERY: Final = 4_096  # requests
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class TraceStore:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._saves = 0
-        self.dropped = 0  # requests whose spans gave way to later ones
+        self.dropped = self._dropped = 0  # requests whose spans gave way to later ones; and when it was looked at last
 
     async def save(self, trace_id: str, device: str, link_id: str, spans: Spans) -> None:
         """Keeps the gateway's own spans of a request by `device` over that link, which may be asked for later."""
@@ -137,7 +138,9 @@ class TraceStore:
 
     def _later(self) -> None:
         if self._timer is None and self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_EVERY_S, self._due)
+            lost, self._dropped = self.dropped - self._dropped, self.dropped
+            every = _BUSY_S if lost > 3 * _AT_ONCE else _EVERY_S  # up to 100 a second, none gives way for that
+            self._timer = asyncio.get_running_loop().call_later(every, self._due)
 
     def _due(self) -> None:
         self._writing = asyncio.get_running_loop().create_task(self._flush(_AT_ONCE))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from relay.gateway.audit.log import AuditLog, verify
+from relay.gateway.audit.log import AuditLog, members, verify
 from relay.gateway.errors import AuditUnavailable
 from tests.support.gateway_lab import audit_lines
 
@@ -40,6 +40,22 @@ async def test_records_chain_and_verify(tmp_path: Path, opened: Opened) -> None:
     assert [line["seq"] for line in lines] == [1, 2, 3, 4, 5]
     assert lines[0]["prev"] == "0" * 64
     assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_what_records_share_stands_in_each(tmp_path: Path, opened: Opened) -> None:
+    """Cut and escaped like the rest; a record may also have nothing of its own, or nothing that is shared."""
+    path = tmp_path / "audit.jsonl"
+    shared = members({"request": "00ff", "route": "/v1/\udcff" + "x" * 600, "enrolment": 7})
+    log = opened(path)
+    await log.append("request.intent", shared, bytes_in=3)
+    await log.append("request.outcome", shared)
+    await log.append("request.refused")
+    await log.close()
+    intent, outcome, alone = audit_lines(path)
+    assert verify(path)[0] == 3
+    assert (intent["request"], intent["enrolment"], intent["bytes_in"]) == ("00ff", 7, 3)
+    assert intent["route"] == outcome["route"] == "/v1/\\udcff" + "x" * 507
+    assert outcome.keys() == intent.keys() - {"bytes_in"} and alone.keys() == {"seq", "time", "event", "prev"}
 
 
 async def test_the_chain_goes_on_after_a_restart(tmp_path: Path, opened: Opened) -> None:

@@ -1,5 +1,6 @@
 """The trace store: joined by trace and link id, bounded, and no sender can speak for another."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -143,3 +144,22 @@ def test_a_note_that_is_almost_one_is_none(text: str) -> None:
 @given(st.text(max_size=100))
 def test_no_note_breaks_anything(text: str) -> None:
     assert parse_note(text) is None
+
+
+async def test_where_most_give_way_they_are_written_less_often(
+    store: TraceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_EVERY_S", 1e3)
+    monkeypatch.setattr(trace, "_BUSY_S", 1e6)
+    loop = asyncio.get_running_loop()
+
+    async def until_next(lost: int) -> float:
+        for number in range(trace.WAITING_MAX - len(store._waiting) + lost):
+            await store.save(f"{number:032x}", EDGE, LINK, [])
+        await store._flush(trace._AT_ONCE)
+        assert store._timer is not None
+        return store._timer.when() - loop.time()
+
+    assert await until_next(0) < 1e4
+    assert await until_next(3 * trace._AT_ONCE + 1) > 1e5
+    assert await until_next(3 * trace._AT_ONCE) < 1e4  # as many as there is room for, written as often as before

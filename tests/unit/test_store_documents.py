@@ -51,7 +51,7 @@ async def test_the_same_content_is_stored_once(database: Database) -> None:
     first = await add_document(documents, ["one", "two"])
     again = await add_document(documents, ["one", "two"], vectors=unit_vectors(2, seed=9))
     assert again == first
-    assert await rows(database) == {"documents": 1, "chunks": 2, "codes": 2, "vectors": 2, "words": 2}
+    assert await rows(database) == {"documents": 1, "chunks": 2, "codes": 1, "vectors": 2, "words": 2}
 
 
 async def test_new_content_replaces_the_old(database: Database) -> None:
@@ -60,7 +60,7 @@ async def test_new_content_replaces_the_old(database: Database) -> None:
     new = await add_document(documents, ["one", "two", "three"])
     assert new.id != old.id
     assert await documents.list() == [new]
-    assert await rows(database) == {"documents": 1, "chunks": 3, "codes": 3, "vectors": 3, "words": 3}
+    assert await rows(database) == {"documents": 1, "chunks": 3, "codes": 1, "vectors": 3, "words": 3}
 
 
 async def test_a_copy_under_another_name_joins_the_first(database: Database) -> None:

@@ -36,6 +36,7 @@ COMMITTED = {
     "0004_folder_labels.sql": "19a6355836a2b63516012448aed62f8b3d62c337e372c802cfc2dd4956bf2be8",
     "0005_kept_answers.sql": "0bccef549a091b577359dea5bbdbab11993ad46cea8e6a8a3f4ebd37017d8bc0",
     "0006_drafts.sql": "7f196a4fa448f8a566900dfd6f9ccbfaabe64d21b42d68f309afbaa5c7f0e4b0",
+    "0007_filters.sql": "d364eb6dbb04f984b5450ad77de65cd85effbccdaec24378f410d146bfd4cf11",
 }
 VERSIONS = range(1, len(STEPS) + 1)
 WITH_DOCUMENTS = range(FIRST_WITH_DOCUMENTS, len(STEPS) + 1)

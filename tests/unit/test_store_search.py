@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import store.search
-from store.database import Database
+from store.codes import CodeIndex
+from store.database import Connection, Database
 from store.documents import Documents
 from store.errors import ModelMismatch, StoreMisuse
 from store.search import Search
@@ -22,6 +23,17 @@ FAR = unit_vectors(1, seed=99)[0]
 def database(tmp_path: Path) -> Iterator[Database]:
     with open_store(tmp_path / "store.db") as database:
         yield database
+
+
+def by_words(database: Database, text: str) -> list[int]:
+    """Passages of the only collection by words alone, best first."""
+
+    def work(connection: Connection) -> list[int]:
+        index = CodeIndex(1, 384)
+        index.refresh(connection, added=1, removed=0)
+        return list(store.search._by_words(connection, index, None, text, count=99))
+
+    return database.run_sync(work)
 
 
 async def test_a_hit_says_everything_a_citation_needs(database: Database) -> None:
@@ -39,7 +51,7 @@ async def test_a_hit_says_everything_a_citation_needs(database: Database) -> Non
 
 
 async def test_either_ranking_alone_finds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.search, "_CANDIDATES", 3)
+    monkeypatch.setattr(store.search, "_candidates", lambda *_, **__: 3)
     vectors = unit_vectors(50)
     texts = [f"passage number{n}" for n in range(50)]
     await add_document(Documents(database), texts, vectors=vectors)
@@ -59,16 +71,19 @@ async def test_the_best_passages_bring_what_is_like_them(database: Database) -> 
     near, far = 0.3 * question + 0.8 * first + 0.27**0.5 * like, 0.32 * question + 0.8976**0.5 * other
     rows = np.stack([answer, near, far])
     await add_document(Documents(database), ["answer", "like it", "unlike it"], vectors=rows.astype(np.float32))
-    hits = await Search(database).query(text="", vector=question.astype(np.float32), collection="manual")
+    search, vector = Search(database), question.astype(np.float32)
+    hits = await search.query(text="anything", vector=vector, collection="manual")
     assert [hit.text for hit in hits] == ["answer", "like it", "unlike it"]
     assert [round(hit.similarity, 2) for hit in hits] == [0.8, 0.3, 0.32], "close to the question itself"
+    alone = await search.query(text="", vector=vector, collection="manual")
+    assert [hit.text for hit in alone] == ["answer", "unlike it", "like it"], "a vector alone asks for what is nearest"
 
 
 async def test_words_are_stemmed_and_titles_count(database: Database) -> None:
     await add_document(Documents(database), ["It was running dry", "P-101 leaks", "P-102 and 101"], title="Bilge")
 
     def ranked(text: str) -> list[int]:
-        return list(database.run_sync(lambda c: store.search._by_words(c, 1, text, count=9, size=3)))
+        return by_words(database, text)
 
     assert ranked("RUNS") == [1]
     assert ranked("p-101")[0] == 2
@@ -193,7 +208,7 @@ async def test_documents_stand_where_their_best_chunk_does(database: Database) -
 
 
 async def test_equals_go_by_id(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.search, "_CANDIDATES", 4)
+    monkeypatch.setattr(store.search, "_candidates", lambda *_, **__: 4)
     row = unit_vectors(1)
     for n in range(10):
         await add_document(Documents(database), ["same words"], source=f"s{9 - n}", vectors=row)
@@ -210,7 +225,7 @@ async def test_in_a_large_collection_the_rare_words_decide(database: Database, m
     await add_document(Documents(database), texts, vectors=unit_vectors(40))
 
     def ranked(text: str) -> list[int]:
-        return list(database.run_sync(lambda c: store.search._by_words(c, 1, text, count=99, size=40)))
+        return by_words(database, text)
 
     assert ranked("the common pump") == [8]
     assert len(ranked("common")) == 40  # at least one word stays
