@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {  # what has a budget of its own does not count in its parent's
     "transport": 4990,
     "transport/links": 4400,
-    "store": 2300,
-    "edge_client": 4950,
+    "store": 2600,
+    "edge_client": 5000,
     "edge_client/api": 1100,
-    "edge_client/commands": 2250,
+    "edge_client/commands": 2350,
     "edge_client/engine": 950,
     "relay": 6800,
     "relay/gateway/anomaly": 900,

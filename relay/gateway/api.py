@@ -164,11 +164,12 @@ class Api:
                 body = _NOT_GOOD  # since the body began to come; whoever is ended otherwise, `authenticate` finds
             if isinstance(body, Refusal):
                 return _closing(request, body, _trace_id(traceparent))
+            ids = random_bytes(24)
             return await self._answered(request, caller, RequestContext(
-                request_id=random_bytes(16), method=request.method, route=request.path,
+                request_id=ids[:16], method=request.method, route=request.path,
                 content_type=request.headers.get("Content-Type", ""), body=body, traceparent=traceparent,
                 expires_at=int(self._clock()) + 600, peer=caller.peer, enrolment=caller.enrolment, via="",
-                link_id=random_bytes(8).hex(), token=caller.token,
+                link_id=ids[16:].hex(), token=caller.token,
             ))
         finally:
             self._places.leave(place)

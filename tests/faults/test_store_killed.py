@@ -1,4 +1,4 @@
-"""A restore and a wipe killed by the kernel before each of their steps: old or new, whole; and nothing comes back."""
+"""A backup, a restore and a wipe killed before each of their steps: old or new, whole; and nothing comes back."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ PASSPHRASE = "correct horse"
 PROGRAM = '''
 import json, os, shutil, signal, sys
 from pathlib import Path
-from store.backups import finish, put_in_place, unpacked
+from store.backups import back_up, finish, put_in_place, unpacked
 from store.database import STORE_SCHEMA, Database
 from store.keys import DatabaseKey
 from store.wiping import wipe
@@ -46,6 +46,16 @@ def restore():
     with unpacked(root / "backup", database) as work:
         put_in_place(work, database, key_file, replace=True)
 
+def save():
+    back_up(database, key_file, keys["old"], root / "saved")
+
+def saved():
+    """What the backup holds, if there is one."""
+    if not (root / "saved").exists():
+        return None
+    with unpacked(root / "saved", database) as work:
+        return sources(work / "store.db", keys["old"])
+
 def dropped(id):
     (root / "ring").unlink(missing_ok=True)
 
@@ -57,9 +67,12 @@ def is_whole():
     if not key_file.exists():
         return "none"
     (name,) = {name for name, data in files.items() if data == key_file.read_bytes()}
-    with Database.open(database, keys[name], schema=STORE_SCHEMA) as opened:
+    return name + ":" + sources(database, keys[name])
+
+def sources(database, key):
+    with Database.open(database, key, schema=STORE_SCHEMA) as opened:
         found = opened.run_sync(lambda c: [row[0] for row in c.execute("SELECT source FROM documents")])
-        return name + ":" + ",".join(sorted(found))
+        return ",".join(sorted(found))
 
 def forked(work):
     """What it returns, or None if it was killed."""
@@ -80,11 +93,12 @@ def once(count):
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(root / "old", home)
     (root / "ring").touch()
+    (root / "saved").unlink(missing_ok=True)
     def killed():
         global left
         left = count
         steps()
-        {"restore": restore, "wipe": destroy}[what]()
+        {"restore": restore, "wipe": destroy, "backup": save}[what]()
         return "done"
     return forked(killed)
 
@@ -95,6 +109,8 @@ def look():
         if what == "restore":
             finish(database, key_file)
             return is_whole()
+        if what == "backup":
+            return [is_whole(), saved()]
         opened = key_file.exists() and key_file.read_bytes() in files.values()
         destroy()
         return [opened, sorted(one.name for one in home.iterdir()), (root / "ring").exists()]
@@ -163,6 +179,15 @@ async def test_a_killed_restore_leaves_the_old_store_or_the_new(tmp_path: Path, 
     for _, after, names in told:
         formers = [name for name in names if name.startswith("store.before-")]
         assert len(formers) == (after == comes) and "store.new" not in names
+
+
+async def test_a_killed_backup_is_whole_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    key = await made(tmp_path / "old", "old.md")
+    await unfolded(tmp_path / "old", key, "late.md")
+    told = killed("backup", tmp_path, {"old": key})
+    assert len(told) > 5 and all(store == "old:late.md,old.md" for _, (store, _), _ in told)
+    assert {backup for _, (_, backup), _ in told} == {None, "late.md,old.md"}
 
 
 async def test_a_killed_wipe_goes_on_and_the_key_goes_first(tmp_path: Path) -> None:
