@@ -88,14 +88,12 @@ async def real(
     if not asked:
         note(f"{folder} is not there: passages and questions are of the project's own documentation alone")
         asked = _evenly(parts["documentation"], questions)
-    for number, (name, whole) in enumerate(found.items()):
-        # The rest, in equal shares: a text gives a passage or two.
-        share = (passages - sum(map(len, parts.values()))) // (len(found) - number)
-        picked = _evenly(whole, max(share, 0))
+    share = passages // (len(found) + 1)  # each, so that a change of one text leaves the choice among the others
+    for name, whole in found.items():
         parts[name] = list(dict.fromkeys(
-            piece.text for text in picked
+            piece.text for text in _evenly(whole, share)
             for piece in chunks([Block(part) for part in text.split("\n\n")], embedder.count, EMBEDDER_TOKENS)
-        ))[:max(share, 0)]
+        ))[:share]
     asked = _evenly(list(dict.fromkeys(asked)), questions)
     pieces = [text for text in dict.fromkeys(t for part in parts.values() for t in part) if text not in set(asked)]
     pieces = _evenly(pieces, passages)
@@ -199,7 +197,7 @@ def _evenly(items: Sequence[str], count: int) -> list[str]:
 def load(*, passages: int = PASSAGES, questions: int = QUESTIONS) -> Real:
     """What `real` gives with people's embedder. Kept, so that the next time takes a second."""
     CACHE.mkdir(exist_ok=True)
-    cached = CachedEmbedder(embedder(threads=1), CACHE / "passages.npz")  # a second one waits where others work
+    cached = CachedEmbedder(embedder(threads=1), CACHE / f"{passages}.npz")  # a second thread waits where others work
     try:
         return asyncio.run(real(cached, passages=passages, questions=questions))
     finally:

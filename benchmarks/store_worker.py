@@ -72,7 +72,8 @@ class Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait()
+        if self._process.wait() != 0:
+            raise RuntimeError("the process did not end well")
 
     def __enter__(self) -> "Worker":
         return self
@@ -131,9 +132,8 @@ class _Side:
 class _Ours(_Side):
     def __init__(self, folder: Path, plain: bool, name: str) -> None:
         super().__init__(folder)
-        self._key = DatabaseKey(_KEY + bytes(16))
+        self._key, self._plain = DatabaseKey(_KEY + bytes(16)), plain
         if plain:
-            self._key = DatabaseKey(_KEY + b"SQLite format 3\0")  # where SQLCipher's files have their salt
             store.database._hand_over = lambda *_: None
         self._path = folder / f"{name}.db"
         self._loop = asyncio.new_event_loop()
@@ -227,6 +227,9 @@ class _Ours(_Side):
         if self._database is not None:
             self._database.close()
             self._database = None
+            with self._path.open("rb") as file:
+                if self._plain != file.read(16).startswith(b"SQLite format 3"):
+                    raise RuntimeError("the key is handed over in another way now")
 
 
 class _Peer(_Side):
