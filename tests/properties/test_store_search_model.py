@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import store.codes
 import store.search
@@ -74,10 +74,13 @@ class SearchModel(RuleBasedStateMachine):
         tightened = strictest(label, before and before.label) or "internal"
         self.model[source] = Known(added.id, tightened, dated_at, texts, vectors)
 
-    @rule(who=WHO, source=SOURCE)
-    def delete(self, who: int, source: str) -> None:
+    @rule(who=WHO, source=SOURCE, listed=st.booleans())
+    def delete(self, who: int, source: str, listed: bool) -> None:
+        """Or so many that the list of removals does not hold this one any more."""
         if known := self.model.pop(source, None):
             assert self.runner.run(self.documents[who].delete(known.id))
+            if not listed:
+                self.databases[who].run_sync(lambda c: c.execute("DELETE FROM removals").rowcount)
 
     @rule(who=WHO, source=SOURCE, label=LABEL)
     def relabel(self, who: int, source: str, label: str) -> None:
@@ -90,10 +93,6 @@ class SearchModel(RuleBasedStateMachine):
         if source in self.model and to not in self.model:
             self.runner.run(self.documents[who].rename(self.model[source].id, to, "t"))
             self.model[to] = self.model.pop(source)
-
-    @rule()
-    def the_list_of_removals_is_too_short(self) -> None:
-        self.databases[0].run_sync(lambda c: c.execute("DELETE FROM removals").rowcount)
 
     @rule()
     def codes_are_to_be_made(self) -> None:
@@ -134,6 +133,18 @@ class SearchModel(RuleBasedStateMachine):
         assert len(hits) == min(2, sum(len(known.texts) for known in left.values()))
         assert all(hit.text in left[hit.source].texts for hit in hits)
         assert {hit.source for hit in hits} <= {source for source, _ in ranked} <= set(left)
+
+    @invariant()
+    def each_passage_is_nearest_to_itself(self) -> None:
+        for search in getattr(self, "searches", []):
+            for known in self.model.values():
+                for text, vector in list(zip(known.texts, known.vectors, strict=True))[-1:]:
+                    with (
+                        mock.patch.object(store.search, "_candidates", lambda *_, **__: 1),
+                        mock.patch.object(store.codes, "_SHORTLIST", 1),
+                    ):
+                        hits = self.runner.run(search.query(text="", vector=vector, collection="c", top=9))
+                    assert [hit.text for hit in hits] == [text]
 
     def teardown(self) -> None:
         if hasattr(self, "databases"):
