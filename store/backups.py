@@ -180,9 +180,11 @@ def clear(path: Path) -> None:
     """Removes copies of the store that a killed backup or restore has left beside it. Raises StoreUnwritable."""
     with file_errors(path):
         for left in (*path.parent.glob(f".{path.stem}.*.backup"), *path.parent.glob(f".{path.stem}.*.restore")):
-            if left.is_dir() and any(left.iterdir()):  # an empty one may just have been made
-                with contextlib.suppress(BlockingIOError), _locked(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
+            # One that is empty may just have been made, one that is locked is in use, and one may go at any moment.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                if left.is_dir() and any(left.iterdir()):
+                    with _locked(left, wait=False):
+                        shutil.rmtree(left, ignore_errors=True)
 
 
 def _private(path: Path) -> IO[bytes]:
