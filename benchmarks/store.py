@@ -153,7 +153,9 @@ def searched(
                 Times(tuple(mine)).spread if share == "p50" else None,
             ))
     rows.append(cost_row("the same by meaning, p50", rows[0].ours, "ms", 4.0, "limit", wanted=1.0))
-    rows.append(Row("the same by meaning, CPU, p50", median(all_of("meaning", "cpu")), "ms", None, "", None))
+    cpu, base = median(all_of("meaning", "cpu")), median(all_of("peer", "cpu")) if peer is not None else None
+    ratio = base / cpu if base is not None else None
+    rows.append(Row("the same by meaning, CPU, p50", cpu, "ms", base, peer_name, ratio))
     found = ours.do("ask", first=0, count=size.questions, words=False)["found"]
     recalled = recall(exact, found)
     rows.append(Row(f"recall@10 of {total}", recalled * 100, "%", 99.0, "limit", recalled / 0.99, 1.0))
