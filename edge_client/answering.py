@@ -14,6 +14,7 @@ from edge_client.extracts import borne_out, extract, nearest, sentences
 from edge_client.retrieval import LOCAL_ONLY, Passage, Retrieval, local_context, prompt_with, relayed_context
 from edge_client.router.policy import HELD, Decision, decide, features_of, need
 from edge_client.router.sensitivity import kinds
+from edge_client.scope import Scope
 from store.documents import strictest
 from transport import telemetry
 
@@ -64,6 +65,7 @@ class Question:
     sampling: Sampling = field(default_factory=Sampling)
     documents: bool = True
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    within: Scope = field(default_factory=Scope)  # which documents are looked into
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Assistant:
 
     def __init__(
         self, *, chat: ChatEngine, retrieval: Retrieval | None, relay: Relay | None, tracing: telemetry.Telemetry,
-        relay_model: str | None = None, collection: str = "default", threshold: float | None = None,
+        relay_model: str | None = None, threshold: float | None = None,
         if_reachable: Relay | None = None, quotes: bool = True,
     ) -> None:
         """`if_reachable` is asked in place of `relay` where a local answer will do; it soon raises Unreached.
@@ -127,7 +129,6 @@ class Assistant:
         self._relay = relay
         self._tracing = tracing
         self._relay_model = relay_model
-        self._collection = collection
         self._threshold = threshold
 
     async def answer(
@@ -193,7 +194,7 @@ class Assistant:
             return [], question.messages[-1].content
         begun = time.monotonic()
         with self._tracing.span("edge.retrieve"):
-            found = await self._retrieval.for_conversation(question.messages, collection=self._collection)
+            found = await self._retrieval.for_conversation(question.messages, within=question.within)
         timings["retrieve_ms"] = _ms(begun, time.monotonic())
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Block", "Content", "Piece", "chunks"]
+__all__ = ["Block", "Content", "Piece", "chunks", "head"]
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?:;])\s+|\n")
 _SPACE: Final = re.compile(r"\s+")
@@ -71,6 +71,11 @@ def chunks(blocks: Iterable[Block], count: Callable[[str], int], limit: int) -> 
 
 def _heading(path: list[tuple[int, str]]) -> str:
     return " > ".join(text for _, text in path)
+
+
+def head(text: str, count: Callable[[str], int], limit: int) -> str:
+    """The beginning of a text, of at most `limit` tokens; empty if it says nothing."""
+    return next((piece.text for piece in chunks([Block(text.strip())], count, limit)), "")
 
 
 def _pack(blocks: list[Block], heading: str, count: Callable[[str], int], limit: int) -> Iterator[Piece]:

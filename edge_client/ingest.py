@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -69,17 +70,19 @@ class Ingest:
         Its label is the strictest of the one given, its own from before and those of the folders it lies in. `progress`
         is told how many of its pieces are embedded, and how many there are.
         """
-        source, data = await asyncio.to_thread(_read, path)
+        source, data, changed_at = await asyncio.to_thread(_read, path)
         label = strictest(label, label_of_folders(source, await self._documents.folder_labels()))
         digest = hashlib.sha256(data).digest()
-        known = await self._documents.again(collection=collection, source=source, sha256=digest, label=label)
+        known = await self._documents.again(
+            collection=collection, source=source, sha256=digest, label=label, dated_at=changed_at
+        )
         if known is not None:
             if known.source != source and await asyncio.to_thread(whereabouts, known.source) == "gone":
                 named = known.title == Path(known.source).stem
                 await self._documents.rename(known.id, source, path.stem if named else known.title)
             return Outcome(source, "unchanged", known.chunks, known.label)
         content = await asyncio.to_thread(parse, path.name, data)
-        return await self._add(collection, source, digest, content, label, progress)
+        return await self._add(collection, source, digest, content, label, progress, dated_at=changed_at)
 
     async def dropped(self, name: str, data: bytes, *, collection: str, label: str | None = None) -> Outcome:
         """The bytes of a file that has no path here. The same name again replaces it. Raises BadDocument."""
@@ -131,7 +134,7 @@ class Ingest:
 
     async def _add(
         self, collection: str, source: str, digest: bytes, content: Content, label: str | None,
-        progress: Progress = lambda done, total: None,
+        progress: Progress = lambda done, total: None, *, dated_at: int | None = None,
     ) -> Outcome:
         pieces: list[Piece] = await asyncio.to_thread(
             lambda: list(chunks(content.blocks, self._embedder.count, EMBEDDER_TOKENS))
@@ -140,7 +143,7 @@ class Ingest:
         added = await self._documents.add(
             collection=collection, source=source, title=content.title, sha256=digest, label=label,
             chunks=[Chunk(piece.text, piece.page, piece.line) for piece in pieces], vectors=vectors,
-            model_id=self._embedder.model_id,
+            model_id=self._embedder.model_id, dated_at=dated_at,
         )
         return Outcome(source, "added", added.chunks, added.label)
 
@@ -195,8 +198,8 @@ async def relabel(documents: Documents, found: Iterable[Document], label: str, *
         await documents.relabel(document.id, label)
 
 
-def _read(path: Path) -> tuple[str, bytes]:
-    """The absolute path, without links, by which folders' labels go, and the content."""
+def _read(path: Path) -> tuple[str, bytes, int]:
+    """The absolute path, without links, by which folders' labels go, the content, and when it was last changed."""
     try:
         if path.is_dir():
             raise BadDocument("it is a folder that cannot be read")
@@ -204,11 +207,12 @@ def _read(path: Path) -> tuple[str, bytes]:
             raise BadDocument("it is no file to read" if path.exists() else "there is no such file")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
+            changed_at = int(os.fstat(stream.fileno()).st_mtime)
     except OSError as error:
         raise BadDocument(f"it cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise BadDocument(f"it is larger than {MAX_BYTES >> 20} MiB")
-    return str(path.resolve()), data
+    return str(path.resolve()), data, changed_at
 
 
 def record_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Record | BadUse]]:

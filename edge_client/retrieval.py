@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_client.chunking import Block, chunks
+from edge_client.chunking import head
 from edge_client.engine.base import EMBEDDER_TOKENS, Embedder, Message
 from edge_client.extracts import share, telling, unnumbered
 from edge_client.router.policy import CONFIDENT, HELD, NEAR
 from edge_client.router.sensitivity import kinds
+from edge_client.scope import Scope
 from store.search import Search
 
 __all__ = ["LOCAL_ONLY", "Passage", "Retrieval", "local_context", "prompt_with", "relayed_context"]
@@ -61,18 +62,18 @@ class Retrieval:
         self._search = search
         self._embedder = embedder
 
-    async def passages(self, question: str, *, collection: str, top: int = 5) -> list[Passage]:
+    async def passages(self, question: str, *, within: Scope, top: int = 5) -> list[Passage]:
         """The `top` best passages, best first by the fusion of meaning and words."""
-        return await self._passages(question, (), collection, top)
+        return await self._passages(question, (), within, top)
 
-    async def for_conversation(self, messages: Sequence[Message], *, collection: str) -> tuple[list[Passage], str]:
+    async def for_conversation(self, messages: Sequence[Message], *, within: Scope) -> tuple[list[Passage], str]:
         """Passages for the last message, and what was asked: with the user's one before it where it leans on that.
 
         It leans if it says hardly a word of its own, or nothing answers it alone. What it does say must then stand
         there: "and who made it?" is answered by no pressure.
         """
         question = messages[-1].content
-        alone = await self.passages(question, collection=collection)
+        alone = await self.passages(question, within=within)
         before = next((message.content for message in reversed(messages[:-1]) if message.role == "user"), "")
         if not alone or not before or len(before) + len(question) > _LEANING_CHARS:
             return alone, question
@@ -80,16 +81,17 @@ class Retrieval:
         if len(own) > _HARDLY and _best(alone) >= HELD:
             return alone, question
         asked = f"{before.strip()} {question.strip()}"
-        together = await self._passages(asked, own, collection, 5)
+        together = await self._passages(asked, own, within, 5)
         return (together, asked) if _best(together) >= HELD else (alone, question)
 
-    async def _passages(self, question: str, own: Collection[str], collection: str, top: int) -> list[Passage]:
+    async def _passages(self, question: str, own: Collection[str], within: Scope, top: int) -> list[Passage]:
         text = self._head(question)
         if not text:
             return []
         vector = (await self._embedder.embed([text]))[0]
         hits = await self._search.query(
-            text=text, vector=vector, collection=collection, top=top, model_id=self._embedder.model_id
+            text=text, vector=vector, collection=within.collection, top=top, model_id=self._embedder.model_id,
+            filter=within.filter,
         )
         words = own or telling(text)
         found = []
@@ -100,14 +102,15 @@ class Retrieval:
             )
         return found
 
-    async def documents(self, question: str, *, collection: str, top: int = 10) -> list[tuple[str, float]]:
+    async def documents(self, question: str, *, within: Scope, top: int = 10) -> list[tuple[str, float]]:
         """(source, score) of the `top` best documents, each by its best chunk."""
         text = self._head(question)
         if not text:
             return []
         vector = (await self._embedder.embed([text]))[0]
         return await self._search.documents(
-            text=text, vector=vector, collection=collection, top=top, model_id=self._embedder.model_id
+            text=text, vector=vector, collection=within.collection, top=top, model_id=self._embedder.model_id,
+            filter=within.filter,
         )
 
     async def keep(self, answer: str) -> None:
@@ -120,8 +123,7 @@ class Retrieval:
 
     def _head(self, question: str) -> str:
         """What the embedder can take: a question comes first, what was piped in after it."""
-        pieces = chunks([Block(question.strip())], self._embedder.count, EMBEDDER_TOKENS)
-        return next((piece.text for piece in pieces), "")
+        return head(question, self._embedder.count, EMBEDDER_TOKENS)
 
 
 def _best(passages: Sequence[Passage]) -> float:

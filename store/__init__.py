@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from store.database import STORE_SCHEMA, Database
     from store.documents import Chunk, Document, Documents
     from store.errors import StoreError
+    from store.filters import Filter
     from store.keys import DatabaseKey, HeldKey, Passphrase
+    from store.memory import keep_private
     from store.search import Hit, Search
     from store.vector_store import VectorStore
 
 __all__ = [
-    "STORE_SCHEMA", "Chunk", "Database", "DatabaseKey", "Document", "Documents", "HeldKey", "Hit", "Passphrase",
-    "Search", "StoreError", "VectorStore",
+    "STORE_SCHEMA", "Chunk", "Database", "DatabaseKey", "Document", "Documents", "Filter", "HeldKey", "Hit",
+    "Passphrase", "Search", "StoreError", "VectorStore", "keep_private",
 ]
 
 if not TYPE_CHECKING:  # else a wrong name would pass for anything
@@ -24,8 +26,9 @@ if not TYPE_CHECKING:  # else a wrong name would pass for anything
 
     _MODULES: Final = {
         "STORE_SCHEMA": "database", "Chunk": "documents", "Database": "database", "DatabaseKey": "keys",
-        "Document": "documents", "Documents": "documents", "HeldKey": "keys", "Hit": "search", "Passphrase": "keys",
-        "Search": "search", "StoreError": "errors", "VectorStore": "vector_store",
+        "Document": "documents", "Documents": "documents", "Filter": "filters", "HeldKey": "keys", "Hit": "search",
+        "Passphrase": "keys", "Search": "search", "StoreError": "errors", "VectorStore": "vector_store",
+        "keep_private": "memory",
     }
 
     def __getattr__(name: str) -> object:

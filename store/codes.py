@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK: Final = 32_768  # passages whose words and distances fit the second-level cache
-_READ_AT_ONCE: Final = 1000  # documents, so that reading takes no more memory than what is kept
+_READ_AT_ONCE: Final = 100  # documents, so that reading takes no more memory than what is kept
 _SHORTLIST: Final = 15  # passages by Hamming distance for each one wanted ...
 _SHORTLIST_SHARE: Final = 250  # ... and one in so many: where more are alike, signs tell them apart less well
 
@@ -67,29 +67,32 @@ class CodeIndex:
 
     def _read(self, connection: Connection) -> None:
         since = (self._collection_id, int(self.documents[-1]) if len(self.documents) else 0)
+        start, size = len(self), PLANES * self._plane_len
         expected = "SELECT ifnull(sum(chunks), 0) FROM documents WHERE collection_id = ? AND id > ?"
         for (chunks,) in connection.execute(expected, since):
-            self._reserve(len(self) + chunks)
+            self._reserve(start + chunks, start)
         rows = iter(connection.execute(
             "SELECT document_id, first_chunk, code FROM codes WHERE collection_id = ? AND document_id > ?"
             " ORDER BY document_id", since,
         ))
+        new = [np.empty((3, 0), np.int64)]
         while part := list(itertools.islice(rows, _READ_AT_ONCE)):
             documents, first, codes = zip(*part, strict=True)
-            start, words = len(self), self._as_words(b"".join(codes))
-            ends = np.cumsum(np.fromiter(map(len, codes), np.int64, len(codes))) // (PLANES * self._plane_len)
-            self._reserve(start + len(words))
+            words = self._as_words(b"".join(codes))
+            self._reserve(start + len(words), start)
             self._columns[:, start : start + len(words)] = words.T
-            self.documents = np.concatenate([self.documents, np.array(documents, np.int64)])
-            self._first = np.concatenate([self._first, np.array(first, np.int64)])
-            self._ends = np.concatenate([self._ends, start + ends])
+            start += len(words)
+            new.append(np.array([documents, first, [len(code) // size for code in codes]], np.int64))
+        ids, chunks, lengths = np.concatenate(new, axis=1)
+        self._ends = np.concatenate([self._ends, len(self) + np.cumsum(lengths)])
+        self.documents = np.concatenate([self.documents, ids])
+        self._first = np.concatenate([self._first, chunks])
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, size: int, used: int) -> None:
         """Makes room, and more than is needed where it grows, or each new document would copy all codes."""
-        count, room = len(self), self._columns.shape[1]
-        if size > room:
-            columns = np.empty((len(self._columns), size + (size // 8 if count else 0)), np.uint64)
-            columns[:, :count] = self._columns[:, :count]
+        if size > self._columns.shape[1]:
+            columns = np.empty((len(self._columns), size + (size // 8 if used else 0)), np.uint64)
+            columns[:, :used] = self._columns[:, :used]
             self._columns = columns
 
     def _drop(self, documents: Ints) -> None:

@@ -186,7 +186,8 @@ class Database:
             self._connection = _connected(self._path, key)
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("PRAGMA secure_delete = ON")
-            self._use_wal()
+            with _told_apart(self._path, key):  # until the log is in use somebody may change the key
+                self._use_wal()
             with file_errors(self._path):
                 if not os.path.samestat(meant, self._path.stat()):  # moved while it was waited for: its log is not ours
                     raise StoreBusy("another store was put in its place", hint="try again")
@@ -200,6 +201,7 @@ class Database:
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens it: now it is in use
                 return
             except dbapi2.OperationalError as error:
                 if _primary_code(error) != dbapi2.SQLITE_BUSY or time.monotonic() > deadline:
@@ -245,10 +247,15 @@ def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[
         path.stat()
     with _database_errors(path), contextlib.closing(_connected(path, key)) as connection:
         # Users of a write-ahead log hold locks as long as they have it open, so that it cannot be switched off under
-        # them; and the lock that switching takes is kept by this locking mode: nobody comes in between.
+        # them. In this locking mode the lock of a first transaction is kept; then nobody can have switched it on again.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("PRAGMA synchronous = EXTRA")
+        with _told_apart(path, key):
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+            raise StoreBusy("somebody is opening the store", hint="try again")
         needed = path.stat().st_size * 257 // 256 + 2**17  # the journal has each page, its number and checksum
         _check_room(path, needed)
         before()
@@ -294,22 +301,30 @@ def _connected(path: Path, key: DatabaseKey) -> Any:
         # First of all: the C library would report a wrong key on stderr by itself.
         connection.execute("PRAGMA cipher_log = off")
         _hand_over(connection, "key", key)
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except BaseException as error:
+        with _told_apart(path, key):
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
         connection.close()
-        if isinstance(error, dbapi2.DatabaseError) and _primary_code(error) == dbapi2.SQLITE_NOTADB:
-            raise _unreadable(path, key) from error
         raise
     return connection
 
 
-def _unreadable(path: Path, key: DatabaseKey) -> StoreError:
-    """SQLCipher has the salt as the first 16 bytes in the clear: another one means another key, the same one damage."""
-    with file_errors(path), path.open("rb") as file:
-        start = file.read(SALT_LEN)
-    if start == key.salt:
-        return StoreCorrupt("the store is damaged", hint=_RESTORE)
-    return WrongKey("the key does not open this store", hint="key file and database belong to different stores")
+@contextlib.contextmanager
+def _told_apart(path: Path, key: DatabaseKey) -> Iterator[None]:
+    """Raises WrongKey for what SQLCipher cannot read if another key is needed, else StoreCorrupt.
+
+    It has the salt as the first 16 bytes in the clear: another one means another key, the same one means damage.
+    """
+    try:
+        yield
+    except dbapi2.DatabaseError as error:
+        if _primary_code(error) != dbapi2.SQLITE_NOTADB:
+            raise
+        with file_errors(path), path.open("rb") as file:
+            start = file.read(SALT_LEN)
+        if start == key.salt:
+            raise StoreCorrupt("the store is damaged", hint=_RESTORE) from error
+        raise WrongKey("the key does not open this store", hint="key file and database belong together") from error
 
 
 def _hand_over(connection: Any, pragma: Literal["key", "rekey"], key: DatabaseKey) -> None:

@@ -9,6 +9,7 @@ from store.drafts import Drafts
 from store.errors import ModelMismatch, StoreMisuse
 
 if TYPE_CHECKING:
+    from store.filters import Filter
     from store.vectors import FloatArray
 
 __all__ = ["LABELS", "Chunk", "Document", "Documents", "other_model", "storable", "strictest"]
@@ -131,6 +132,15 @@ class Documents:
             lambda c: _first(c, _BY_SOURCE, collection, storable(source)), read_only=True
         )
 
+    async def has(self, collection: str, filter: "Filter") -> bool:
+        """Whether the filter leaves any document of the collection."""
+        condition, values = filter.condition()
+        within = "SELECT 1 FROM documents WHERE collection_id = (SELECT id FROM collections WHERE name = ?)"
+        return await self._database.run(
+            lambda c: c.execute(f"{within} AND {condition} LIMIT 1", (collection, *values)).fetchone() is not None,
+            read_only=True,
+        )
+
     async def list(self, collection: str | None = None) -> list[Document]:
         """All documents, or those of one collection, by collection and source."""
 
@@ -235,7 +245,7 @@ def _replaced(
 def other_model() -> ModelMismatch:
     return ModelMismatch(
         "the collection was made with another embedding model",
-        hint="use the embedder it was made with, or delete its documents and ingest them again",
+        hint="`edge documents reembed` (store.reembedding) makes its vectors anew; or use the embedder of before",
     )
 
 
@@ -245,11 +255,11 @@ def storable(text: str) -> str:
 
 
 def _collection(connection: Connection, name: str, model_id: str, dimension: int) -> int:
-    """The collection's id; a new or empty one takes this model and dimension."""
+    """The collection's id; one without vectors takes this model and dimension."""
     connection.execute(
         "INSERT INTO collections (name, model_id, dimension) VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
         " SET model_id = excluded.model_id, dimension = excluded.dimension"
-        " WHERE NOT EXISTS (SELECT 1 FROM documents WHERE collection_id = collections.id)",
+        " WHERE NOT EXISTS (SELECT 1 FROM documents WHERE collection_id = collections.id AND chunks > 0)",
         (name, model_id, dimension),
     )
     row = connection.execute("SELECT id, model_id, dimension FROM collections WHERE name = ?", (name,)).fetchone()

@@ -13,11 +13,14 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from store.backups import finish
 from store.database import STORE_SCHEMA, Connection, Database
 from store.documents import Chunk, Document, Documents
 from store.errors import StoreExists, StoreMisuse
 from store.files import file_errors
+from store.filters import Filter
 from store.keys import DatabaseKey, Passphrase, Unlock, create_key, unlock
+from store.reembedding import Progress, reembed
 from store.search import Hit, Search
 from store.vectors import FloatArray
 
@@ -27,6 +30,7 @@ T = TypeVar("T")
 
 _KEY: Final = "store.key"
 _DATABASE: Final = "store.db"
+_ALL: Final = Filter()
 
 
 class _Blocking(Database):
@@ -63,29 +67,48 @@ class VectorStore:
 
     def add(
         self, source: str, passages: Sequence[str | Chunk], vectors: npt.ArrayLike, *, title: str | None = None,
-        collection: str = "default", label: str | None = None,
+        collection: str = "default", label: str | None = None, dated_at: int | None = None,
     ) -> Document:
         """Stores a document with one vector a passage, of any length but 0: only its direction counts. All or nothing.
 
         What had that source before is replaced; the same passages again change nothing. `label` is public, internal (as
-        is what has none) or local-only, and only becomes stricter. Raises ModelMismatch, StoreMisuse.
+        is what has none) or local-only, and only becomes stricter; `dated_at` is in unix seconds. Raises ModelMismatch,
+        StoreMisuse.
         """
         chunks = [Chunk(passage) if isinstance(passage, str) else passage for passage in passages]
         name = repr((source, title, [(chunk.text, chunk.page, chunk.line) for chunk in chunks]))
         return _outcome(self._documents.add(
             collection=collection, source=source, title=source if title is None else title, chunks=chunks, label=label,
             sha256=hashlib.sha256(name.encode()).digest(), vectors=_units(vectors), model_id=self._model_id,
+            dated_at=dated_at,
         ))
 
     def search(
-        self, text: str, vector: npt.ArrayLike, *, top: int = 5, collection: str = "default"
+        self, text: str, vector: npt.ArrayLike, *, top: int = 5, collection: str = "default", filter: Filter = _ALL
     ) -> list[Hit]:
         """The `top` best passages for a question and its vector, best first; with an empty text by the vector alone.
 
-        Sees what any process has committed. Raises ModelMismatch, StoreMisuse.
+        Sees what any process has committed, and nothing that the filter leaves out. Raises ModelMismatch, StoreMisuse.
         """
         return _outcome(self._search.query(
-            text=text, vector=_units(vector), collection=collection, top=top, model_id=self._model_id,
+            text=text, vector=_units(vector), collection=collection, top=top, model_id=self._model_id, filter=filter,
+        ))
+
+    def reembed(
+        self, embed: Callable[[Sequence[str]], npt.ArrayLike], *, collection: str = "default",
+        progress: Progress = lambda step, done, total: None,
+    ) -> int:
+        """Brings a collection of another embedder to this one: `embed` gives a vector for each text. How many passages.
+
+        Searches by the former embedder go on until all are there. Whatever stops it, the next call goes on where it
+        was. See store.reembedding.reembed for `progress` and the room it takes.
+        """
+
+        async def embedded(texts: Sequence[str]) -> FloatArray:
+            return _units(embed(texts))
+
+        return _outcome(reembed(
+            self._database, embedded, collection=collection, model_id=self._model_id, progress=progress,
         ))
 
     def list(self, collection: str | None = None) -> list[Document]:
@@ -112,6 +135,7 @@ class VectorStore:
 
 def _key(home: Path, by: Unlock) -> DatabaseKey:
     path = home / _KEY
+    finish(home / _DATABASE, path)  # a restore that was cut short
     if isinstance(by, Passphrase) and not path.exists() and not (home / _DATABASE).exists():
         with contextlib.suppress(StoreExists):  # another process was first
             return create_key(path, by)

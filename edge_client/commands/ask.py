@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edge_client.commands.terminal import JSON, LOCAL, RELAYED, coloured, note, run, show
+from edge_client.commands.within import COLLECTION, File, Labels, Since, Until, scope
 
 if TYPE_CHECKING:
     from edge_client.answering import Answer, Leaving, Routed
@@ -28,6 +29,8 @@ def ask(
     no_documents: Annotated[
         bool, typer.Option("--no-documents", help="Look into no document, and send none along.")
     ] = False,
+    collection: Annotated[str, COLLECTION] = "default",
+    label: Labels = None, file: File = None, since: Since = None, until: Until = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say also how the way was chosen: features, scores, rule.")
     ] = False,
@@ -41,17 +44,27 @@ def ask(
         raise typer.BadParameter("--local and --relay exclude each other")
     if local and queue:
         raise typer.BadParameter("--local and --queue exclude each other")
+    narrow = (label, file, since, until) != (None,) * 4 or collection != "default"
+    if narrow and no_documents:
+        raise typer.BadParameter("--no-documents leaves nothing to choose from")
 
     async def work() -> None:
         from edge_client.answering import Question, Routed
         from edge_client.app import App
         from edge_client.config import Config
         from edge_client.engine.base import Message, Text
+        from edge_client.errors import BadUse
         from edge_client.offline import Queued
+        from edge_client.scope import Scope
 
         prompt = _prompt(question)
         flag: Literal["local", "relay"] | None = "local" if local else "relay" if relay or queue else None
         async with App.open(Config.load(), store="if present", tell=note) as app:
+            within = Scope()
+            if narrow:
+                within = await scope(app.documents, collection, label, file, since, until)
+                if not await app.documents.has(within.collection, within.filter):  # else nobody would notice
+                    raise BadUse("there are no such documents", hint="`edge documents` lists what there is")
             assistant = await app.assistant(relay=not local, later=queue)
 
             async def deliver(event: Routed | Text) -> None:
@@ -68,7 +81,7 @@ def ask(
                     _explain(decision)
 
             told: list[str] = []
-            asked = Question((Message("user", prompt),), flag, model, documents=not no_documents)
+            asked = Question((Message("user", prompt),), flag, model, documents=not no_documents, within=within)
             try:
                 with _link_hint():
                     answer = await assistant.answer(asked, deliver, say_what_leaves, decided)

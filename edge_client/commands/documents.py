@@ -4,23 +4,23 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from edge_client.commands.reembed import reembed
 from edge_client.commands.terminal import JSON, Exit, note, progress, run, show
+from edge_client.commands.within import COLLECTION, File, Label, Labels, Since, Until, scope
 
 if TYPE_CHECKING:
     from edge_client.app import App
     from edge_client.ingest import Ingest, Outcome
     from store.documents import Document, Documents
 
-Label = Literal["public", "internal", "local-only"]
-_COLLECTION: Final = typer.Option("--collection", "-c", help="Which set of documents.")
 _WHAT: Final = typer.Argument(help="A document as the list names it, or a file or folder.")
 documents = typer.Typer(
     help="Documents in the store, and their labels.", rich_markup_mode=None, invoke_without_command=True
@@ -31,7 +31,7 @@ def ingest(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files and folders: text, Markdown, PDF, Word, HTML, CSV, source code.")
     ] = None,
-    collection: Annotated[str, _COLLECTION] = "default",
+    collection: Annotated[str, COLLECTION] = "default",
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="The files hold lines of JSON with id, title, text; none: stdin.")
     ] = False,
@@ -183,11 +183,12 @@ async def _records(
 
 def search(
     query: Annotated[str | None, typer.Argument(help="The question; with --jsonl a file, none: stdin.")] = None,
-    collection: Annotated[str, _COLLECTION] = "default",
+    collection: Annotated[str, COLLECTION] = "default",
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many hits.")] = 5,
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Lines of JSON with id, text in; id, hits out, in the same order.")
     ] = False,
+    label: Labels = None, file: File = None, since: Since = None, until: Until = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Find passages by meaning and by words."""
@@ -200,12 +201,13 @@ def search(
         if not jsonl and not (query or "").strip():
             raise EmptyPrompt
         async with App.open(Config.load(), store="if present") as app:
-            _ = app.database  # before anything is read: no store, no search
+            # Before anything is read: no store, no search.
+            within = await scope(app.documents, collection, label, file, since, until)
             retrieval = app.retrieval()
             if jsonl:
-                await _lines(retrieval.documents, Path(query or "-"), collection, top)
+                await _lines(partial(retrieval.documents, within=within, top=top), Path(query or "-"))
                 return
-            passages = await retrieval.passages(query or "", collection=collection, top=top)
+            passages = await retrieval.passages(query or "", within=within, top=top)
         if as_json:
             show({"hits": [{
                 "document": p.document, "source": p.source, "page": p.page, "line": p.line, "text": p.text,
@@ -216,14 +218,15 @@ def search(
             print(f"{number}. {passage.place} (similarity {passage.similarity:.2f})")
             print("   " + passage.text.replace("\n", "\n   "))
         if not passages:
-            note(f"the collection {collection} holds nothing")
+            narrow = " of what was asked for" if (label, file, since, until) != (None,) * 4 else ""
+            note(f"the collection {collection} holds nothing{narrow}")
 
     run(work, as_json=as_json)
 
 
 @documents.callback()
 def listing(
-    context: typer.Context, collection: Annotated[str | None, _COLLECTION] = None,
+    context: typer.Context, collection: Annotated[str | None, COLLECTION] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List documents with their labels."""
@@ -254,7 +257,7 @@ def listing(
 
 @documents.command()
 def forget(
-    what: Annotated[str, _WHAT], collection: Annotated[str | None, _COLLECTION] = None,
+    what: Annotated[str, _WHAT], collection: Annotated[str | None, COLLECTION] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Remove a document, or all of a folder, from the store with everything made from it. Files stay."""
@@ -275,7 +278,7 @@ def forget(
 @documents.command("label")
 def set_label(
     what: Annotated[str, _WHAT], label: Annotated[Label, typer.Argument(help="Looser or stricter than before.")],
-    collection: Annotated[str | None, _COLLECTION] = None, as_json: Annotated[bool, JSON] = False,
+    collection: Annotated[str | None, COLLECTION] = None, as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say who may see a document, or all that a folder holds now and later: local-only never leaves this device."""
 
@@ -293,6 +296,9 @@ def set_label(
         _say(f"now {label}", [replace(document, label=label) for document in found], as_json)
 
     run(work, as_json=as_json)
+
+
+documents.command()(reembed)
 
 
 async def _chosen(
@@ -330,7 +336,7 @@ def _object(document: "Document") -> dict[str, Any]:
     }
 
 
-async def _lines(ask: Callable[..., Any], path: Path, collection: str, top: int) -> None:
+async def _lines(ask: "Callable[[str], Awaitable[list[tuple[str, float]]]]", path: Path) -> None:
     from edge_client.errors import BadUse
     from edge_client.ingest import query_lines
 
@@ -341,7 +347,7 @@ async def _lines(ask: Callable[..., Any], path: Path, collection: str, top: int)
                 bad += 1
                 show({"error": {"line": number, "code": query.code, "message": str(query)}})
                 continue
-            hits = await ask(query[1], collection=collection, top=top)
+            hits = await ask(query[1])
             show({"id": query[0], "hits": [{"doc": doc, "score": round(score, 6)} for doc, score in hits]})
     if bad:
         note(f"{bad} line(s) could not be read")

@@ -19,7 +19,8 @@ _LONG = 1000  # examples: more than any other profile asks for
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ptrace(2) as Linux has it")
 @pytest.mark.parametrize(
-    ("operation", "steps"), [("ingest", True), ("delete", True), ("rekey", False), ("migrate", False)]
+    ("operation", "steps"),
+    [("ingest", True), ("delete", True), ("rekey", False), ("migrate", False), ("reembed", True)],
 )
 def test_killed_at_any_point(operation: str, steps: bool, tmp_path: Path) -> None:
     points = 0 if settings.default.max_examples > _LONG else 8

@@ -10,12 +10,12 @@ from unittest import mock
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import store.codes
 import store.search
 from store.documents import LABELS, Chunk, Documents, strictest
-from store.filters import Filter
+from store.filters import Filter, at_most
 from store.search import Search
 from tests.support.stores import open_store, unit_vectors
 
@@ -27,6 +27,8 @@ FILTERS = st.builds(
     Filter, labels=st.none() | st.frozensets(LABEL), source=st.none() | SOURCE, since=DATE, until=DATE,
     folder=st.sampled_from([None, "a", "b"]), glob=st.sampled_from([None, "*/1", "a*"]),
 )
+
+PUBLIC = Filter(labels=at_most("public"))
 
 
 @dataclass
@@ -74,10 +76,13 @@ class SearchModel(RuleBasedStateMachine):
         tightened = strictest(label, before and before.label) or "internal"
         self.model[source] = Known(added.id, tightened, dated_at, texts, vectors)
 
-    @rule(who=WHO, source=SOURCE)
-    def delete(self, who: int, source: str) -> None:
+    @rule(who=WHO, source=SOURCE, listed=st.booleans())
+    def delete(self, who: int, source: str, listed: bool) -> None:
+        """Or so many that the list of removals does not hold this one any more."""
         if known := self.model.pop(source, None):
             assert self.runner.run(self.documents[who].delete(known.id))
+            if not listed:
+                self.databases[who].run_sync(lambda c: c.execute("DELETE FROM removals").rowcount)
 
     @rule(who=WHO, source=SOURCE, label=LABEL)
     def relabel(self, who: int, source: str, label: str) -> None:
@@ -90,10 +95,6 @@ class SearchModel(RuleBasedStateMachine):
         if source in self.model and to not in self.model:
             self.runner.run(self.documents[who].rename(self.model[source].id, to, "t"))
             self.model[to] = self.model.pop(source)
-
-    @rule()
-    def the_list_of_removals_is_too_short(self) -> None:
-        self.databases[0].run_sync(lambda c: c.execute("DELETE FROM removals").rowcount)
 
     @rule()
     def codes_are_to_be_made(self) -> None:
@@ -135,6 +136,22 @@ class SearchModel(RuleBasedStateMachine):
         assert all(hit.text in left[hit.source].texts for hit in hits)
         assert {hit.source for hit in hits} <= {source for source, _ in ranked} <= set(left)
 
+    @invariant()
+    def all_that_is_held_is_found_and_first_what_is_asked_for(self) -> None:
+        for search in getattr(self, "searches", []):
+            for filter in (Filter(), PUBLIC):  # the same each time, as what is kept in memory is of the last one
+                left = [known for source, known in self.model.items() if known.passes(source, filter)]
+                held = [pair for known in left for pair in zip(known.texts, known.vectors, strict=True)]
+                vector = held[-1][1] if held else unit_vectors(1, dimension=DIMENSION)[0]
+                ask = search.query(text="", vector=vector, collection="c", top=99, filter=filter)
+                assert sorted(hit.text for hit in self.runner.run(ask)) == sorted(text for text, _ in held)
+                with (
+                    mock.patch.object(store.search, "_candidates", lambda *_, **__: 1),
+                    mock.patch.object(store.codes, "_SHORTLIST", 1),
+                ):
+                    hits = self.runner.run(search.query(text="", vector=vector, collection="c", filter=filter))
+                assert [hit.text for hit in hits] == [text for text, _ in held[-1:]]
+
     def teardown(self) -> None:
         if hasattr(self, "databases"):
             for database in self.databases:
@@ -144,4 +161,4 @@ class SearchModel(RuleBasedStateMachine):
 
 
 TestSearchModel = SearchModel.TestCase
-TestSearchModel.settings = settings(stateful_step_count=20, max_examples=40, deadline=None)
+TestSearchModel.settings = settings(stateful_step_count=20, max_examples=25, deadline=None)

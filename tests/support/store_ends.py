@@ -13,22 +13,28 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from store.database import Database
 from store.documents import Documents
 from store.keys import HeldKey, by_held, unlock_held
 from store.queue import Queue
+from store.reembedding import Reembedding
 from store.rekey import rekey
+from store.search import Search
 from store.settings import Settings
 from store.upkeep import check
+from store.vectors import FloatArray
 from tests.support.killed import Ended, killed_after, killed_at_call
 from tests.support.old_stores import DOCUMENTS as OLD_DOCUMENTS
 from tests.support.old_stores import PASSAGES as OLD_PASSAGES
 from tests.support.old_stores import STEPS, make_old
 from tests.support.old_stores import passage as old_passage
-from tests.support.stores import KEY, add_document, open_store
+from tests.support.stores import KEY, add_document, open_store, unit_vectors
 
 HELD, OTHER = HeldKey(bytes(range(32))), HeldKey(bytes(range(1, 33)))
 PASSAGES, PLANNED = 5, 4
@@ -226,7 +232,63 @@ class Migrate(Operation):
         whole(home / "store.db")
 
 
-OPERATIONS: dict[str, Operation] = {"ingest": Ingest(), "delete": Delete(), "rekey": Rekey(), "migrate": Migrate()}
+class Reembed(Operation):
+    """Documents for another embedder: some passages at a time, then all of its vectors in the place of the old ones."""
+
+    steps = PLANNED + 1
+
+    def prepare(self, home: Path) -> None:
+        Delete().prepare(home)
+
+    def work(self, home: Path, done: Callable[[], None]) -> None:
+        async def all_of_them() -> None:
+            with open_store(home / "store.db") as database:
+                work = Reembedding(database, collection="manual", model_id="new")
+                await work.begin()
+                while passages := await work.missing(PASSAGES):
+                    await work.keep([id for id, _ in passages], embedded([text for _, text in passages]))
+                    done()
+                assert await work.finish()
+                done()
+
+        asyncio.run(all_of_them())
+
+    def look(self, home: Path, acknowledged: int) -> None:
+        async def look() -> None:
+            with open_store(home / "store.db") as database:
+                assert len(await sources(database)) == PLANNED
+                model, dimension = await database.run(
+                    lambda c: c.execute("SELECT model_id, dimension FROM collections").fetchone()  # type: ignore[arg-type,return-value]
+                )
+                assert (model, dimension) == (("minilm", 384) if acknowledged < PLANNED else (model, dimension))
+                assert acknowledged <= PLANNED or model == "new"
+                begun = await Reembedding(database, collection="manual", model_id="new").begin()
+                assert (begun is None) == (model == "new")
+                if begun is not None:
+                    gathered, total = begun
+                    assert total == PASSAGES * PLANNED
+                    assert gathered in (PASSAGES * acknowledged, PASSAGES * (acknowledged + 1))
+
+        asyncio.run(look())
+        whole(home / "store.db")
+        self.work(home, lambda: None)
+        with open_store(home / "store.db") as database:
+            text = texts(2)[3]
+            found = asyncio.run(Search(database).query(
+                text="", vector=embedded([text])[0], collection="manual", top=1, model_id="new"
+            ))
+            assert found[0].text == text
+        whole(home / "store.db")
+
+
+def embedded(passages: Sequence[str]) -> FloatArray:
+    rows = [unit_vectors(1, seed=zlib.crc32(text.encode()), dimension=32)[0] for text in passages]
+    return np.array(rows, np.float32)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "ingest": Ingest(), "delete": Delete(), "rekey": Rekey(), "migrate": Migrate(), "reembed": Reembed(),
+}
 
 
 def run(name: str, folder: Path, points: int, seed: int) -> dict[str, int]:

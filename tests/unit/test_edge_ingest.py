@@ -12,6 +12,7 @@ import pytest
 from edge_client.errors import BadDocument, BadUse
 from edge_client.ingest import Ingest, Record, label_of_folders, query_lines, record_lines, relabel
 from edge_client.retrieval import Retrieval
+from edge_client.scope import Scope
 from store.documents import Documents
 from store.search import Search
 from tests.support.fake_engine import FakeEmbedder
@@ -43,7 +44,7 @@ async def test_the_same_content_twice_is_embedded_once(bench: Bench, tmp_path: P
     assert (await bench.ingest.file(path, collection="c")).state == "added"
     [document] = await bench.documents.list("c")
     assert document.source == str(path) and document.title == "Pumps"
-    [passage] = await bench.retrieval.passages("pressure", collection="c")
+    [passage] = await bench.retrieval.passages("pressure", within=Scope("c"))
     assert "7 bar" in passage.text and passage.line == 1 and passage.place == "Pumps, line 1"
 
 
@@ -64,7 +65,7 @@ async def test_a_label_given_once_stays(bench: Bench, tmp_path: Path) -> None:
     assert (await bench.ingest.file(other, collection="c", label="public")).label == "public"
     other.write_text("four")
     assert (await bench.ingest.file(other, collection="c")).label == "public", "only what is new is internal"
-    [passage] = [p for p in await bench.retrieval.passages("two", collection="c") if p.text == "two"]
+    [passage] = [p for p in await bench.retrieval.passages("two", within=Scope("c")) if p.text == "two"]
     assert passage.label == "local-only"
 
 
@@ -116,7 +117,7 @@ async def test_content_that_returns_under_a_known_name_replaces_what_stood_there
         path.write_text(text)
         await bench.ingest.file(path, collection="c")
     assert [(d.source, d.chunks) for d in await bench.documents.list()] == [(str(a), 1)]
-    assert [p.text for p in await bench.retrieval.passages("two", collection="c")] == ["one"]
+    assert [p.text for p in await bench.retrieval.passages("two", within=Scope("c"))] == ["one"]
 
 
 @pytest.mark.parametrize("name", ["missing.md", "folder", "link.md", "pipe.md"])
@@ -134,7 +135,7 @@ async def test_a_long_document_says_how_far_it_is(bench: Bench, tmp_path: Path) 
     path.write_text("".join(f"# Part {n}\n\nWhat part {n} says.\n\n" for n in range(130)))
     added = await bench.ingest.file(path, collection="c", progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 130), (64, 130), (128, 130)] and added.chunks == 130
-    passages = await bench.retrieval.passages("what part 129 says", collection="c", top=1)
+    passages = await bench.retrieval.passages("what part 129 says", within=Scope("c"), top=1)
     assert passages[0].line == 517 and passages[0].similarity > 0.9, "each piece has its own vector"
 
 
@@ -186,12 +187,12 @@ async def test_a_killed_ingest_of_a_long_document_goes_on_where_it_was(tmp_path:
     with open_store(store) as database:
         bench = Bench(Documents(database), Search(database))
         assert await bench.documents.count() == (0, 0) and await bench.documents.list() == []
-        assert await bench.retrieval.passages("what part 9 says", collection="c") == [], "nothing half done is cited"
+        assert await bench.retrieval.passages("what part 9 says", within=Scope("c")) == [], "nothing half done is cited"
         bench.embedder.embedded = 0
         added = await bench.ingest.file(path, collection="c")
         assert (added.state, added.chunks, bench.embedder.embedded) == ("added", 140, 12)
         for number in (9, 100, 139):
-            [passage] = await bench.retrieval.passages(f"what part {number} says", collection="c", top=1)
+            [passage] = await bench.retrieval.passages(f"what part {number} says", within=Scope("c"), top=1)
             assert passage.line == 4 * number + 1 and passage.similarity > 0.9, "each piece has its own vector"
         assert await bench.documents.drafts("fake-embedder").known((await bench.documents.list())[0].sha256) == {}
 
@@ -278,7 +279,7 @@ async def test_records_are_documents_under_their_ids(bench: Bench) -> None:
     for record in (Record("1", "flow in a pipe", "Flow"), Record(2, "flow in a pipe", "Flow"), Record("3", "heat")):
         assert (await bench.ingest.record(record, collection="c")).state == "added"
     assert (await bench.ingest.record(Record("1", "flow in a pipe", "Flow"), collection="c")).state == "unchanged"
-    ranked = await bench.retrieval.documents("heat", collection="c", top=3)
+    ranked = await bench.retrieval.documents("heat", within=Scope("c"), top=3)
     assert ranked[0][0] == "3" and {doc for doc, _ in ranked} == {"1", "2", "3"}
     with pytest.raises(BadDocument):
         await bench.ingest.record(Record("4", "  "), collection="c")
@@ -288,7 +289,7 @@ async def test_a_title_stands_once_before_each_piece(bench: Bench) -> None:
     long = "flow in pipes . " + "It goes on and on . " * 80
     for record in (Record("1", long, "flow in pipes ."), Record("2", "flowers grow", "flow"), Record("3", "", "only")):
         await bench.ingest.record(record, collection="c")
-    texts = [p.text for p in await bench.retrieval.passages("flow", collection="c", top=9)]
+    texts = [p.text for p in await bench.retrieval.passages("flow", within=Scope("c"), top=9)]
     pieces = [text for text in texts if "goes on" in text]
     assert len(pieces) == 2 and all(text.startswith("flow in pipes .\nIt goes") for text in pieces)
     assert {"flow\nflowers grow", "only"} == set(texts) - set(pieces)
@@ -304,7 +305,7 @@ def test_bad_lines_are_told_by_number() -> None:
 
 async def test_a_long_question_is_asked_by_its_beginning(bench: Bench) -> None:
     await bench.ingest.record(Record("1", "the pump"), collection="c")
-    passages = await bench.retrieval.passages("the pump " + "and more " * 500, collection="c")
+    passages = await bench.retrieval.passages("the pump " + "and more " * 500, within=Scope("c"))
     assert len(passages) == 1
-    assert await bench.retrieval.passages(" ", collection="c") == []
-    assert await bench.retrieval.passages("x", collection="none") == []
+    assert await bench.retrieval.passages(" ", within=Scope("c")) == []
+    assert await bench.retrieval.passages("x", within=Scope("none")) == []

@@ -14,6 +14,7 @@ import pytest
 import store.database
 import store.rekey
 from store import key_file
+from store.database import Database
 from store.errors import (
     DiskFull,
     NoTpm,
@@ -207,6 +208,63 @@ def test_a_second_one_in_the_same_process_takes_no_lock_away(home: Path, monkeyp
         done = subprocess.run([sys.executable, "-c", asked, home], cwd=ROOT, capture_output=True, text=True)
     assert "StoreBusy" in done.stderr
     assert held_rows(home, unlock_held(home / "store.key", HELD)) == KEPT
+
+
+class _Between:
+    """A connection whose owner is interrupted behind one statement."""
+
+    def __init__(self, connection: object, statement: str, interrupt: Callable[[], object]) -> None:
+        self._connection, self._statement, self._interrupt = connection, statement, interrupt
+
+    def execute(self, sql: str) -> object:
+        result = self._connection.execute(sql)  # type: ignore[attr-defined]
+        if sql == self._statement:
+            self._interrupt()
+        return result
+
+    def close(self) -> None:
+        self._connection.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+@pytest.mark.parametrize("statement", ["PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = DELETE"])
+def test_who_opens_it_at_the_last_moment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, statement: str, mode: str, stays: bool
+) -> None:
+    """Before it is locked. In rollback mode, as one change of the key leaves it, switching takes no lock."""
+    monkeypatch.setattr(store.database, "_BUSY_TIMEOUT_S", 0.05)
+    key = unlock_held(home / "store.key", HELD)
+    if mode == "delete":
+        key = change(home, key)
+    connected, other = store.database._connected, list[Database]()
+
+    def interrupt() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(store.database, "_connected", connected)
+            try:
+                other.append(open_store(home / "store.db", key))
+            except StoreBusy:
+                assert mode == "wal" and statement.startswith("PRAGMA journal_mode"), "locked by then"
+                return
+            other[0].run_sync(lambda c: c.execute("INSERT INTO settings VALUES ('n', '999', x'00')"))
+            if not stays:
+                other.pop().close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.database, "_connected", lambda *given: _Between(connected(*given), statement, interrupt))
+        try:
+            new = change(home, key)
+        except StoreBusy:
+            new = key
+    in_the_way = len(other) == 1
+    for one in other:
+        assert one.run_sync(lambda c: c.execute("SELECT count(*) FROM settings").fetchone()) == (152,)
+        one.close()
+    assert (new is key) or not in_the_way
+    assert unlock_held(home / "store.key", HELD).expose() == new.expose()
+    found = held_rows(home, new)
+    assert found[:151] == KEPT and len(found) - 151 == (mode == "delete" or statement.startswith("PRAGMA locking"))
 
 
 def test_while_it_goes_on_nobody_unlocks_or_opens(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ COMMITTED = {
     "0006_drafts.sql": "7f196a4fa448f8a566900dfd6f9ccbfaabe64d21b42d68f309afbaa5c7f0e4b0",
     "0007_filters.sql": "d364eb6dbb04f984b5450ad77de65cd85effbccdaec24378f410d146bfd4cf11",
     "0008_pages_of_words.sql": "1f09d91a4b3d486cd0fd55d0e95c196cf31d9724194221e78ba7f56d8e35c3d5",
+    "0009_reembedding.sql": "a2ff3d4cdcbf9793a1af54d1a8b7a07a9c4bb88f31623ada66e3795e70d459b6",
 }
 VERSIONS = range(1, len(STEPS) + 1)
 WITH_DOCUMENTS = range(FIRST_WITH_DOCUMENTS, len(STEPS) + 1)

@@ -72,7 +72,8 @@ def test_each_program_of_the_manual_runs(tmp_path: Path) -> None:
     for number, program in enumerate(programs):
         (tmp_path / f"{number}.py").write_text(program)
         said.append(alone(tmp_path / f"{number}.py", tmp_path)[0])
-    assert said[1] == "diary.md local-only\npumps.md internal\n"
+    assert said[1].endswith("replacing 3 3\n3 passages anew\n")
+    assert said[2] == "diary.md local-only\npumps.md internal\n"
 
 
 def test_what_keeps_the_others_out_can_do_so(tmp_path: Path) -> None:
@@ -169,3 +170,28 @@ def test_vectors_of_another_embedder_are_refused(notes: store.VectorStore, tmp_p
         notes.add("b", ["one"], [[1, 2, 3]])
     with store.VectorStore.open(tmp_path, KEY, model_id="other") as other, pytest.raises(ModelMismatch):
         other.search("", [1, 2])
+
+
+def test_filters_and_dates(notes: store.VectorStore) -> None:
+    notes.add("a/old.md", ["one"], [[1, 2]], dated_at=1000, label="public")
+    notes.add("a/new.md", ["two"], [[1, 2]], dated_at=2000)
+    assert [document.dated_at for document in notes.list()] == [2000, 1000]
+    for filter, texts in (
+        (store.Filter(since=1500), ["two"]), (store.Filter(until=2000), ["one"]),
+        (store.Filter(labels=frozenset({"public"})), ["one"]), (store.Filter(folder="b"), []),
+    ):
+        assert [hit.text for hit in notes.search("", [1, 2], filter=filter)] == texts
+
+
+def test_another_embedder_takes_over(notes: store.VectorStore, tmp_path: Path) -> None:
+    notes.add("a", ["red pump", "blue valve"], [[1, 0], [0, 1]])
+    told: list[tuple[str, int, int]] = []
+    with store.VectorStore.open(tmp_path, KEY, model_id="wide") as wide:
+        embed = {"red pump": [2, 0, 0], "blue valve": [0, 0, 3]}
+        count = wide.reembed(lambda texts: [embed[text] for text in texts], progress=lambda *how: told.append(how))
+        assert count == 2 and told == [("embedding", 0, 2), ("embedding", 2, 2), ("replacing", 2, 2)]
+        assert [hit.text for hit in wide.search("", [0, 0, 1], top=1)] == ["blue valve"]
+        assert wide.reembed(lambda texts: pytest.fail("nothing is to do")) == 0
+    with pytest.raises(ModelMismatch) as caught:
+        notes.search("", [1, 0])
+    assert "edge documents reembed" in str(caught.value.hint)
