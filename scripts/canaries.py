@@ -77,11 +77,14 @@ def seen(content: bytes, needles: Collection[bytes]) -> set[bytes]:
     by_start: dict[int, list[bytes]] = {}
     for needle in needles:
         by_start.setdefault(int.from_bytes(needle[:8], "little"), []).append(needle)
-    starts = np.array(sorted(by_start), dtype="<u8")
+    likely = np.zeros(1 << 16, dtype=bool)  # by the first two bytes
+    likely[np.array([start & 0xFFFF for start in by_start], dtype=np.int64)] = True
     found = set()
     for shift in range(min(8, len(content) - 7)):
         words = np.frombuffer(content, dtype="<u8", count=(len(content) - shift) // 8, offset=shift)
-        for at in np.flatnonzero(np.isin(words, starts)):
-            place = shift + 8 * int(at)
-            found.update(needle for needle in by_start[int(words[at])] if content.startswith(needle, place))
+        places = np.flatnonzero(likely[words & 0xFFFF])
+        for at, word in zip(places.tolist(), words[places].tolist(), strict=True):
+            for needle in by_start.get(word, ()):
+                if content.startswith(needle, shift + 8 * at):
+                    found.add(needle)
     return found

@@ -1,8 +1,8 @@
 """Another embedder for a collection: its new vectors are gathered beside the old ones, then take their place at once.
 
 Until then every search goes by the old ones, and documents come and go as ever. What was gathered stays when the work
-is cut short, and whoever takes it up with the same embedder goes on there. Beside the old vectors it needs as much room
-as they have, and about as much again while they are replaced; the file keeps that and uses it for what comes later.
+is cut short, and whoever takes it up with the same embedder goes on there. For a passage of 384 dimensions it needs 0.9
+KB of disk, which the file keeps for what comes later, and 1.9 KB more in the log while vectors are replaced.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +19,7 @@ __all__ = ["Embed", "Progress", "Reembedding", "outdated", "reembed"]
 Embed = Callable[[Sequence[str]], Awaitable["FloatArray"]]
 Progress = Callable[[str, int, int], None]
 
-_AT_ONCE: Final = 64  # passages, some seconds of work, of which a kill loses no more
+_AT_ONCE: Final = 16  # passages, a second of work, of which a kill loses no more
 # The ids of its passages, from indices alone: no text is decrypted for them.
 _IDS: Final = (
     "SELECT k.id FROM documents d CROSS JOIN chunks k ON k.document_id = d.id WHERE d.collection_id = :collection"
@@ -120,7 +120,7 @@ class Reembedding:
     async def finish(self) -> bool:
         """Puts the new vectors in the place of the old ones, in one transaction; False if a passage has none yet.
 
-        Other writers wait meanwhile, some ten seconds for a million passages, and searches go on by the old ones.
+        Other writers wait meanwhile, some seconds for 100,000 passages, and searches go on by the old ones.
         """
 
         def work(connection: Connection) -> bool:

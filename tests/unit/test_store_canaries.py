@@ -25,37 +25,37 @@ from store.search import Search
 from store.settings import Settings
 from tests.support.stores import KEY, open_store, unit_vectors
 
-COUNT = 200
-KINDS = ("text", "title", "source", "setting", "payload", "note")  # of the last two every second one is planted
+COUNT, TOGETHER = 100, 10  # documents; so many of their other canaries in a row, since each row waits for the disk
+EACH = {"text": 4, "title": 1, "source": 1, "setting": 2, "payload": 1, "note": 1}  # of a document
 MODEL = "m"
 
 
-def canary(kind: str, number: int) -> str:
-    return hashlib.sha256(f"{kind} {number}".encode()).hexdigest()[:24]
+def planted(kinds: Collection[str] = tuple(EACH), numbers: Collection[int] = range(COUNT)) -> list[str]:
+    names = [f"{kind} {n} {at}" for kind in kinds for n in numbers for at in range(EACH[kind])]
+    return [hashlib.sha256(name.encode()).hexdigest()[:24] for name in names]
 
 
-def planted(kinds: Collection[str] = KINDS, numbers: Collection[int] = range(COUNT)) -> list[str]:
-    return [canary(kind, n) for kind in kinds for n in numbers if kind in KINDS[:4] or n % 2 == (kind == "note")]
-
-
-VECTORS = unit_vectors(COUNT + 1)
-DRAFT = VECTORS[COUNT:]
+VECTORS = unit_vectors(COUNT * EACH["text"] + 1)
+VECTORS, DRAFT = VECTORS[:-1], VECTORS[-1:]
 
 
 async def fill(database: Database) -> None:
     documents, settings, queue = Documents(database), Settings(database, "history"), Queue(database, "outbox")
     for n in range(COUNT):
+        (source,), (title,), texts = planted(["source"], [n]), planted(["title"], [n]), planted(["text"], [n])
         await documents.add(
-            collection="c", source="source " + canary("source", n), title="title " + canary("title", n),
-            label="local-only", sha256=hashlib.sha256(b"%d" % n).digest(), model_id=MODEL,
-            chunks=[Chunk(f"text {canary('text', n)} end", page=n + 1)], vectors=VECTORS[n : n + 1],
+            collection="c", source=f"source {source}", title=f"title {title}", label="local-only",
+            sha256=hashlib.sha256(b"%d" % n).digest(), model_id=MODEL,
+            chunks=[Chunk(f"text {text} end", page=n + 1) for text in texts],
+            vectors=VECTORS.reshape(COUNT, len(texts), -1)[n],
         )
-        await settings.put(f"prompt {n}", f"prompt {canary('setting', n)}".encode())
-        name, payload = n.to_bytes(16, "big"), canary("payload", n) if n % 2 == 0 else "nothing to see"
-        await queue.append(name, f"payload {payload}".encode(), 1000, now=0)
-        if n % 2:
-            await queue.claim(now=0, id=name)
-            await queue.settle(name, "failed", note="note " + canary("note", n), erase=True)
+    for n in range(0, COUNT, TOGETHER):
+        these = range(n, n + TOGETHER)
+        said, asked, noted = (" ".join(planted([kind], these)) for kind in ("setting", "payload", "note"))
+        await settings.put(f"prompt {n}", f"prompt {said}".encode())
+        await queue.append(n.to_bytes(16, "big"), f"payload {asked}".encode(), 1000, now=0)
+        await queue.append(bytes([n + 1] * 16), b"nothing to see", 1000, now=0)
+        await queue.settle(bytes([n + 1] * 16), "failed", note=f"note {noted}", erase=True)
     drafts = documents.drafts(MODEL)
     await drafts.keep(bytes(32), [drafts.passage("half done")], DRAFT)
     # A search large enough to sort and join, which is what temporary files would be for.
@@ -79,7 +79,7 @@ def stored_vectors(database: Database) -> set[bytes]:
 def in_any_form(database: Database) -> set[bytes]:
     """What must not be on disk."""
     found = {form for word in planted() for form in forms(word)}
-    rows = [bytes(row) for kind in ("<f2", "<f4") for row in VECTORS.astype(kind)]
+    rows = [bytes(row) for kind in ("<f2", "<f4") for row in (*VECTORS.astype(kind), *DRAFT.astype(kind))]
     for blob in stored_vectors(database) | windows(rows):
         found |= byte_forms(blob)
     return found | byte_forms(KEY.expose()[:32]) | {b"SQLite format", b"CREATE TABLE"}
@@ -100,7 +100,7 @@ def spill(connection: Connection) -> None:
     connection.execute("PRAGMA cache_size = 4")
     for n in range(COUNT):
         connection.execute("UPDATE documents SET title = title || 'x' WHERE id = ?", (n + 1,))
-        longer = "UPDATE settings SET value = CAST(value || zeroblob(900) AS BLOB) WHERE key = ?"
+        longer = "UPDATE settings SET value = CAST(value || zeroblob(300) AS BLOB) WHERE key = ?"
         connection.execute(longer, (f"prompt {n}",))
     connection.execute("SELECT text || zeroblob(2000) FROM chunks ORDER BY text || zeroblob(2000) DESC").fetchall()
 
@@ -189,8 +189,8 @@ async def test_the_search_for_canaries_can_find(tmp_path: Path, monkeypatch: pyt
             gone = {f"source {word}".encode() for word in planted(["source"], whole - kept)}
             gone |= {f"text {word} end".encode() for word in planted(["text"], whole - kept)}
             gone |= {f"title {word}".encode() for word in planted(["title"], whole - kept)}
-            gone |= windows([bytes(row) for row in VECTORS[:COUNT].astype("<f2")[1::2]])
-            assert len(gone) == 500 and not [name for name, content in files.items() if seen(content, gone)]
+            gone |= windows([bytes(row) for n, row in enumerate(VECTORS.astype("<f2")) if n // EACH["text"] % 2])
+            assert len(gone) == 700 and not [name for name, content in files.items() if seen(content, gone)]
         stages.append(stage)
 
     await live(tmp_path, look)
@@ -201,7 +201,7 @@ async def test_the_search_for_canaries_can_find(tmp_path: Path, monkeypatch: pyt
 def test_the_search_sees_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key, and where SQLite may use temporary files, it does, and the word is in them."""
     monkeypatch.setattr(store.database, "_hand_over", lambda *_: None)
-    word = canary("text", 1)
+    word = planted(["text"], [1])[0]
 
     def sort(connection: Connection) -> dict[str, bytes]:
         connection.execute("CREATE TEMP TABLE t (x)")
