@@ -28,7 +28,7 @@ from store.keys import DatabaseKey, Passphrase, add_passphrase
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["back_up", "finish", "put_in_place", "unpacked"]
+__all__ = ["back_up", "clear", "finish", "put_in_place", "unpacked"]
 
 Tell = Callable[[int, int], None]
 
@@ -99,7 +99,7 @@ def put_in_place(work: Path, path: Path, key_file: Path, *, replace: bool) -> Pa
 def finish(path: Path, key_file: Path) -> Path | None:
     """Goes on with a restore that was cut short; nothing to do costs one look. Where the former store is kept."""
     new = _new(path)
-    if not os.path.isdir(new):  # noqa: PTH112 - no error for what cannot be there, such as too long a name
+    if not new.is_dir():
         return None
     with file_errors(new), _locked(new) as ours:
         if not ours:  # another process was quicker
@@ -108,12 +108,12 @@ def finish(path: Path, key_file: Path) -> Path | None:
         if (new / _KEY).exists():
             former.mkdir(exist_ok=True, mode=0o700)
             if (new / _DATABASE).exists():
-                done = (former / path.name).exists()  # then who opened it at that very moment has made what is there
+                aside = former
+                if (former / path.name).exists():  # then what is there was made since, and may be a store
+                    aside = former / secrets.token_hex(4)
+                    aside.mkdir(mode=0o700)
                 for old in (key_file, *(path.with_name(path.name + end) for end in _ENDINGS), path):
-                    if done:
-                        old.unlink(missing_ok=True)
-                    else:
-                        _move(old, former / old.name)
+                    _move(old, aside / old.name)
                 _move(new / _DATABASE, path)
             _move(new / _KEY, key_file)
         kept = None
@@ -166,17 +166,23 @@ def _nobody_else(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _folder(path: Path, suffix: str) -> Iterator[Path]:
-    """A private folder beside `path`, locked while it is in use; those that a killed process left are removed."""
+    """A private folder beside `path`, locked while it is in use."""
     work = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{suffix}")
     with file_errors(work), contextlib.ExitStack() as stack:
-        for left in path.parent.glob(f".{path.stem}.*{suffix}"):
-            if any(left.iterdir()):  # an empty one may just have been made
-                with contextlib.suppress(BlockingIOError), _locked(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
+        clear(path)
         work.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         stack.enter_context(_locked(work))
         yield work
+
+
+def clear(path: Path) -> None:
+    """Removes copies of the store that a killed backup or restore has left beside it. Raises StoreUnwritable."""
+    with file_errors(path):
+        for left in (*path.parent.glob(f".{path.stem}.*.backup"), *path.parent.glob(f".{path.stem}.*.restore")):
+            if left.is_dir() and any(left.iterdir()):  # an empty one may just have been made
+                with contextlib.suppress(BlockingIOError), _locked(left, wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _private(path: Path) -> IO[bytes]:
@@ -233,14 +239,15 @@ def _unpack(backup: Path, work: Path, tell: Tell) -> None:
     import tarfile
 
     with file_errors(backup), backup.open("rb") as file:
+        room = os.fstat(file.fileno()).st_size
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for name in (_KEY, _DATABASE):
                     member = tar.next()
-                    if member is None or member.name != name or not member.isreg():
+                    if member is None or member.name != name or not member.isreg() or member.size > room:  # sparse
                         raise StoreCorrupt("this is not a backup of a store", hint="which file is meant?")
                     _take(tar, member, work / name, tell if name == _DATABASE else _silent)
-        except (tarfile.TarError, EOFError):
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError):
             raise StoreCorrupt(
                 "this is not a backup of a store, or only the beginning of one", hint="take another one"
             ) from None

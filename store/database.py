@@ -278,7 +278,7 @@ def _check_room(path: Path, needed: int) -> None:
 
 def _free(path: Path) -> int:
     with file_errors(path):
-        return shutil.disk_usage(path.parent).free
+        return shutil.disk_usage(path.resolve().parent).free
 
 
 def _ensure_file(path: Path) -> None:

@@ -83,7 +83,10 @@ def update(
         if known is not None and salt not in (None, known):
             raise WrongKey("the key of the store was changed meanwhile", hint="try again")
         records = [] if known is None else [(_KIND_SALT, known)]
-        _replace(path, store_id, [*records, *change(store_id, _ways(wrappings))])
+        changed = [*records, *change(store_id, _ways(wrappings))]
+        with file_errors(path):
+            path.stat()  # what was wiped meanwhile stays so
+        _replace(path, store_id, changed)
     return store_id
 
 
@@ -158,7 +161,7 @@ def _has_come(path: Path, change: bytes) -> bool:
     old, new, name = change[:SALT_LEN], change[SALT_LEN : 2 * SALT_LEN], os.fsdecode(change[2 * SALT_LEN :])
     if not name or "/" in name or "\0" in name:
         raise StoreCorrupt("the key file is damaged", hint=DAMAGED_HINT)
-    database = path.with_name(name)
+    database = path.with_name(name).resolve()  # SQLite has its journal beside the file itself, not beside a link to it
     with contextlib.suppress(StoreMissing):
         # Looked at first: by when the journal has been played back, the database shows the old key.
         if _start(database.with_name(database.name + "-journal"), 1).strip(b"\0"):

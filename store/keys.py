@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from store import key_file
-from store.errors import PassphraseRefused, StoreCorrupt, StoreMisuse, WrongKey
+from store.errors import PassphraseRefused, StoreBusy, StoreCorrupt, StoreMisuse, WrongKey
 from store.files import read_bounded
 from store.key_file import DAMAGED_HINT, MAX_WRAPPINGS, SALT_LEN, STORE_ID_LEN, Wrapping
 
@@ -277,18 +277,31 @@ def unlock_held(path: Path, held: HeldKey) -> DatabaseKey:
 
 
 def add_held(path: Path, key: DatabaseKey, keep: Callable[[bytes, HeldKey], None]) -> None:
-    """Lets a new held key open the file, in place of one before; every other way stays. Atomic.
+    """Lets a new held key open the file, in place of one before; every other way stays.
 
-    `keep` is given the store id and the key, and has it when it returns: only then is the file written. Raises what
-    `keep` raises, StoreMissing, StoreCorrupt, StoreMisuse for a ninth way, DiskFull, StoreUnwritable.
+    `keep` is given the store id and the key, and has it when it returns. What it may write over opens nothing else, so
+    the former wrapping stays until then: whatever fails or is killed, what is held opens the file. Raises what `keep`
+    raises, StoreMissing, StoreCorrupt, StoreMisuse for a ninth way, DiskFull, StoreUnwritable.
     """
+    held, added, replaced = HeldKey.generate(), list[Wrapping](), list[Wrapping]()
 
-    def way(key: DatabaseKey, store_id: bytes) -> Wrapping:
-        held = HeldKey.generate()
+    def beside(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        replaced[:] = [wrapping for wrapping in wrappings if wrapping[0] == _KIND_HELD]
+        added[:] = [by_held(held)(key, store_id)]
+        if not replaced:  # nothing to lose
+            keep(store_id, held)
+        others = [wrapping for wrapping in wrappings if wrapping[0] != _KIND_HELD]
+        return [*others, *replaced[:1], *replaced[1:][-2:], *added]  # failures before leave one each: not without end
+
+    def alone(store_id: bytes, wrappings: list[Wrapping]) -> list[Wrapping]:
+        if added[0] not in wrappings:
+            raise StoreBusy("the key of the store is being changed", hint="try again")
         keep(store_id, held)
-        return by_held(held)(key, store_id)
+        return [one for one in wrappings if one[0] != _KIND_HELD or one in added]
 
-    _add(path, key, _KIND_HELD, way)
+    key_file.update(path, key.salt, beside)
+    if replaced:
+        key_file.update(path, key.salt, alone)
 
 
 def remove_held(path: Path) -> bytes:

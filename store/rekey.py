@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from store import key_file
+from store import backups, key_file
 from store.database import reencrypt
-from store.errors import StoreMisuse
+from store.errors import StoreMisuse, StoreUnwritable
 from store.keys import DatabaseKey, Way
 
 __all__ = ["rekey"]
@@ -34,4 +34,6 @@ def rekey(database: Path, keys: Path, key: DatabaseKey, ways: Sequence[Way]) -> 
             database, key, new,
             lambda: change.enter_context(key_file.changing(keys, key.salt, new.salt, database.name, coming)),
         )
+    with contextlib.suppress(StoreUnwritable):
+        backups.clear(database)  # copies under the former key, with what opens it
     return new

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ _PROMISES: Final = (
     ),
 )
 _ORPHANS: Final = "SELECT count(*) FROM words_docsize w WHERE NOT EXISTS (SELECT 1 FROM chunks c WHERE c.id = w.id)"
+_TABLES: Final = "SELECT type, name, tbl_name, sql FROM sqlite_master"  # triggers and indexes as well
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _look(connection: Connection, size: int, tell: Callable[[str], None]) -> Rep
     if bad:
         message = f"pages of the database are damaged or were altered, {len(bad)} of them"
         return Report((Problem("pages", message, _RESTORE),), size=size)
+    if set(connection.execute(_TABLES)) != _as_made():  # what stands in them could do anything: not looked at
+        return Report((Problem("schema", "tables are not as this program makes them", _RESTORE),), size=size)
     problems = []
     tell("tables and indexes")
     connection.execute("SELECT rowid FROM words LIMIT 1").fetchone()  # else SQLite would pass its index over
@@ -129,6 +133,14 @@ def _look(connection: Connection, size: int, tell: Callable[[str], None]) -> Rep
     (schema,) = _row(connection, "PRAGMA user_version")
     documents, chunks = _row(connection, "SELECT count(*), ifnull(sum(chunks), 0) FROM documents")
     return Report(tuple(problems[:_TOLD]), schema, documents, chunks, size)
+
+
+def _as_made() -> set[tuple[str, ...]]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Database.open(Path(folder) / "empty", DatabaseKey.generate(), schema=STORE_SCHEMA) as empty,
+    ):
+        return set(empty.run_sync(lambda connection: connection.execute(_TABLES).fetchall(), read_only=True))
 
 
 def _pages(connection: Connection) -> set[str]:

@@ -54,11 +54,8 @@ def wipe(path: Path, key_file: Path, drop: Callable[[bytes], None]) -> Wiped:
             failure = failure or error
     for folder in _folders(path, key_file):
         shutil.rmtree(folder, ignore_errors=True)
-    if failure is not None:
-        raise failure
-    if found:
-        with file_errors(path.parent):
-            sync_folder(path.parent)
+    with contextlib.suppress(OSError):
+        sync_folder(path.parent)
     not_dropped: Exception | None = None
     try:
         for id in sorted(ids):
@@ -66,6 +63,8 @@ def wipe(path: Path, key_file: Path, drop: Callable[[bytes], None]) -> Wiped:
         marker.unlink(missing_ok=True)
     except Exception as error:  # of whatever holds it
         not_dropped = error
+    if failure is not None:
+        raise failure
     return Wiped(len(keys), len(found) - len(keys), not_dropped)
 
 

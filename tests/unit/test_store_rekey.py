@@ -37,6 +37,7 @@ from store.keys import (
     by_tpm,
     create_key,
     remove_held,
+    remove_passphrase,
     unlock_by_tpm,
     unlock_held,
     unlock_key,
@@ -454,3 +455,61 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(home: Path) -> None:
         write()
         assert not left.exists()
     assert (home / ".other.key.0123456789ab.tmp").exists()
+
+
+@pytest.mark.parametrize("which", ["in keep", "full disk", "killed after keep"])
+def test_a_held_key_alone_is_never_given_up_for_one_that_opens_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """What holds it holds one key: when that is written over, the file must be opened by the new one already."""
+    path, kept = home / "store.key", [HELD]
+    key = unlock_held(path, HELD)
+    remove_passphrase(path)
+
+    def keep(store_id: bytes, held: HeldKey) -> None:
+        if which == "in keep":
+            raise NoTpm("nobody keeps it")
+        kept[:] = [held]
+        if which == "killed after keep":
+            raise KeyboardInterrupt
+        monkeypatch.setattr(key_file, "write_private", full)
+
+    def full(*arguments: object, **named: object) -> None:
+        raise DiskFull("no space left")
+
+    for _ in range(10):  # what failed attempts leave does not fill the file
+        with monkeypatch.context() as undone, pytest.raises((NoTpm, DiskFull, KeyboardInterrupt)):
+            undone.setattr(key_file, "write_private", key_file.write_private)
+            add_held(path, key, keep)
+        monkeypatch.undo()
+        assert unlock_held(path, kept[0]).expose() == key.expose()
+    add_held(path, key, lambda store_id, held: kept.append(held))
+    assert unlock_held(path, kept[-1]).expose() == key.expose() and len(key_file.read(path)[1]) == 1
+    with pytest.raises(WrongKey):
+        unlock_held(path, kept[0])
+
+
+def test_what_is_wiped_while_a_way_is_made_stays_away(home: Path) -> None:
+    path = home / "store.key"
+    with pytest.raises(StoreMissing):
+        add_held(path, unlock_held(path, HELD), lambda store_id, held: path.unlink())
+    assert not path.exists() and key_file.leftovers(path) == []
+
+
+def test_copies_that_a_killed_backup_left_go_with_the_former_key(home: Path) -> None:
+    left = [home / f".store.0123456789ab{suffix}" for suffix in (".backup", ".restore")]
+    for folder in left:
+        folder.mkdir()
+        for name in ("store.key", "store.db"):
+            (folder / name).write_bytes((home / name).read_bytes())
+    change(home, unlock_held(home / "store.key", HELD))
+    assert not any(folder.exists() for folder in left)
+
+
+def test_a_database_that_is_a_link_has_its_journal_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "large").mkdir()
+    (home / "store.db").rename(home / "large" / "store.db")
+    (home / "store.db").symlink_to(home / "large" / "store.db")
+    old, _ = cut(home, monkeypatch, rewritten=True)
+    (home / "large" / "store.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7 still to be played back")
+    assert unlock_held(home / "store.key", HELD).expose() == old.expose()

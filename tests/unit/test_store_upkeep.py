@@ -64,6 +64,18 @@ def test_a_broken_promise_is_found(database: Database, path: Path, statement: st
     assert problem.code == code and named in problem.message and "`edge " in problem.hint
 
 
+@pytest.mark.parametrize("statement", [
+    "CREATE TRIGGER t AFTER INSERT ON documents BEGIN UPDATE documents SET label = 'public'; END",
+    "CREATE VIEW endless AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+    "ALTER TABLE documents ADD COLUMN more TEXT",
+    "DROP INDEX chunks_by_document",
+])
+def test_what_this_program_never_made_is_found(database: Database, path: Path, statement: str) -> None:
+    database.run_sync(lambda c: c.execute(statement).rowcount)
+    (problem,) = check(path, KEY).problems
+    assert problem.code == "schema"
+
+
 def test_a_row_that_belongs_to_nothing_is_found(path: Path, database: Database) -> None:
     database.close()
     with open_store(path) as again:
