@@ -65,7 +65,7 @@ def texts(folder: Path = SHARED) -> tuple[dict[str, Sequence[str]], Sequence[str
         [r["text"] for r in _json_lines(folder / "injection" / "dev.jsonl")],
         [r["prompt"].split("\nA. ")[0] for r in _json_lines(folder / "routing" / "mmlu_dev.jsonl")],
     ]
-    picked = [_evenly([t for t in part if 3 < len(t.split()) < 200], share)
+    picked = [_evenly([t for t in part if 3 < len(t.split()) < 100], share)
               for part, share in zip(asked, (QUESTIONS // 2, QUESTIONS // 4, QUESTIONS // 4), strict=True)]
     return found, [text for part in picked for text in part]
 
@@ -94,7 +94,7 @@ async def real(
             piece.text for text in _evenly(whole, share)
             for piece in chunks([Block(part) for part in text.split("\n\n")], embedder.count, EMBEDDER_TOKENS)
         ))[:share]
-    asked = _evenly(list(dict.fromkeys(asked)), questions)
+    asked = _evenly([t for t in dict.fromkeys(asked) if embedder.count(t) <= EMBEDDER_TOKENS], questions)
     pieces = [text for text in dict.fromkeys(t for part in parts.values() for t in part) if text not in set(asked)]
     pieces = _evenly(pieces, passages)
     sources = ", ".join(f"{len(part):,} of {name}" for name, part in parts.items())

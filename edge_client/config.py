@@ -42,7 +42,6 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from edge_client.errors import BadUse
-from store.backups import finish
 from store.tpm import SYSTEM_TPM
 from transport.messages import Padding
 
@@ -171,7 +170,10 @@ class Config:
         field.
         """
         home = home_path(environ)
-        finish(home / _STORE, home / _KEY)  # a restore of the store that was cut short
+        if os.path.isdir(home / "store.new"):  # noqa: PTH112 - a restore was cut short; a home may be no path at all
+            from store.backups import finish  # with all of the store, which not every command needs
+
+            finish(home / _STORE, home / _KEY)
         tpm = _tpm(environ)
         path = home / "config.toml"
         try:

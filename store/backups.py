@@ -99,7 +99,7 @@ def put_in_place(work: Path, path: Path, key_file: Path, *, replace: bool) -> Pa
 def finish(path: Path, key_file: Path) -> Path | None:
     """Goes on with a restore that was cut short; nothing to do costs one look. Where the former store is kept."""
     new = _new(path)
-    if not os.path.isdir(new):  # noqa: PTH112 - no error for what cannot be there, such as too long a name
+    if not new.is_dir():
         return None
     with file_errors(new), _locked(new) as ours:
         if not ours:  # another process was quicker

@@ -438,3 +438,23 @@ def test_a_restore_after_a_killed_rekey_takes_no_journal_along(
     assert edge("store", "check", secret=secret).code == 0
     (former,) = home.glob("store.before-*")
     assert len(list(former.iterdir())) == 5
+
+
+def test_the_next_command_ends_a_restore_that_was_cut_short(
+    edge: Edge, manual: Path, home: Path, secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edge("store", "backup", str(tmp_path / "b"), secret=secret).code == 0
+    (tmp_path / "note.md").write_text("# Tides\n")
+    assert edge("ingest", str(tmp_path / "note.md"), secret=secret).code == 0
+
+    def cut(path: Path, key_file: Path) -> None:
+        if path.with_name("store.new").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("store.backups.finish", cut)
+        assert edge("store", "restore", str(tmp_path / "b"), "--replace", secret=secret).code == 130
+    assert (home / "store.new").is_dir(), "it is decided, and not done"
+    assert sources(edge, secret=secret) == ["manual.md"] and not (home / "store.new").exists()
+    (former,) = home.glob("store.before-*")
+    assert sources(edge, at=former, secret=secret) == ["manual.md", "note.md"]

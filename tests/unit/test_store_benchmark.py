@@ -59,14 +59,16 @@ async def test_without_shared_texts_documentation_serves(tmp_path: Path, capsys:
 
 
 def test_time_is_told_apart_by_who_took_it() -> None:
-    assert shares({}) == {"SQLite": 0, "numpy": 0, "Python": 0}
+    assert shares({}) == {"SQLite": 0, "codes": 0, "the rest": 0}
     stats = {
         ("~", 0, "<method 'execute' of 'sqlcipher3.dbapi2.Connection' objects>"): (1, 1, 3.0, 3.0, {}),
         ("~", 0, "<method 'sum' of 'numpy.ndarray' objects>"): (1, 1, 1.0, 1.0, {}),
         ("/site-packages/numpy/linalg.py", 5, "norm"): (1, 1, 1.0, 1.0, {}),
-        ("store/search.py", 9, "fuse"): (1, 1, 5.0, 10.0, {}),
+        ("store/codes.py", 5, "nearest"): (1, 1, 2.0, 4.0, {}),
+        ("store/vectors.py", 5, "fetch_rows"): (1, 1, 1.0, 1.0, {}),
+        ("store/search.py", 9, "fuse"): (1, 1, 2.0, 10.0, {}),
     }
-    assert shares(stats) == {"SQLite": 0.3, "numpy": 0.2, "Python": 0.5}
+    assert shares(stats) == {"SQLite": 0.4, "codes": 0.4, "the rest": 0.2}
     profile = cProfile.Profile(time.thread_time)
     profile.enable()
     sorted(rows(100).tolist())
