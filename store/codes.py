@@ -149,7 +149,8 @@ class CodeIndex:
         """What the bits of these passages come to, by what each is worth (planes, components)."""
         codes = np.ascontiguousarray(self._columns[: len(worth) * self._words, places].T).view(np.uint8)
         # BLAS would want floats, and start threads for longer than this takes.
-        return np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
+        products: FloatArray = np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
+        return products
 
     def _distances(self, vector: FloatArray) -> npt.NDArray[np.uint16]:
         """The Hamming distance of each passage, without temporary arrays larger than a block."""
