@@ -452,7 +452,7 @@ def test_the_next_command_ends_a_restore_that_was_cut_short(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("store.backups.finish", cut)
+        patch.setattr("store.backups._finished", cut)
         assert edge("store", "restore", str(tmp_path / "b"), "--replace", secret=secret).code == 130
     assert (home / "store.new").is_dir(), "it is decided, and not done"
     assert sources(edge, secret=secret) == ["manual.md"] and not (home / "store.new").exists()
