@@ -32,6 +32,7 @@ from edge_client.engine.models import embedder_file
 from edge_client.errors import BadDocument, BadUse
 from edge_client.ingest import Ingest, query_lines, record_lines
 from edge_client.retrieval import Retrieval
+from edge_client.scope import Scope
 from store.database import STORE_SCHEMA, Database
 from store.documents import Documents
 from store.keys import DatabaseKey
@@ -147,13 +148,14 @@ async def run(judged: Judged, embedder: Embedder, tell: Callable[[str], None] = 
             except BadDocument as error:  # a collection may hold empty texts
                 tell(f"line {number}: {error}")
         product, alone = Retrieval(Search(database), embedder), _Baselines(database)
+        within = Scope(_COLLECTION)
         found: dict[str, list[float]] = defaultdict(list)
         seconds = 0.0
         for id, text in judged.questions.items():
             vector = (await embedder.embed([text]))[0]
-            await product.documents(text, collection=_COLLECTION)  # fills caches that every later question finds full
+            await product.documents(text, within=within)  # fills caches that every later question finds full
             begun = time.perf_counter()
-            ranked = [source for source, _ in await product.documents(text, collection=_COLLECTION)]
+            ranked = [source for source, _ in await product.documents(text, within=within)]
             seconds += time.perf_counter() - begun
             words, meaning = alone.by_words(text), alone.by_meaning(vector)
             for name, ranking in (

@@ -20,8 +20,9 @@ Mask = npt.NDArray[np.bool_]
 
 _BLOCK: Final = 32_768  # passages whose words and distances fit the second-level cache
 _READ_AT_ONCE: Final = 100  # documents, so that reading takes no more memory than what is kept
-_SHORTLIST: Final = 15  # passages by Hamming distance for each one wanted ...
-_SHORTLIST_SHARE: Final = 250  # ... and one in so many: where more are alike, signs tell them apart less well
+_BY_DISTANCE: Final = 4_000  # passages that are looked at again with the question as it is, not its signs alone ...
+_BY_DISTANCE_SHARE: Final = 200  # ... or one in so many: where more are alike, distances tell them apart less well
+_BY_SIGNS: Final = 12  # of these, for each one wanted, by all bits
 
 
 class CodeIndex:
@@ -117,8 +118,8 @@ class CodeIndex:
         return np.where((places >= 0) & (ids < (self._first + self._lengths())[places]), places, -1)
 
     def nearest(self, vector: FloatArray, count: int, among: Mask | None = None) -> list[int]:
-        """Ids of the `count` passages that are nearest by their codes, best first, ties by id, of those that are by the
-        Hamming distances of their signs.
+        """Ids of the `count` passages that are nearest by their codes, best first, ties by id: of thousands that are by
+        Hamming distance the best by their signs, of these the best by all bits.
 
         `among`: whether each passage is looked at. What they leave is all there is where it is less than `count`.
         """
@@ -126,22 +127,30 @@ class CodeIndex:
         if among is not None:
             distances[~among] = self.dimension + 1
         # All up to the bound, so that which of several equals get in depends on nothing else.
-        shortlist = max(_SHORTLIST * count, len(self) // _SHORTLIST_SHARE)
         reached = np.cumsum(np.bincount(distances, minlength=self.dimension + 1))[: self.dimension + 1]
-        bound = int(np.searchsorted(reached, min(shortlist, int(reached[-1]))))
-        places = np.flatnonzero(distances <= bound)
-        codes = np.ascontiguousarray(self._columns[:, places].T).view(np.uint8)
+        shortlist = min(max(_BY_DISTANCE, len(self) // _BY_DISTANCE_SHARE), int(reached[-1]))
+        places = np.flatnonzero(distances <= int(np.searchsorted(reached, shortlist)))
         # Levels have equal steps, so a bit adds its worth times the component. Whole numbers, as float32 holds them
         # exactly; a sum of fractions would depend on where in the array a row stands.
         whole = np.rint(vector * (2.0 ** (24 - PLANES) / np.abs(vector).sum()))
         worth = np.zeros((PLANES, self._words * 64), np.float32)
         worth[:, : self.dimension] = np.outer(2.0 ** np.arange(PLANES)[::-1], whole)
-        # BLAS would want floats, and start threads for longer than this takes.
-        products = np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
+        by_signs = self._products(places, worth[:1])
+        keep = min(_BY_SIGNS * count, len(places))
+        if keep < len(places):
+            places = places[by_signs >= np.partition(by_signs, len(places) - keep)[len(places) - keep]]
+        products = self._products(places, worth)
         chosen = places[np.lexsort((places, -products))[:count]]
         holders = np.searchsorted(self._ends, chosen, "right")
         ids: list[int] = (self._first[holders] + chosen - (self._ends - self._lengths())[holders]).tolist()
         return ids
+
+    def _products(self, places: Ints, worth: FloatArray) -> FloatArray:
+        """What the bits of these passages come to, by what each is worth (planes, components)."""
+        codes = np.ascontiguousarray(self._columns[: len(worth) * self._words, places].T).view(np.uint8)
+        # BLAS would want floats, and start threads for longer than this takes.
+        products: FloatArray = np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
+        return products
 
     def _distances(self, vector: FloatArray) -> npt.NDArray[np.uint16]:
         """The Hamming distance of each passage, without temporary arrays larger than a block."""

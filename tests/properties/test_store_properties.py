@@ -34,8 +34,8 @@ def index_of(rows: np.ndarray, ids: list[int]) -> CodeIndex:
     return index
 
 
-@given(st.integers(0, 40), st.integers(1, 200), st.integers(1, 50), st.booleans(), st.integers(0, 2**32))
-def test_nearest_is_the_order_of_levels_among_the_least_hamming_distances(
+@given(st.integers(0, 40), st.integers(1, 200), st.integers(1, 25), st.booleans(), st.integers(0, 2**32))
+def test_nearest_is_by_levels_among_the_best_by_signs_among_the_least_hamming_distances(
     count: int, dimension: int, top: int, some: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -46,10 +46,11 @@ def test_nearest_is_the_order_of_levels_among_the_least_hamming_distances(
     ids = (10 * (1 + np.sort(rng.choice(1000, count, replace=False)))).tolist()
     among = rng.random(count) < 0.3 if some else np.ones(count, bool)
     distances = ((rows > 0) != (query > 0)).sum(axis=1)
-    bound = max(sorted(distances[among])[: top * 2], default=0)
-    near = among & (distances <= bound)
+    near = among & (distances <= max(sorted(distances[among])[:20], default=0))
+    by_signs = (rows > 0) @ np.rint(query * (2.0 ** 21 / np.abs(query).sum()))
+    near &= by_signs >= min(sorted(by_signs[near], reverse=True)[: top * 2], default=0)
     products = np.clip(levels, -4, 3).astype(np.float64) @ query
-    with mock.patch.object(store.codes, "_SHORTLIST", 2):
+    with mock.patch.multiple(store.codes, _BY_DISTANCE=20, _BY_SIGNS=2):
         found = index_of(rows, ids).nearest(query, top, among if some else None)
     places = [ids.index(id) for id in found]
     assert len(set(found)) == len(found) == min(top, near.sum()) and all(near[place] for place in places)

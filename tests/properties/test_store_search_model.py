@@ -123,7 +123,7 @@ class SearchModel(RuleBasedStateMachine):
         question = unit_vectors(1, seed=1000 + seed, dimension=DIMENSION)[0]
         with (
             mock.patch.object(store.search, "_candidates", lambda *_, **__: 2),
-            mock.patch.object(store.codes, "_SHORTLIST", 1),
+            mock.patch.multiple(store.codes, _BY_DISTANCE=2, _BY_SIGNS=1),
         ):
             hits = self.runner.run(
                 self.searches[who].query(text=text, vector=question, collection="c", top=2, filter=filter)
@@ -147,7 +147,7 @@ class SearchModel(RuleBasedStateMachine):
                 assert sorted(hit.text for hit in self.runner.run(ask)) == sorted(text for text, _ in held)
                 with (
                     mock.patch.object(store.search, "_candidates", lambda *_, **__: 1),
-                    mock.patch.object(store.codes, "_SHORTLIST", 1),
+                    mock.patch.multiple(store.codes, _BY_DISTANCE=1, _BY_SIGNS=1),
                 ):
                     hits = self.runner.run(search.query(text="", vector=vector, collection="c", filter=filter))
                 assert [hit.text for hit in hits] == [text for text, _ in held[-1:]]
