@@ -22,7 +22,8 @@ from typing import IO, Any, Final
 
 from store.database import STORE_SCHEMA, Connection, Database
 from store.errors import StoreBusy, StoreCorrupt, StoreExists
-from store.files import file_errors, sync_folder
+from store.files import file_errors, in_folder, sync_folder
+from store.key_file import locked
 from store.keys import DatabaseKey, Passphrase, add_passphrase
 
 if sys.platform != "win32":
@@ -73,9 +74,7 @@ def unpacked(backup: Path, path: Path, tell: Tell = lambda done, total: None) ->
     """A private folder beside the database at `path`, with `store.key` and `store.db` of a backup; gone at the end,
     unless `put_in_place` has taken it. Raises StoreMissing, StoreCorrupt, DiskFull, StoreUnwritable.
     """
-    with _folder(path, ".restore") as folder:
-        work = folder / "whole"  # is moved, while the folder around it is locked
-        work.mkdir(mode=0o700)
+    with _folder(path, ".restore") as work:
         _unpack(backup, work, tell)
         yield work
 
@@ -89,21 +88,29 @@ def put_in_place(work: Path, path: Path, key_file: Path, *, replace: bool) -> Pa
     finish(path, key_file)
     if not replace and (path.exists() or key_file.exists()):
         raise StoreExists("there is a store already", hint="`--replace` keeps it aside; nothing was changed")
-    with _nobody_else(path), file_errors(path):
+    with in_folder(path.parent, alone=True), _nobody_else(path, key_file), file_errors(path):
         sync_folder(work)
         work.rename(_new(path))
         sync_folder(path.parent)
-        return finish(path, key_file)
+        return _finished(path, key_file)
 
 
 def finish(path: Path, key_file: Path) -> Path | None:
-    """Goes on with a restore that was cut short; nothing to do costs one look. Where the former store is kept."""
-    new = _new(path)
-    if not new.is_dir():
+    """Goes on with a restore that was cut short; nothing to do costs one look. Where the former store is kept.
+
+    Raises StoreBusy while anybody has the database open or changes its key, StoreUnwritable.
+    """
+    if not _new(path).is_dir():
         return None
-    with file_errors(new), _locked(new) as ours:
-        if not ours:  # another process was quicker
-            return None
+    with in_folder(path.parent, alone=True), _nobody_else(path, key_file):
+        return _finished(path, key_file)
+
+
+def _finished(path: Path, key_file: Path) -> Path | None:
+    new = _new(path)
+    if not new.is_dir():  # another process was quicker
+        return None
+    with file_errors(new):
         former = new / _FORMER
         if (new / _KEY).exists():
             former.mkdir(exist_ok=True, mode=0o700)
@@ -142,47 +149,58 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     if sys.platform == "win32":
         yield True
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, ours = os.open(folder, os.O_RDONLY), False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield folder.exists()
+        with contextlib.suppress(FileNotFoundError):
+            ours = os.path.samestat(os.fstat(descriptor), folder.stat())
+        yield ours
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _nobody_else(path: Path) -> Iterator[None]:
-    """While this process alone may open the database, if there is one. It must not have it open itself."""
-    if sys.platform == "win32" or not path.exists():  # where a file in use cannot be moved
-        yield
-        return
-    with file_errors(path), path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SHARED)
-        except (BlockingIOError, PermissionError):
-            raise StoreBusy("another program has the store open", hint="end it, and try again") from None
+def _nobody_else(path: Path, key_file: Path) -> Iterator[None]:
+    """While this process alone may open the database, if there is one, or change its key. It must not have it open."""
+    with contextlib.ExitStack() as stack:
+        if key_file.exists():
+            stack.enter_context(locked(key_file))
+        if sys.platform != "win32" and path.exists():  # there a file in use cannot be moved
+            with file_errors(path):
+                file = stack.enter_context(path.open("r+b"))
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SHARED)
+                    alone = os.path.samestat(os.fstat(file.fileno()), path.stat())  # else it was moved in between
+                except (BlockingIOError, PermissionError):
+                    alone = False
+            if not alone:
+                raise StoreBusy("another program has the store open", hint="end it, and try again")
         yield
 
 
 @contextlib.contextmanager
 def _folder(path: Path, suffix: str) -> Iterator[Path]:
-    """A private folder beside `path`, locked while it is in use."""
+    """A private folder in one beside `path` that is locked while it is in use."""
     work = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{suffix}")
     with file_errors(work), contextlib.ExitStack() as stack:
         clear(path)
         work.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         stack.enter_context(_locked(work))
-        yield work
+        whole = work / "whole"
+        whole.mkdir(mode=0o700)
+        yield whole
 
 
 def clear(path: Path) -> None:
     """Removes copies of the store that a killed backup or restore has left beside it. Raises StoreUnwritable."""
     with file_errors(path):
         for left in (*path.parent.glob(f".{path.stem}.*.backup"), *path.parent.glob(f".{path.stem}.*.restore")):
-            if left.is_dir() and any(left.iterdir()):  # an empty one may just have been made
-                with contextlib.suppress(BlockingIOError), _locked(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
+            # One that is empty may just have been made, one that is locked is in use, and one may go at any moment.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                if left.is_dir() and any(left.iterdir()):
+                    with _locked(left, wait=False):
+                        shutil.rmtree(left, ignore_errors=True)
 
 
 def _private(path: Path) -> IO[bytes]:

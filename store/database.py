@@ -31,7 +31,7 @@ from store.errors import (
     StoreUnwritable,
     WrongKey,
 )
-from store.files import file_errors
+from store.files import file_errors, in_folder
 from store.keys import SALT_LEN, DatabaseKey
 
 __all__ = ["STORE_SCHEMA", "Connection", "Cursor", "Database", "SqlValue", "reencrypt"]
@@ -180,17 +180,13 @@ class Database:
     def _start(self, key: DatabaseKey, schema: Traversable) -> None:
         self._owner = threading.get_ident()
         with _database_errors(self._path):
-            _ensure_file(self._path)
-            with file_errors(self._path):
-                meant = self._path.stat()
-            self._connection = _connected(self._path, key)
-            self._connection.execute("PRAGMA temp_store = MEMORY")
-            self._connection.execute("PRAGMA secure_delete = ON")
-            with _told_apart(self._path, key):  # until the log is in use somebody may change the key
-                self._use_wal()
-            with file_errors(self._path):
-                if not os.path.samestat(meant, self._path.stat()):  # moved while it was waited for: its log is not ours
-                    raise StoreBusy("another store was put in its place", hint="try again")
+            with in_folder(self._path.parent, alone=False):  # until the log is in use, which keeps it from being moved
+                _ensure_file(self._path)
+                self._connection = _connected(self._path, key)
+                self._connection.execute("PRAGMA temp_store = MEMORY")
+                self._connection.execute("PRAGMA secure_delete = ON")
+                with _told_apart(self._path, key):  # until then somebody may change the key as well
+                    self._use_wal()
             self._connection.execute("PRAGMA synchronous = FULL")  # committed means on stable storage
             self._connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(schema)
@@ -245,7 +241,10 @@ def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[
     """
     with file_errors(path):
         path.stat()
-    with _database_errors(path), contextlib.closing(_connected(path, key)) as connection:
+    with _database_errors(path), contextlib.ExitStack() as stack:
+        opening = stack.enter_context(contextlib.ExitStack())
+        opening.enter_context(in_folder(path.parent, alone=False))
+        connection = stack.enter_context(contextlib.closing(_connected(path, key)))
         # Users of a write-ahead log hold locks as long as they have it open, so that it cannot be switched off under
         # them. In this locking mode the lock of a first transaction is kept; then nobody can have switched it on again.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -256,6 +255,7 @@ def reencrypt(path: Path, key: DatabaseKey, new: DatabaseKey, before: Callable[[
             connection.execute("COMMIT")
         if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
             raise StoreBusy("somebody is opening the store", hint="try again")
+        opening.close()
         needed = path.stat().st_size * 257 // 256 + 2**17  # the journal has each page, its number and checksum
         _check_room(path, needed)
         before()

@@ -4,10 +4,14 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from store.errors import DiskFull, StoreCorrupt, StoreError, StoreExists, StoreMissing, StoreUnwritable
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextlib.contextmanager
@@ -53,6 +57,25 @@ def write_private(path: Path, parts: Iterable[bytes], *, replace: bool) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def in_folder(folder: Path, *, alone: bool) -> Iterator[None]:
+    """While this lasts the names in it mean the same files, to whoever asks so, too; `alone`, they may be changed.
+
+    SQLite finds a database's log by its name: who opens it while it is moved would have another one's. Waits. Raises
+    StoreMissing, StoreUnwritable.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with file_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -37,8 +37,8 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
-    "DAMAGED_HINT", "MAX_WRAPPINGS", "SALT_LEN", "STORE_ID_LEN", "Wrapping", "changing", "leftovers", "read", "update",
-    "write",
+    "DAMAGED_HINT", "MAX_WRAPPINGS", "SALT_LEN", "STORE_ID_LEN", "Wrapping", "changing", "leftovers", "locked", "read",
+    "update", "write",
 ]
 
 Wrapping = tuple[int, bytes]  # kind and body
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[bytes, list[Wrapping]]:
     """
     store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
     if _record(wrappings, _KIND_CHANGE) is not None:
-        with _locked(path):
+        with locked(path):
             store_id, wrappings = _settled(path)
     return store_id, _ways(wrappings)
 
@@ -77,7 +77,7 @@ def update(
     `salt` is that of the key that `change` wraps, if it does. Raises WrongKey if the database has another one by now,
     as `read` and `write`, what `change` raises.
     """
-    with _locked(path):
+    with locked(path):
         store_id, wrappings = _settled(path)
         known = _record(wrappings, _KIND_SALT)
         if known is not None and salt not in (None, known):
@@ -112,11 +112,11 @@ def changing(path: Path, old: bytes, new: bytes, database: str, coming: Sequence
     file at this moment, and as `write`.
     """
     marked = [(kind + _COMING, body) for kind, body in coming]
-    with _locked(path):
+    with locked(path):
         store_id, wrappings = _parse(read_bounded(path, _MAX_FILE))
         record = (_KIND_CHANGE, old + new + os.fsencode(database))
         _replace(path, store_id, [record, *_ways(wrappings), *marked])
-    with _locked(path):
+    with locked(path):
         if _record(_parse(read_bounded(path, _MAX_FILE))[1], _KIND_CHANGE) is None:  # somebody took it for given up
             raise StoreBusy("somebody is opening the store", hint="try again")
         try:
@@ -178,8 +178,8 @@ def _start(path: Path, length: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Raises StoreBusy rather than wait."""
+def locked(path: Path) -> Iterator[None]:
+    """While this lasts nobody else writes the file, or changes the key. Raises StoreBusy rather than wait."""
     if sys.platform == "win32":
         yield
         return

@@ -1,16 +1,22 @@
 """Backups that somebody made up, a restore that is cut short, and a wipe that is refused on the way."""
 
+import fcntl
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import store.database
 from store import backups
 from store.backups import back_up, finish, put_in_place, unpacked
-from store.errors import StoreCorrupt, StoreUnwritable
-from store.keys import DatabaseKey, HeldKey, Passphrase, add_held, create_key, unlock_held, unlock_key
+from store.errors import StoreBusy, StoreCorrupt, StoreUnwritable
+from store.key_file import locked
+from store.keys import DatabaseKey, HeldKey, Passphrase, add_held, by_passphrase, create_key, unlock_held, unlock_key
+from store.rekey import rekey
 from store.wiping import wipe
 from tests.support.stores import open_store
 
@@ -120,3 +126,52 @@ def test_what_is_held_elsewhere_is_dropped_though_a_file_resists(home: Path, mon
     with pytest.raises(StoreUnwritable):
         wipe(home / "store.db", home / "store.key", ring.__delitem__)
     assert ring == {}
+
+
+def free(folder: Path, lock: int) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def test_files_are_not_exchanged_while_somebody_opens_them_by_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is moved in between would have the log of the one in its place folded into it."""
+    path, key_file = home / "store.db", home / "store.key"
+    key, seen = unlock_key(key_file, WORDS), list[tuple[str, bool]]()
+    back_up(path, key_file, key, tmp_path / "backup")
+    connected, move = store.database._connected, backups._move
+
+    def connects(database: Path, key: DatabaseKey) -> Any:
+        seen.append(("opened", free(database.parent, fcntl.LOCK_EX) or not free(database.parent, fcntl.LOCK_SH)))
+        return connected(database, key)
+
+    def moves(source: Path, target: Path) -> None:
+        seen.append(("moved", free(home, fcntl.LOCK_SH)))
+        move(source, target)
+
+    monkeypatch.setattr(store.database, "_connected", connects)
+    monkeypatch.setattr(backups, "_move", moves)
+    open_store(path, key).close()
+    rekey(path, key_file, key, [by_passphrase(WORDS)])
+    with unpacked(tmp_path / "backup", path) as work:
+        put_in_place(work, path, key_file, replace=True)
+    assert {what for what, _ in seen} == {"opened", "moved"} and not any(wrong for _, wrong in seen)
+    assert free(home, fcntl.LOCK_EX)
+
+
+def test_a_key_that_is_being_changed_is_not_moved(home: Path, tmp_path: Path) -> None:
+    path, key_file = home / "store.db", home / "store.key"
+    back_up(path, key_file, unlock_key(key_file, WORDS), tmp_path / "backup")
+    before = key_file.read_bytes()
+    with unpacked(tmp_path / "backup", path) as work:
+        with locked(key_file), pytest.raises(StoreBusy):
+            put_in_place(work, path, key_file, replace=True)
+        assert key_file.read_bytes() == before and sorted(work.iterdir())
+        assert put_in_place(work, path, key_file, replace=True) is not None
