@@ -51,7 +51,7 @@ def parse(name: str, data: bytes) -> Content:
         text = _decoded(data, encoding_of(data) if kind in _HTML else "utf-8-sig")
         content = _read_text(kind, stem, text)
     if not content.blocks:
-        raise BadDocument("it holds no text", hint="a scanned PDF needs text recognition first")
+        raise BadDocument("it holds no text", hint="a scan needs text recognition first")
     return content
 
 

@@ -21,8 +21,8 @@ def given(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(environ.get("CAUSEWAY_PASSPHRASE_FILE") or environ.get("CAUSEWAY_PASSPHRASE"))
 
 
-def passphrase(*, new: bool, what: str = "a new store", environ: Mapping[str, str] = os.environ) -> Passphrase:
-    """For an existing store, or (asked twice) for `what`.
+def passphrase(*, new: bool, what: str | None = None, environ: Mapping[str, str] = os.environ) -> Passphrase:
+    """For an existing store, or (`new`, asked twice) for a new one; the prompt says `what` where it is another thing.
 
     Raises NoPassphrase where nobody can be asked, BadUse if the two do not match, PassphraseRefused, StoreMissing.
     """
@@ -36,9 +36,10 @@ def passphrase(*, new: bool, what: str = "a new store", environ: Mapping[str, st
             "the store needs a passphrase and there is no terminal to ask on", hint="set CAUSEWAY_PASSPHRASE_FILE"
         )
     try:
-        first = hidden(f"Passphrase for {what}: " if new else "Passphrase: ")
+        asked = what or ("a new store" if new else None)
+        first = hidden(f"Passphrase for {asked}: " if asked else "Passphrase: ")
         if new and hidden("Once more: ") != first:
-            raise BadUse("the two passphrases differ", hint="nothing was created; try again")
+            raise BadUse("the two passphrases differ", hint="nothing was changed; try again")
     except EOFError:
         raise NoPassphrase("no passphrase was given") from None
     return Passphrase(first)

@@ -45,7 +45,8 @@ def ingest(
 ) -> None:
     """Put documents into the encrypted store. Known content is skipped, a broken file reported.
 
-    Of a folder that was ingested before, documents whose file is gone are forgotten.
+    A label from before stays where it is stricter. Of a folder that was ingested before, documents whose file is gone
+    are forgotten.
     """
 
     async def work() -> None:
@@ -61,6 +62,8 @@ def ingest(
             show(taken.object())
         else:
             print(taken)
+        if kept := sum(label is not None and one.label != label for one in taken.done):
+            note(f"{kept} keep a stricter label from before; `edge documents label` changes it")
         if taken.failed:
             raise Exit(3)
 
@@ -218,8 +221,9 @@ def search(
             print(f"{number}. {passage.place} (similarity {passage.similarity:.2f})")
             print("   " + passage.text.replace("\n", "\n   "))
         if not passages:
-            narrow = " of what was asked for" if (label, file, since, until) != (None,) * 4 else ""
-            note(f"the collection {collection} holds nothing{narrow}")
+            narrow = " of what was asked for by --label, --file, --since, --until"
+            some = narrow if (label, file, since, until) != (None,) * 4 else ""
+            note(f"the collection {collection} holds nothing{some}; `edge documents` lists what there is")
 
     run(work, as_json=as_json)
 
@@ -260,7 +264,7 @@ def forget(
     what: Annotated[str, _WHAT], collection: Annotated[str | None, COLLECTION] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Remove a document, or all of a folder, from the store with everything made from it. Files stay."""
+    """Remove a document, or all of a folder. Everything made from it leaves the store; files stay."""
 
     async def work() -> None:
         from edge_client.app import App
@@ -280,7 +284,7 @@ def set_label(
     what: Annotated[str, _WHAT], label: Annotated[Label, typer.Argument(help="Looser or stricter than before.")],
     collection: Annotated[str | None, COLLECTION] = None, as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Say who may see a document, or all that a folder holds now and later: local-only never leaves this device."""
+    """Say who may see a document, or a folder. For all it holds now and later; local-only never leaves this device."""
 
     async def work() -> None:
         from dataclasses import replace

@@ -20,7 +20,7 @@ def reembed(
         bool, typer.Option("--json", help="Print JSON objects, a line each: how far it is, and the result.")
     ] = False,
 ) -> None:
-    """Make the documents' vectors anew, after a change of the embedder.
+    """Make vectors anew, for another embedder.
 
     Goes on where it was if it is stopped. Until a collection is done, searches in it go by its former vectors.
     """

@@ -32,7 +32,7 @@ def keyring(
     state: Annotated[Switch, typer.Argument(help="Whether the login keyring unlocks it, beside other ways.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Let the login keyring unlock the store, so that nobody is asked; the passphrase opens it as before."""
+    """Let the login keyring unlock the store. Nobody is asked then; the passphrase opens it as before."""
 
     def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
         from edge_client import login_keyring
@@ -51,7 +51,7 @@ def tpm(
     state: Annotated[Switch, typer.Argument(help="Whether this machine's TPM unlocks it, beside other ways.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Let this machine's TPM unlock the store, so that nobody is asked; the passphrase opens it as before."""
+    """Let this machine's TPM unlock the store. Nobody is asked then; the passphrase opens it as before."""
 
     def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
         from store.keys import add_tpm, remove_tpm
@@ -72,14 +72,14 @@ def by_passphrase(
     state: Annotated[Switch, typer.Argument(help="on sets a new one; off leaves the TPM or the login keyring alone.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Set a new passphrase, or let none open the store any more: then it is lost with what does."""
+    """Set a new passphrase, or have none. Without one the store is lost with what still opens it."""
 
     def change(config: "Config", key: "Callable[[], DatabaseKey]") -> None:
         from edge_client.passphrase import passphrase
         from store.keys import add_passphrase, remove_passphrase
 
         if state is Switch.ON:
-            add_passphrase(config.key_path, key(), passphrase(new=True))
+            add_passphrase(config.key_path, key(), passphrase(new=True, what="the store from now on"))
         else:
             remove_passphrase(config.key_path)
 
@@ -93,7 +93,7 @@ def _switch(
         from edge_client.app import key_without_asking, unlocked_key
         from edge_client.config import Config
         from edge_client.errors import BadUse, NoKeyring, NoStore
-        from edge_client.passphrase import passphrase
+        from edge_client.passphrase import given, passphrase
         from store.errors import StoreMisuse, TpmError, WrongKey
         from store.keys import unlock_key, ways_in
 
@@ -132,6 +132,8 @@ def _switch(
         else:
             rest = "only " + " or ".join(_WORDS[one] for one in left)
             print(f"{_WORDS[way] if state is Switch.ON else rest} unlocks the store")
+            if way == "passphrase" and state is Switch.ON and given():
+                note("it is what the environment names; unset that, and you are asked for one")
             if "passphrase" not in left:
                 note("what is in the store is lost with that; `edge store passphrase on` sets a passphrase")
 
@@ -140,7 +142,7 @@ def _switch(
 
 @store.command()
 def lock(as_json: Annotated[bool, JSON] = False) -> None:
-    """Make the running `edge serve` forget the store's key; the local model goes on without documents."""
+    """Have `edge serve` forget the store's key. Its local model goes on without documents."""
 
     async def work() -> None:
         from edge_client.config import Config
@@ -154,7 +156,7 @@ def lock(as_json: Annotated[bool, JSON] = False) -> None:
 
 @store.command()
 def unlock(as_json: Annotated[bool, JSON] = False) -> None:
-    """Unlock the store for the running `edge serve` and the commands beside it, by whichever way is switched on."""
+    """Unlock the store for `edge serve`, and for the commands beside it, by whichever way is switched on."""
 
     async def work() -> None:
         from edge_client.app import unlocked_key

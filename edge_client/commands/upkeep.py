@@ -1,5 +1,6 @@
 """`edge store check|backup|restore|rekey|wipe`: looking after the store."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ _WAYS = {"passphrase": "a passphrase", "held": "the login keyring", "tpm": "the 
 
 
 def check(as_json: Annotated[bool, JSON] = False) -> None:
-    """Look whether the store is whole, who may read its files, and whether what is to open it does.
+    """Look whether the store is whole. Also who may read its files, and whether what is to open it does.
 
     Reads all of it, also beside a running `edge serve`. Ends with 0 if nothing is wrong, else with 8.
     """
@@ -42,7 +43,8 @@ def check(as_json: Annotated[bool, JSON] = False) -> None:
         if as_json:
             show(result)
         else:
-            print(f"store      {found.documents} documents, {found.chunks} passages, {_size(found.size)}")
+            counts = f"{found.documents} documents, {found.chunks} passages, "  # unknown where pages are damaged
+            print(f"store      {counts if found.documents or not found.problems else ''}{_size(found.size)}")
             print(f"opened by  {', '.join(_WAYS[way] for way, opens in ways.items() if opens is not False)}")
             for one in found.problems:
                 print(f"wrong      {one.message}\n           {one.hint}")
@@ -64,9 +66,9 @@ def backup(
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write the store into one file, also beside a running `edge serve`.
+    """Write the store into one encrypted file. Also beside a running `edge serve`.
 
-    It is encrypted as the store is, and opened by what opens that; `edge store restore` brings it back, on any machine.
+    What opens the store opens the backup; `edge store restore` brings it back, on any machine.
     """
 
     def work() -> None:
@@ -75,6 +77,8 @@ def backup(
 
         from edge_client.app import key_without_asking
         from edge_client.config import Config
+        from edge_client.errors import BadUse
+        from edge_client.folders import is_folder
         from edge_client.key_agent import key_from_serve
         from edge_client.passphrase import passphrase
         from edge_client.upkeep import without_what_acts
@@ -83,12 +87,14 @@ def backup(
 
         config = Config.load()
         opens = set(ways_in(config.key_path)) if config.key_path.exists() else set()
+        target = path / time.strftime("store-%Y-%m-%d.backup") if is_folder(path) else path
+        if not is_folder(target.parent):
+            raise BadUse(f"there is no folder {target.parent}", hint="make it, or name another place")
         key = key_from_serve(config.home) if own else None  # what the environment names is the backup's
         if own and key is None and "passphrase" not in opens:
             key = key_without_asking(config, opens)
         key = key or _key(config)
         secret = passphrase(new=True, what="the backup") if own else None
-        target = path / time.strftime("store-%Y-%m-%d.backup") if path.is_dir() else path
         with progress() as tell:
             tell("copying the store", 0, 0)
             size = back_up(
@@ -108,12 +114,13 @@ def backup(
 
 def restore(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="What `edge store backup` wrote.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Keep the store that is there aside.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Also where a store is: keep that aside.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Make a backup the store of this home, after looking whether it is whole. Not beside an `edge serve`.
+    """Make a backup the store of this home. It is looked through first. Not beside a running `edge serve`.
 
-    Opened by what opened the store when the backup was made. Questions that had no answer then are interrupted.
+    It takes the passphrase of when the backup was made, or that of --passphrase. Questions that had no answer then
+    are interrupted.
     """
 
     def work() -> None:
@@ -126,16 +133,25 @@ def restore(
         from edge_client.one_serve import claim
         from edge_client.passphrase import passphrase
         from store.backups import put_in_place, unpacked
-        from store.errors import StoreCorrupt, StoreExists
+        from store.errors import StoreCorrupt, StoreExists, StoreMissing, WrongKey
+        from store.files import file_errors
         from store.upkeep import check
 
         config = Config.load()
+        with file_errors(path):
+            there = path.is_file()
+        if not there:
+            raise StoreMissing(f"there is no backup {path}", hint="name a file that `edge store backup` wrote")
         if not replace and (config.key_path.exists() or config.store_path.exists()):
             raise StoreExists("there is a store already", hint="`--replace` keeps it aside; nothing was changed")
         with claim(config.home), contextlib.ExitStack() as stack:
             with progress() as tell:
                 folder = stack.enter_context(unpacked(path, config.store_path, partial(tell, "reading the backup")))
-            key = unlocked_key(dataclasses.replace(config, home=folder), passphrase)
+            try:
+                key = unlocked_key(dataclasses.replace(config, home=folder), partial(passphrase, what="the backup"))
+            except WrongKey as error:
+                hint = "it takes the one of when it was made, or of --passphrase; nothing was changed"
+                raise WrongKey(f"the backup does not open: {error}", hint=hint) from None
             with progress() as tell:
                 found = check(folder / config.store_path.name, key, lambda step: tell(step, 0, 0))
             if found.problems:
@@ -155,9 +171,10 @@ def restore(
 
 
 def rekey(as_json: Annotated[bool, JSON] = False) -> None:
-    """Encrypt the store anew, under another key. What opens it does so as before; no former key or copy of one does.
+    """Encrypt the store anew, under another key. What opens it does so as before.
 
-    Takes about as long as copying it. A running `edge serve` is without documents meanwhile.
+    No copy of the former key does. Takes about as long as copying it. A running `edge serve` is without documents
+    meanwhile.
     """
 
     def work() -> None:
@@ -183,9 +200,9 @@ def wipe(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Destroy the store, first of all what unlocks it. Needs no passphrase, and there is no way back.
+    """Destroy the store, its keys first. Needs no passphrase, and there is no way back.
 
-    A running `edge serve` forgets it. Backups elsewhere stay. Again it does what was left to do.
+    A running `edge serve` forgets it. Backups elsewhere stay. One that was stopped is finished by the next.
     """
 
     def work() -> None:
@@ -249,4 +266,5 @@ def _typed(prompt: str) -> str:
     try:
         return line(prompt).strip()
     except EOFError:
+        print(file=sys.stderr)  # the prompt stands there
         raise BadUse("nobody is there to confirm it", hint="--yes asks nothing; nothing was destroyed") from None

@@ -197,6 +197,9 @@ def test_documents_are_listed_labelled_and_forgotten(edge: Edge, manual: Path, r
         str(docs / "b.md")
     ]
     assert edge("documents", "forget", str(docs)).code == 3
+    assert edge("documents", "label", str(docs), "local-only").code == 0
+    assert "keep a stricter label" in edge("ingest", str(docs), "--label", "public").err
+    assert "keep a stricter label" not in edge("ingest", str(docs), "--label", "local-only").err
     assert edge("ingest", "--label", "secret", str(docs)).code == 2
 
 

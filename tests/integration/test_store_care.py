@@ -159,6 +159,21 @@ def test_a_backup_is_one_file_that_is_restored_elsewhere(
     assert sorted(path.name for path in elsewhere.iterdir()) == ["run", "store.db", "store.key"], "no rest"
 
 
+def test_what_cannot_be_restored_says_which_thing_is_meant(
+    edge: Edge, manual: Path, secret: Path, tmp_path: Path
+) -> None:
+    target, other = tmp_path / "b", tmp_path / "other"
+    other.write_text("another passphrase\n")
+    assert edge("store", "backup", str(tmp_path / "no" / "b"), secret=secret).err.startswith("edge: there is no folder")
+    assert edge("store", "backup", str(target), secret=secret).code == 0
+    for wrong in (tmp_path / "none", tmp_path):
+        refused = edge("store", "restore", str(wrong), secret=secret)
+        assert refused.code == 8 and refused.err.startswith(f"edge: there is no backup {wrong}\n"), "before the store"
+    refused = edge("store", "restore", str(target), "--replace", secret=other)
+    assert refused.code == 8 and "the backup does not open: the passphrase is wrong" in refused.err
+    assert "when it was made" in refused.err and edge("documents", secret=secret).out
+
+
 def test_into_a_folder_it_gets_a_name(edge: Edge, manual: Path, secret: Path, tmp_path: Path) -> None:
     (tmp_path / "stick").mkdir()
     assert edge("store", "backup", str(tmp_path / "stick"), secret=secret).code == 0
