@@ -26,10 +26,10 @@ def checked_rows(vectors: FloatArray, count: int) -> FloatArray:
     """`vectors` as a contiguous float32 (count, dimension) array of finite rows of length 1. Raises StoreMisuse."""
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     if rows.ndim != 2 or rows.shape[0] != count or rows.shape[1] == 0:
-        raise StoreMisuse("vectors must be one row for each text")
+        raise StoreMisuse("there must be one vector for each text, and one at least")
     norms = np.linalg.norm(rows, axis=1)
     if not bool(np.all(np.abs(norms - 1) <= _NORM_TOLERANCE)):  # NaN compares false
-        raise StoreMisuse("vectors must be finite and of length 1")
+        raise StoreMisuse("vectors must be finite and of length 1, which one of zeros has no way to be")
     return rows
 
 
