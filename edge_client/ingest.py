@@ -140,6 +140,8 @@ class Ingest:
             lambda: list(chunks(content.blocks, self._embedder.count, EMBEDDER_TOKENS))
         )
         vectors = await self._vectors(digest, [piece.text for piece in pieces], progress)
+        # Embedding takes minutes, in which somebody may have labelled a folder.
+        label = strictest(label, label_of_folders(source, await self._documents.folder_labels()))
         added = await self._documents.add(
             collection=collection, source=source, title=content.title, sha256=digest, label=label,
             chunks=[Chunk(piece.text, piece.page, piece.line) for piece in pieces], vectors=vectors,
@@ -207,7 +209,7 @@ def _read(path: Path) -> tuple[str, bytes, int]:
             raise BadDocument("it is no file to read" if path.exists() else "there is no such file")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-            changed_at = int(os.fstat(stream.fileno()).st_mtime)
+            changed_at = os.fstat(stream.fileno()).st_mtime_ns // 1_000_000_000
     except OSError as error:
         raise BadDocument(f"it cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:

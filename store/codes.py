@@ -103,6 +103,13 @@ class CodeIndex:
         for column in self._columns:
             column[: len(self)] = column[:count][kept]
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first and the last id of its passages; those of other collections may stand between. (1, 0) for none."""
+        if not len(self):
+            return 1, 0
+        return int(self._first[0]), int(self._first[-1] + self._lengths()[-1]) - 1
+
     def _lengths(self) -> Ints:
         return np.diff(self._ends, prepend=0)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from store.filters import Filter
     from store.vectors import FloatArray
 
-__all__ = ["LABELS", "Chunk", "Document", "Documents", "other_model", "storable", "strictest"]
+__all__ = ["LABELS", "Chunk", "Document", "Documents", "check_date", "other_model", "storable", "strictest"]
 
 LABELS: Final = ("public", "internal", "local-only")  # from loose to strict
 _SELECT: Final = (
@@ -69,6 +69,7 @@ class Documents:
         from store import vectors as coding  # numpy takes 0.1 s to load, and listing documents does not need it
 
         _check_label(label)
+        check_date(dated_at)
         if len(sha256) != 32 or not collection or not source:
             raise StoreMisuse("a document needs a collection, a source and a SHA-256")
         source, title, texts = storable(source), storable(title), [storable(chunk.text) for chunk in chunks]
@@ -113,6 +114,7 @@ class Documents:
         Then nothing is changed.
         """
         _check_label(label)
+        check_date(dated_at)
         source = storable(source)
 
         def work(connection: Connection) -> Document | None:
@@ -221,6 +223,12 @@ def strictest(*labels: str | None) -> str | None:
 def _check_label(label: str | None) -> None:
     if label is not None and label not in LABELS:
         raise StoreMisuse("a label is public, internal or local-only")
+
+
+def check_date(moment: int | None) -> None:
+    """Raises StoreMisuse for what SQLite has no room for."""
+    if moment is not None and not -(2**63) <= moment < 2**63:
+        raise StoreMisuse("a date is unix seconds of at most 64 bits")
 
 
 def _replaced(

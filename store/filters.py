@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from store.documents import LABELS, storable
+from store.documents import LABELS, check_date, storable
 from store.errors import StoreMisuse
 
 __all__ = ["Filter", "at_most"]
@@ -16,7 +16,7 @@ class Filter:
     `labels`: one of these. `source`: exactly this one. `folder`: in it at any depth, so sources that start with it and
     a slash (or with it, where it ends in one of its own). `glob`: as SQLite matches the whole source, where `*` and `?`
     stand for slashes, too, and case counts. `since` and `until` (not included): unix seconds; what has no date is in
-    no span of time. Raises StoreMisuse for a label that does not exist.
+    no span of time. Raises StoreMisuse for a label that does not exist, and for seconds of more than 64 bits.
     """
 
     labels: frozenset[str] | None = None
@@ -29,6 +29,8 @@ class Filter:
     def __post_init__(self) -> None:
         if self.labels is not None and not self.labels <= set(LABELS):
             raise StoreMisuse(f"a label is one of {', '.join(LABELS)}")
+        for moment in (self.since, self.until):
+            check_date(moment)
 
     def condition(self) -> tuple[str, list[str | int]]:
         """SQL over a row of `documents`, with parameters."""

@@ -103,6 +103,8 @@ class Reembedding:
             if under_way is None or not ids:
                 return
             id, dimension = under_way
+            if any(missing < min(ids) for missing, _ in _missing(connection, id, 1)):
+                return  # begun anew meanwhile: what comes first is not there any more
             if dimension not in (None, rows.shape[1]):
                 raise ModelMismatch("the embedder gave vectors of different dimensions")
             connection.execute(

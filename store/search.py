@@ -37,6 +37,7 @@ _FEEDBACK: Final = 3  # best chunks that join the question ...
 _FEEDBACK_WEIGHT: Final = 0.7  # ... with so much of its own weight
 _TITLE_WEIGHT: Final = 2.0  # of a word in the title, over one in the text
 _MAX_WORDS: Final = 64
+_PHRASE_PARTS: Final = 16
 _SCORED_ROWS: Final = 20_000
 _WORD: Final = re.compile(r"\w+(?:[-./]\w+)*")
 # What makes a sentence a question rather than telling what it is about. Such words are rare in documents that are no
@@ -208,12 +209,12 @@ def fts_words(text: str) -> list[str]:
     """The words of `text` as FTS5 expressions, distinct, at most 64, without stop words if others are left.
 
     Each is a quoted string, so nothing in it is syntax. What is joined by - . / (a part number) counts in parts and
-    once more as a phrase.
+    once more as a phrase, up to 16 of them: a phrase costs as much for each part as a word.
     """
     words: list[str] = []
     for match in _WORD.findall(text.lower()):
-        words.append(match)
-        words += re.split(r"[-./]", match)
+        parts = re.split(r"[-./]", match)
+        words += [match, *parts] if len(parts) <= _PHRASE_PARTS else parts
     telling = [word for word in words if word not in STOP_WORDS]
     return [f'"{word}"' for word in dict.fromkeys(telling or words) if word][:_MAX_WORDS]
 
@@ -222,14 +223,15 @@ def _by_words(
     connection: Connection, index: CodeIndex, left: Mask | None, text: str, *, count: int
 ) -> dict[int, float]:
     """BM25 of the `count` best passages that hold any of the words, best first."""
-    words = fts_words(text)
-    if len(index) > _SCORED_ROWS:
-        words = _telling(connection, words)
+    words, (first, last) = fts_words(text), index.span
+    if last - first >= _SCORED_ROWS:
+        words = _telling(connection, words, first, last)
     if not words:
         return {}
     # Whose passages these are is known in memory; the tables would have to be read for each.
     found = connection.execute(
-        "SELECT rowid, -bm25(words, ?, 1.0) FROM words WHERE words MATCH ?", (_TITLE_WEIGHT, " OR ".join(words))
+        "SELECT rowid, -bm25(words, ?, 1.0) FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?",
+        (_TITLE_WEIGHT, " OR ".join(words), first, last),
     ).fetchall()
     ids, scores = np.array([row[0] for row in found], np.int64), np.array([row[1] for row in found])
     places = index.holders(ids)
@@ -241,14 +243,15 @@ def _by_words(
     return dict(zip(ids[best].tolist(), scores[best].tolist(), strict=True))
 
 
-def _telling(connection: Connection, words: list[str]) -> list[str]:
-    """The rarest words, as many as keep the rows to score in bounds, at least one that occurs.
+def _telling(connection: Connection, words: list[str], first: int, last: int) -> list[str]:
+    """The rarest words among these ids, as many as keep the rows to score in bounds, at least one that occurs.
 
     Scoring a row costs 8 us, and a word that is everywhere (whatever the language) adds rows but hardly any order.
     """
-    statement = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+    statement = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ? LIMIT ?)"
     counted = sorted(
-        (rows, word) for word in words for (rows,) in connection.execute(statement, (word, _SCORED_ROWS)) if rows
+        (rows, word) for word in words
+        for (rows,) in connection.execute(statement, (word, first, last, _SCORED_ROWS)) if rows
     )
     totals = itertools.accumulate(rows for rows, _ in counted)
     within = [word for (_, word), total in zip(counted, totals, strict=True) if total <= _SCORED_ROWS]

@@ -156,9 +156,9 @@ def _outcome(coroutine: Coroutine[Any, Any, T]) -> T:
 def _units(vectors: npt.ArrayLike) -> FloatArray:
     """Vectors at length 1. What has no direction becomes NaN, which is refused further on."""
     try:
-        rows = np.asarray(vectors, np.float32)
+        rows = np.asarray(vectors, np.float64)  # float32 has no room for the squares of what is far from 1
+        with np.errstate(invalid="ignore", over="ignore"):
+            units: FloatArray = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
     except (ValueError, TypeError):
         raise StoreMisuse("vectors must be rows of numbers, as many in each") from None
-    with np.errstate(invalid="ignore", over="ignore"):
-        units: FloatArray = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
     return units

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.database import Connection
-from store.errors import ModelMismatch, StoreMisuse
+from store.errors import ModelMismatch, StoreCorrupt, StoreMisuse
 
 __all__ = ["PLANES", "FloatArray", "checked_rows", "encode_codes", "encode_rows", "fetch_rows", "mixed"]
 
@@ -19,17 +19,18 @@ FloatArray = npt.NDArray[np.float32]
 PLANES: Final = 3  # bits of a component
 _STEP: Final = 0.55  # between levels, over the root mean square of a component: best of 0.4 .. 0.7
 _NORM_TOLERANCE: Final = 0.01
+_DIMENSION_MAX: Final = 1 << 15  # distances in memory are of 16 bits
 _FETCH: Final = 500  # bound parameters of one statement
 
 
 def checked_rows(vectors: FloatArray, count: int) -> FloatArray:
     """`vectors` as a contiguous float32 (count, dimension) array of finite rows of length 1. Raises StoreMisuse."""
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape[0] != count or rows.shape[1] == 0:
-        raise StoreMisuse("there must be one vector for each text, and one at least")
+    if rows.ndim != 2 or rows.shape[0] != count or not 0 < rows.shape[1] <= _DIMENSION_MAX:
+        raise StoreMisuse("vectors must be one row for each text")
     norms = np.linalg.norm(rows, axis=1)
     if not bool(np.all(np.abs(norms - 1) <= _NORM_TOLERANCE)):  # NaN compares false
-        raise StoreMisuse("vectors must be finite and of length 1, which one of zeros has no way to be")
+        raise StoreMisuse("vectors must be finite and of length 1")
     return rows
 
 
@@ -51,7 +52,7 @@ def encode_rows(rows: FloatArray) -> list[bytes]:
 def fetch_rows(connection: Connection, ids: Sequence[int], dimension: int) -> FloatArray:
     """The rows of these chunks, ids ascending, as float32 (len(ids), dimension). Raises ModelMismatch on another width.
 
-    Every id must be there.
+    Raises StoreCorrupt where one is missing.
     """
     found: list[bytes] = []
     for start in range(0, len(ids), _FETCH):
@@ -59,6 +60,8 @@ def fetch_rows(connection: Connection, ids: Sequence[int], dimension: int) -> Fl
         marks = ", ".join("?" * len(part))
         statement = f"SELECT value FROM vectors WHERE chunk_id IN ({marks}) ORDER BY chunk_id"  # noqa: S608
         found += [row[0] for row in connection.execute(statement, part)]
+    if len(found) != len(ids):
+        raise StoreCorrupt("passages have no vector", hint="`edge store check` tells of which documents")
     if any(len(value) != 2 * dimension for value in found):
         raise ModelMismatch("vectors of different embedders do not compare")
     return np.frombuffer(b"".join(found), dtype="<f2").reshape(len(ids), dimension).astype(np.float32)

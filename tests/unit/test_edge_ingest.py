@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_client.errors import BadDocument, BadUse
 from edge_client.ingest import Ingest, Record, label_of_folders, query_lines, record_lines, relabel
@@ -309,3 +311,24 @@ async def test_a_long_question_is_asked_by_its_beginning(bench: Bench) -> None:
     assert len(passages) == 1
     assert await bench.retrieval.passages(" ", within=Scope("c")) == []
     assert await bench.retrieval.passages("x", within=Scope("none")) == []
+
+
+async def test_a_folder_that_is_labelled_while_its_file_is_embedded(bench: Bench, tmp_path: Path) -> None:
+    class Slow(FakeEmbedder):
+        async def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+            await bench.ingest.folder(str(tmp_path), "local-only")
+            return await super().embed(texts)
+
+    path = tmp_path / "a.md"
+    path.write_text("the plan")
+    outcome = await Ingest(bench.documents, Slow()).file(path, collection="c")
+    assert outcome.label == "local-only" and await labels(bench) == {"a.md": "local-only"}
+
+
+@pytest.mark.parametrize("ns", [-1_500_000_000, 4_102_444_800_900_000_000])
+async def test_files_of_other_centuries(bench: Bench, tmp_path: Path, ns: int) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("old")
+    os.utime(path, ns=(ns, ns))
+    await bench.ingest.file(path, collection="c")
+    assert [document.dated_at for document in await bench.documents.list()] == [ns // 10**9]

@@ -158,3 +158,24 @@ async def test_there_may_be_nothing_to_do(database: Database) -> None:
     assert await reembed(database, never, collection="empty", model_id="new") == 0
     wide = unit_vectors(1, dimension=9)
     await add_document(Documents(database), ["x"], collection="empty", model_id="wide", vectors=wide)
+
+
+async def test_who_was_overtaken_leaves_no_gap(database: Database) -> None:
+    """Another embedder was begun in between, and then this one again, from the start."""
+    await add_document(Documents(database), TEXTS[:40])
+    embedder = Embedder()
+    late = Reembedding(database, collection="manual", model_id="new")
+    await late.begin()
+    await late.keep(*await part(late, embedder))
+    slow = await part(late, embedder)
+    await Reembedding(database, collection="manual", model_id="third").begin()
+    again = Reembedding(database, collection="manual", model_id="new")
+    await again.begin()
+    await late.keep(*slow)
+    assert (await again.missing())[0][0] == 1
+    assert await reembed(database, embedder, collection="manual", model_id="new") == 40
+
+
+async def part(work: Reembedding, embedder: Embedder) -> tuple[list[int], FloatArray]:
+    passages = await work.missing()
+    return [id for id, _ in passages], await embedder([text for _, text in passages])

@@ -181,3 +181,17 @@ async def test_a_store_of_before(tmp_path: Path) -> None:
         assert await Documents(database).delete(11)
         hits = await search.query(text="", vector=rows[0], collection="a", top=9)
         assert (hits[0].text, len(hits)) == ("new", 3)
+
+
+@pytest.mark.parametrize("moment", [2**63, -(2**63) - 1])
+async def test_dates_that_sqlite_has_no_room_for_are_misuse(database: Database, moment: int) -> None:
+    for make in (Filter, lambda since: Filter(until=since)):
+        with pytest.raises(StoreMisuse, match="64 bits"):
+            make(since=moment)
+    with pytest.raises(StoreMisuse, match="64 bits"):
+        await Documents(database).again(collection="manual", source="a", sha256=bytes(32), dated_at=moment)
+    with pytest.raises(StoreMisuse, match="64 bits"):
+        await Documents(database).add(
+            collection="manual", source="a", title="t", sha256=bytes(32), chunks=[Chunk("a")], model_id="m",
+            vectors=unit_vectors(1), dated_at=moment,
+        )

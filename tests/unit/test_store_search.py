@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ import pytest
 
 import store.search
 from store.codes import CodeIndex
-from store.database import Connection, Database
+from store.database import Connection, Cursor, Database, SqlValue
 from store.documents import Documents
-from store.errors import ModelMismatch, StoreMisuse
-from store.search import Search
+from store.errors import ModelMismatch, StoreCorrupt, StoreMisuse
+from store.search import Search, fts_words
 from tests.support.stores import add_document, open_store, unit_vectors
 
 FAR = unit_vectors(1, seed=99)[0]
@@ -230,3 +230,54 @@ async def test_in_a_large_collection_the_rare_words_decide(database: Database, m
     assert ranked("the common pump") == [8]
     assert len(ranked("common")) == 40  # at least one word stays
     assert ranked("absent") == []
+
+
+async def test_words_are_scored_within_the_collection(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large collection beside a small one neither makes its searches slow nor takes common words from it."""
+    monkeypatch.setattr(store.search, "_SCORED_ROWS", 10)
+    documents = Documents(database)
+    await add_document(documents, ["a common hose", "a rare pump"], vectors=unit_vectors(2))
+    await add_document(documents, ["common hose"] * 40, collection="large", vectors=unit_vectors(40))
+    scored: list[str] = []
+
+    def work(connection: Connection) -> dict[int, float]:
+        index = CodeIndex(1, 384)
+        index.refresh(connection, added=1, removed=0)
+
+        class Counting:
+            def execute(self, sql: str, parameters: Sequence[SqlValue]) -> Cursor:
+                found = connection.execute(sql, parameters)
+                scored.extend(sql for _ in connection.execute(sql, parameters))
+                return found
+
+            executemany = connection.executemany
+
+        return store.search._by_words(Counting(), index, None, "common pump", count=99)
+
+    assert set(database.run_sync(work)) == {1, 2}
+    assert len(scored) == 2
+
+
+async def test_a_passage_without_a_vector_is_damage(database: Database) -> None:
+    await add_document(Documents(database), ["one", "two", "three"])
+    database.run_sync(lambda c: c.execute("DELETE FROM vectors WHERE chunk_id = 2").rowcount)
+    for _ in range(2):  # codes that are there, and codes to be made
+        with pytest.raises(StoreCorrupt) as caught:
+            await Search(database).query(text="two", vector=FAR, collection="manual")
+        assert "edge store check" in str(caught.value.hint)
+        database.run_sync(lambda c: (c.execute("DELETE FROM codes"), c.execute("UPDATE collections SET coded = 0"))[0])
+
+
+@pytest.mark.parametrize("dimension", [1, 7, 385])
+async def test_odd_dimensions(database: Database, dimension: int) -> None:
+    rows = np.random.default_rng(4).standard_normal((30, dimension))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    await add_document(Documents(database), ["same"] * 30, vectors=rows)
+    hits = await Search(database).query(text="", vector=rows[7], collection="manual", top=1)
+    first_of_equals = 1 + int(np.argmax(rows @ rows[7] > 0.999))
+    assert [(hit.chunk_id, round(hit.similarity, 2)) for hit in hits] == [(first_of_equals, 1.0)]
+
+
+def test_what_is_joined_without_end_is_no_phrase() -> None:
+    assert fts_words("part 5.1.2") == ['"part"', '"5.1.2"', '"5"', '"1"', '"2"']
+    assert fts_words(".".join(["x"] * 17)) == ['"x"']

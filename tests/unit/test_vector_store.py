@@ -195,3 +195,12 @@ def test_another_embedder_takes_over(notes: store.VectorStore, tmp_path: Path) -
     with pytest.raises(ModelMismatch) as caught:
         notes.search("", [1, 0])
     assert "edge documents reembed" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_no_length_of_a_vector_is_too_much(tmp_path: Path, scale: float) -> None:
+    with store.VectorStore.open(tmp_path, KEY, model_id="m") as held:
+        held.add("a", ["one", "two"], [[scale, 0.0], [0.0, scale]])
+        assert [hit.text for hit in held.search("", [0.0, scale], top=1)] == ["two"]
+        with pytest.raises(StoreMisuse):
+            held.search("", 1.0)
