@@ -10,6 +10,7 @@ from edge_client.commands.terminal import JSON, Exit, ended, exit_code, note, pr
 
 if TYPE_CHECKING:
     from edge_client.config import Config
+    from store.database import Connection
     from store.keys import DatabaseKey
 
 __all__ = ["add_upkeep"]
@@ -79,6 +80,7 @@ def backup(
         from edge_client.config import Config
         from edge_client.errors import BadUse
         from edge_client.folders import is_folder
+        from edge_client.identity import NAMESPACE
         from edge_client.key_agent import key_from_serve
         from edge_client.passphrase import passphrase
         from edge_client.upkeep import without_what_acts
@@ -95,19 +97,28 @@ def backup(
             key = key_without_asking(config, opens)
         key = key or _key(config)
         secret = passphrase(new=True, what="the backup") if own else None
+        taken = False
+
+        def prepare(copy: "Connection") -> None:
+            nonlocal taken
+            without_what_acts(copy, identity=identity)
+            taken = bool(copy.execute("SELECT 1 FROM settings WHERE namespace = ? LIMIT 1", (NAMESPACE,)).fetchall())
+
         with progress() as tell:
             tell("copying the store", 0, 0)
             size = back_up(
                 config.store_path, config.key_path, key, target, passphrase=secret,
-                prepare=partial(without_what_acts, identity=identity), tell=partial(tell, "writing the backup"),
+                prepare=prepare, tell=partial(tell, "writing the backup"),
             )
         if not own and "passphrase" not in opens:
             only = " or ".join(_WAYS[way] for way in sorted(opens))
             note(f"only {only} opens it, so it is lost with this machine; --passphrase gives it one of its own")
+        if identity and not taken:
+            note("this device has not joined: there is no identity to take along")
         if as_json:
-            show({"backup": str(target), "bytes": size, "identity": identity})
+            show({"backup": str(target), "bytes": size, "identity": taken})
         else:
-            print(f"{target}: {_size(size)}, with{'' if identity else 'out'} this device's identity")
+            print(f"{target}: {_size(size)}, with{'' if taken else 'out'} this device's identity")
 
     ended(work, as_json=as_json)
 

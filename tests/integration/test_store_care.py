@@ -166,6 +166,8 @@ def test_what_cannot_be_restored_says_which_thing_is_meant(
     other.write_text("another passphrase\n")
     assert edge("store", "backup", str(tmp_path / "no" / "b"), secret=secret).err.startswith("edge: there is no folder")
     assert edge("store", "backup", str(target), secret=secret).code == 0
+    none = edge("store", "backup", str(tmp_path / "c"), "--identity", "--json", secret=secret)
+    assert not none.object["identity"] and "has not joined" in none.err
     for wrong in (tmp_path / "none", tmp_path):
         refused = edge("store", "restore", str(wrong), secret=secret)
         assert refused.code == 8 and refused.err.startswith(f"edge: there is no backup {wrong}\n"), "before the store"
