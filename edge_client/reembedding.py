@@ -74,10 +74,8 @@ class _Pace:
 
 async def _embedded(embedder: Embedder, texts: Sequence[str]) -> "NDArray[np.float32]":
     """Passages were cut for the embedder before; of one that is too long for this one, its beginning counts."""
-    return await embedder.embed(await asyncio.to_thread(
-        lambda: [head(text, embedder.count, EMBEDDER_TOKENS) if _too_long(embedder, text) else text for text in texts]
-    ))
 
+    def fitting(text: str) -> str:
+        return text if embedder.count(text) <= EMBEDDER_TOKENS else head(text, embedder.count, EMBEDDER_TOKENS)
 
-def _too_long(embedder: Embedder, text: str) -> bool:
-    return embedder.count(text) > EMBEDDER_TOKENS
+    return await embedder.embed(await asyncio.to_thread(lambda: [fitting(text) for text in texts]))

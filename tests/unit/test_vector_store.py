@@ -153,12 +153,13 @@ def test_the_same_passages_are_stored_once_and_new_ones_replace(notes: store.Vec
 
 def test_only_the_direction_of_a_vector_counts(notes: store.VectorStore) -> None:
     notes.add("a", ["near", "far"], np.array([[300, 400], [-4, 3]], np.float64))
-    assert [round(hit.similarity, 3) for hit in notes.search("", [0.003, 0.004])] == [1.0, 0.0]
+    for length in (1e-30, 1e-3, 1e30):  # float32 has no room for the squares of the first and the last
+        assert [round(hit.similarity, 3) for hit in notes.search("", [3 * length, 4 * length])] == [1.0, 0.0]
     nan, inf = float("nan"), float("inf")
     for vectors in ([[0, 0]], [[nan, 1]], [[inf, 1]], [[1, 2], [3]], [1, 2], [[1, 2], [3, 4]], [["x"]]):
         with pytest.raises(StoreMisuse):
             notes.add("b", ["one"], vectors)
-    for vector in ([0, 0], [[1, 2]], []):
+    for vector in ([0, 0], [[1, 2]], [], 1.0):
         with pytest.raises(StoreMisuse):
             notes.search("", vector)
     assert len(notes.list()) == 1
@@ -195,12 +196,3 @@ def test_another_embedder_takes_over(notes: store.VectorStore, tmp_path: Path) -
     with pytest.raises(ModelMismatch) as caught:
         notes.search("", [1, 0])
     assert "edge documents reembed" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_no_length_of_a_vector_is_too_much(tmp_path: Path, scale: float) -> None:
-    with store.VectorStore.open(tmp_path, KEY, model_id="m") as held:
-        held.add("a", ["one", "two"], [[scale, 0.0], [0.0, scale]])
-        assert [hit.text for hit in held.search("", [0.0, scale], top=1)] == ["two"]
-        with pytest.raises(StoreMisuse):
-            held.search("", 1.0)
