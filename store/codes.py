@@ -19,6 +19,7 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK: Final = 32_768  # passages whose words and distances fit the second-level cache
+_UNPACKED: Final = 8_192  # passages, a byte a bit
 _READ_AT_ONCE: Final = 100  # documents, so that reading takes no more memory than what is kept
 _BY_DISTANCE: Final = 4_000  # passages that are looked at again with the question as it is, not its signs alone ...
 _BY_DISTANCE_SHARE: Final = 200  # ... or one in so many: where more are alike, distances tell them apart less well
@@ -154,9 +155,12 @@ class CodeIndex:
 
     def _products(self, places: Ints, worth: FloatArray) -> FloatArray:
         """What the bits of these passages come to, by what each is worth (planes, components)."""
-        codes = np.ascontiguousarray(self._columns[: len(worth) * self._words, places].T).view(np.uint8)
-        # BLAS would want floats, and start threads for longer than this takes.
-        products: FloatArray = np.einsum("ij,j->i", np.unpackbits(codes, axis=1), worth.ravel())
+        products = np.empty(len(places), np.float32)
+        for start in range(0, len(places), _UNPACKED):  # where all are alike there may be any number
+            part = self._columns[: len(worth) * self._words, places[start : start + _UNPACKED]].T
+            bits = np.unpackbits(np.ascontiguousarray(part).view(np.uint8), axis=1)
+            # BLAS would want floats, and start threads for longer than this takes.
+            np.einsum("ij,j->i", bits, worth.ravel(), out=products[start : start + _UNPACKED])
         return products
 
     def _distances(self, vector: FloatArray) -> npt.NDArray[np.uint16]:

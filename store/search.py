@@ -1,4 +1,4 @@
-"""Search by meaning and by words, fused: 1-bit candidates rescored by float16 rows, and FTS5 with Porter stemming.
+"""Search by meaning and by words, fused: candidates by codes rescored by float16 rows, and FTS5 with Porter stemming.
 
 A chunk's score is a convex combination of its cosine and its BM25, each over the best one's (Bruch, Gai, Ingber 2023:
 such a sum keeps how far apart two hits are, which a fusion of ranks throws away). Then the question is asked once more

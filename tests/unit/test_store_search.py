@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from store.database import Connection, Cursor, Database, SqlValue
 from store.documents import Documents
 from store.errors import ModelMismatch, StoreCorrupt, StoreMisuse
 from store.search import Search, fts_words
+from store.vectors import encode_codes
 from tests.support.stores import add_document, open_store, unit_vectors
 
 FAR = unit_vectors(1, seed=99)[0]
@@ -281,3 +283,15 @@ async def test_odd_dimensions(database: Database, dimension: int) -> None:
 def test_what_is_joined_without_end_is_no_phrase() -> None:
     assert fts_words("part 5.1.2") == ['"part"', '"5.1.2"', '"5"', '"1"', '"2"']
     assert fts_words(".".join(["x"] * 17)) == ['"x"']
+
+
+def test_passages_that_are_all_alike_take_little_memory() -> None:
+    index, count = CodeIndex(1, 384), 40_000
+    index._columns = index._as_words(encode_codes(FAR[None]) * count).T.copy()
+    index.documents, index._first, index._ends = np.array([1]), np.array([1]), np.array([count])
+    tracemalloc.start()
+    try:
+        assert index.nearest(FAR, 3) == [1, 2, 3]
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20  # all bits as bytes would be 44 MiB
+    finally:
+        tracemalloc.stop()
