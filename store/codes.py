@@ -22,7 +22,7 @@ _BLOCK: Final = 32_768  # passages whose words and distances fit the second-leve
 _UNPACKED: Final = 8_192  # passages, a byte a bit
 _READ_AT_ONCE: Final = 100  # documents, so that reading takes no more memory than what is kept
 _BY_DISTANCE: Final = 4_000  # passages that are looked at again with the question as it is, not its signs alone ...
-_BY_DISTANCE_SHARE: Final = 200  # ... or one in so many: where more are alike, distances tell them apart less well
+_BY_DISTANCE_SHARE: Final = 80  # ... or one in so many: where more are alike, distances tell them apart less well
 _BY_SIGNS: Final = 12  # of these, for each one wanted, by all bits
 
 
